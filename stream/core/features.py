@@ -1,0 +1,265 @@
+"""THE definition of the features. Training, backtest, batch prediction, the daemon and drift all call `compute`.
+
+Rules of this room:
+- Time runs along the hourly grid; an hour without a candle is a row of NaN. Windows average what exists, and a
+  return across a missing hour does not exist.
+- A row depends on the `LOOKBACK_HOURS` rows that end with it and on nothing else (stream/core/windows.py).
+- OHLCV only and free of scale, so that one bundle can serve any pair.
+- A change in any number that comes out of here needs a new `VERSION`: a bundle made for another is refused.
+
+Volatilities enter as logarithms of hourly σ, floored at `SIGMA_FLOOR`, so flat windows stay finite.
+Garman & Klass (1980): ½ ln(H/L)² - (2 ln 2 - 1) ln(C/O)², the variance of an hour from its range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.candle import HOUR_MS
+from stream.core.windows import Array, Trailing, delayed, trailing_max
+
+VERSION = "1"
+#: Candles a row needs, itself included: 720 returns need 721 closes.
+LOOKBACK_HOURS = 721
+#: Rows of the network's sequence.
+SEQUENCE_HOURS = 48
+#: Under this many of the last 24 returns there is no forecast.
+MIN_RETURNS_24H = 12
+SIGMA_FLOOR = 1e-5
+EWMA_HALF_LIFE_HOURS = 72
+#: The EWMA's window; what lies beyond weighs under 0.1 %.
+EWMA_HOURS = 720
+
+_RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
+
+SEQUENCE_NAMES = (
+    "return_scaled",
+    "log_range",
+    "log_realized_24h",
+    "log_volume",
+    "weekend",
+    "hour_sin",
+    "hour_cos",
+    "missing",
+)
+
+STATIC_NAMES = (
+    "log_sigma_720h",
+    "log_sigma_168h",
+    "log_sigma_72h",
+    "log_sigma_6h",
+    "log_realized_24h",
+    "log_ewma",
+    *(f"log_range_{h}h" for h in _RANGE_HOURS),
+    "return_24h",
+    "return_24h_negative",
+    "return_168h",
+    "negative_share_24h",
+    "log_max_24h",
+    "log_volume_3h",
+    "log_volume_24h",
+    "log_volume_168h",
+    *(f"next_24h_{day}" for day in ("tue", "wed", "thu", "fri", "sat", "sun")),
+    "last_24h_weekend",
+    "next_1h_weekend",
+    "next_6h_weekend",
+    "next_12h_weekend",
+    *(f"hour_{f}{k}" for k in (1, 2, 3) for f in ("sin", "cos")),
+    "weekend_hour_sin1",
+    "weekend_hour_cos1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Rows along axis -1 (per-row numbers) or -2 (rows × features); leading axes are symbols.
+
+    σ are hourly. `known_*` describe the newest 23 returns. `ready` marks rows that may be forecast: their candle
+    exists and so do at least `MIN_RETURNS_24H` of the last 24 returns.
+    """
+
+    open_time: NDArray[np.int64]
+    sequence_rows: NDArray[np.float32]  # [..., T + 47, F], for `sequences`
+    static: NDArray[np.float32]  # [..., T, S]
+    realized_24h: Array
+    returns_24h: NDArray[np.int64]
+    known_sum: Array
+    known_squares: Array
+    known_count: NDArray[np.int64]
+    ewma: Array
+    gaps: NDArray[np.int64]
+    ready: NDArray[np.bool_]
+
+    def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The 48 rows that end with each of `rows`: [..., n, 48, F]."""
+        windows = np.lib.stride_tricks.sliding_window_view(self.sequence_rows, SEQUENCE_HOURS, axis=-2)
+        return np.ascontiguousarray(np.moveaxis(windows[..., rows, :, :], -1, -2))
+
+
+def compute(open_time: NDArray[np.int64], ohlcv: Array) -> Features:
+    """Features of every row of an hourly grid.
+
+    open_time: [T], ms, one hour apart. ohlcv: [..., T, 5], NaN where an hour has no candle.
+    `ValueError` where the shapes or the grid are not so.
+    """
+    if ohlcv.shape[-2:] != (open_time.shape[0], 5):
+        raise ValueError(f"ohlcv {ohlcv.shape} does not fit {open_time.shape[0]} hours × 5")
+    if open_time.shape[0] == 0 or np.any(np.diff(open_time) != HOUR_MS):
+        raise ValueError("open_time must be a grid of consecutive hours")
+    # The sequence of the first row reaches 47 hours before it: they exist as missing hours.
+    lead = SEQUENCE_HOURS - 1
+    times = np.concatenate([open_time[0] + HOUR_MS * np.arange(-lead, 0, dtype=np.int64), open_time])
+    pad = np.full((*ohlcv.shape[:-2], lead, 5), np.nan)
+    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(np.concatenate([pad, ohlcv], axis=-2), -1, 0))
+
+    present = np.isfinite(c)
+    log_close = np.log(np.where(present, c, 1.0))
+    returned = present & (delayed(present.astype(np.float64), 1) > 0)
+    r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
+    squares = r * r
+    r_sum, r_squares, r_count = Trailing(r), Trailing(squares), Trailing(returned.astype(np.float64))
+    hours = Trailing(present.astype(np.float64))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ranges = np.where(
+            present,
+            0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
+            0.0,
+        )
+    range_sum = Trailing(np.maximum(ranges, 0.0))
+
+    def log_rms(squared: Trailing, count: Trailing, rows: int) -> Array:
+        n = count.sum(rows)
+        return np.log(np.maximum(np.sqrt(squared.sum(rows) / np.maximum(n, 1.0)), SIGMA_FLOOR))
+
+    n_24 = r_count.sum(24)
+    realized = standard_deviation(r_sum.sum(24), r_squares.sum(24), n_24)
+    log_realized = np.log(realized)
+    log_168, log_720 = log_rms(r_squares, r_count, 168), log_rms(r_squares, r_count, 720)
+
+    decay = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
+    weight = Trailing(returned.astype(np.float64), decay).sum(EWMA_HOURS)
+    ewma_variance = Trailing(squares, decay).sum(EWMA_HOURS) / np.maximum(weight, 1e-12)
+    ewma = np.maximum(np.sqrt(ewma_variance), SIGMA_FLOOR)
+
+    volume = Trailing(np.where(present, v, 0.0))
+
+    def mean_volume(rows: int) -> Array:
+        return volume.sum(rows) / np.maximum(hours.sum(rows), 1.0)
+
+    def log_volume(part: Array, whole: Array, usual: Array) -> Array:
+        # A thousandth of the usual volume keeps quiet hours finite; a dead market compares as equal.
+        quiet = np.maximum(1e-3 * usual, 1e-300)
+        return np.log((part + quiet) / (whole + quiet))
+
+    volume_168, volume_720 = mean_volume(168), mean_volume(720)
+    hour_of_week = times // HOUR_MS % 168
+    seen = n_24 >= 1
+    sequence_rows = np.stack(
+        [
+            np.clip(r / np.exp(log_168), -8.0, 8.0),
+            np.where(present, np.clip(log_rms(range_sum, hours, 1) - log_168, -6.0, 6.0), 0.0),
+            np.where(seen, np.clip(log_realized - log_168, -6.0, 6.0), 0.0),
+            np.where(
+                present,
+                np.clip(log_volume(np.where(present, v, 0.0), volume_168, volume_168), -6.0, 6.0),
+                0.0,
+            ),
+            *(np.broadcast_to(x, present.shape) for x in _SEQUENCE_CALENDAR[hour_of_week].T),
+            (~present).astype(np.float64),
+        ],
+        axis=-1,
+    )
+
+    scale_24, scale_168 = np.exp(log_168) * np.sqrt(24.0), np.exp(log_168) * np.sqrt(168.0)
+    return_24 = np.clip(r_sum.sum(24) / scale_24, -8.0, 8.0)
+    negative = Trailing(np.where(r < 0, squares, 0.0)).sum(24)
+    largest = np.log(np.maximum(trailing_max(np.abs(r), 24), SIGMA_FLOOR))
+    static = np.stack(
+        [
+            log_720,
+            log_168 - log_720,
+            log_rms(r_squares, r_count, 72) - log_720,
+            log_rms(r_squares, r_count, 6) - log_720,
+            log_realized - log_720,
+            np.log(ewma) - log_720,
+            *(np.clip(log_rms(range_sum, hours, rows) - log_720, -6.0, 6.0) for rows in _RANGE_HOURS),
+            return_24,
+            np.minimum(return_24, 0.0),
+            np.clip(r_sum.sum(168) / scale_168, -8.0, 8.0),
+            negative / np.maximum(r_squares.sum(24), SIGMA_FLOOR**2) - 0.5,
+            np.clip(largest - log_realized, -6.0, 6.0),
+            log_volume(mean_volume(3), mean_volume(24), volume_720),
+            log_volume(mean_volume(24), volume_168, volume_720),
+            log_volume(volume_168, volume_720, volume_720),
+            *(np.broadcast_to(x, present.shape) for x in _STATIC_CALENDAR[hour_of_week].T),
+        ],
+        axis=-1,
+    )
+
+    known_sum, known_squares, known_count = r_sum.sum(23), r_squares.sum(23), r_count.sum(23)
+    gaps = SEQUENCE_HOURS - hours.sum(SEQUENCE_HOURS)
+    cut = (..., slice(lead, None))
+    return Features(
+        open_time=open_time,
+        sequence_rows=sequence_rows.astype(np.float32),
+        static=static[..., lead:, :].astype(np.float32),
+        realized_24h=realized[cut],
+        returns_24h=n_24[cut].astype(np.int64),
+        known_sum=known_sum[cut],
+        known_squares=known_squares[cut],
+        known_count=known_count[cut].astype(np.int64),
+        ewma=ewma[cut],
+        gaps=gaps[cut].astype(np.int64),
+        ready=(present & (n_24 >= MIN_RETURNS_24H))[cut],
+    )
+
+
+def standard_deviation(total: Array, squares: Array, count: Array) -> Array:
+    """Sample standard deviation (ddof 1) from Σx, Σx² and n; at least `SIGMA_FLOOR`, also for n < 2."""
+    variance = (squares - total * total / np.maximum(count, 1.0)) / np.maximum(count - 1.0, 1.0)
+    return np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
+
+
+_WEEKEND = (5, 6)
+
+
+def _share(hour: NDArray[np.int64], days: tuple[int, ...], ahead: int, hours: int) -> Array:
+    """Share of `days` (0 = Monday) in the `hours` ≤ 24 hours that begin `ahead` after each hour.
+
+    They touch two days at most: the one that holds the first of them, and the next.
+    """
+    first = hour + ahead
+    on_first_day = np.minimum(24 - first % 24, hours) / hours
+    weekday = (first // 24 + 3) % 7
+    this, following = np.isin(weekday, days), np.isin((weekday + 1) % 7, days)
+    return np.where(this, on_first_day, 0.0) + np.where(following, 1.0 - on_first_day, 0.0)
+
+
+def _calendar() -> tuple[Array, Array]:
+    """What the clock says about each hour of the week: ([168, 3] for the sequence, [168, 18] static).
+
+    UTC; hour 0 since the epoch was the first of a Thursday.
+    """
+    hour = np.arange(168, 336, dtype=np.int64)
+    angle = 2 * np.pi * (hour % 24) / 24
+    waves = [wave(k * angle) for k in (1, 2, 3) for wave in (np.sin, np.cos)]
+    weekend_24 = _share(hour, _WEEKEND, 1, 24)
+    static = [
+        *(_share(hour, (day,), 1, 24) for day in range(1, 7)),
+        _share(hour, _WEEKEND, -23, 24),
+        _share(hour, _WEEKEND, 1, 1),
+        _share(hour, _WEEKEND, 1, 6),
+        _share(hour, _WEEKEND, 1, 12),
+        *waves,
+        weekend_24 * waves[0],
+        weekend_24 * waves[1],
+    ]
+    sequence = [_share(hour, _WEEKEND, 0, 1), waves[0], waves[1]]
+    return np.stack(sequence, axis=-1), np.stack(static, axis=-1)
+
+
+_SEQUENCE_CALENDAR, _STATIC_CALENDAR = _calendar()

@@ -1,0 +1,289 @@
+"""Every message that Volcast publishes, as a typed record, with its topic and its bytes.
+
+The fields are fixed with the first release: within a major version only additions. Times are ms, UTC. σ are
+hourly unless the name says annualized. NaN and infinity never appear: `encode` refuses them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+ROOT = "volcast/v1"
+CONTENT_TYPE = "application/json"
+#: The retained `recent` message stays under this.
+RECENT_BYTES = 32 * 1024
+
+NodeStateName = Literal["starting", "ready", "degraded", "stopping", "stopped", "lost"]
+FeedStateName = Literal["live", "backfilling", "stale", "gap", "halted"]
+SymbolTopic = Literal["forecast", "decision", "feed", "recent", "score", "drift"]
+EventType = Literal[
+    "forecast.issued",
+    "decision.issued",
+    "forecast.scored",
+    "gap.opened",
+    "gap.closed",
+    "drift.detected",
+    "model.changed",
+]
+RETAINED_TOPICS: tuple[SymbolTopic, ...] = ("forecast", "decision", "feed", "recent", "score", "drift")
+
+
+def node_topic(instance: str, leaf: Literal["state", "info"]) -> str:
+    return f"{ROOT}/node/{instance}/{leaf}"
+
+
+def symbol_topic(symbol: str, leaf: SymbolTopic) -> str:
+    return f"{ROOT}/binance/spot/{symbol}/1h/{leaf}"
+
+
+def event_topic(symbol: str, event: EventType) -> str:
+    return f"{ROOT}/binance/spot/{symbol}/1h/event/{event}"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What all payloads share: `schema` is `volcast.<name>/<major>`."""
+
+    schema: str
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    version: str
+    sha256: str
+    features_version: str
+    trained_until: int
+
+
+class NodeState(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.node.state/1"
+    instance: str
+    state: NodeStateName
+    #: Differs for each start of the process: a late `lost` of an earlier one can be told from this one's.
+    session: str
+    since: int
+    reasons: tuple[str, ...] = ()
+
+
+class NodeInfo(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.node.info/1"
+    instance: str
+    session: str
+    version: str
+    symbols: tuple[str, ...]
+    interval: str = "1h"
+    schemas: tuple[str, ...]
+    model: ModelRef
+    policy: str
+    #: "on", or why there is none.
+    drift: str
+
+
+class Volatility(msgspec.Struct, frozen=True):
+    hourly: float
+    annualized: float
+    low: float
+    high: float
+    level: float
+
+
+class Horizon(msgspec.Struct, frozen=True):
+    hours: int
+    hourly: float
+
+
+class Baselines(msgspec.Struct, frozen=True):
+    persistence: float
+    ewma: float
+    har: float
+
+
+class Input(msgspec.Struct, frozen=True):
+    gaps: int
+    quality: Literal["good", "repaired", "degraded"]
+
+
+class Forecast(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.forecast/1"
+    id: str
+    revision: int
+    symbol: str
+    interval: str = "1h"
+    open_time: int
+    close_time: int
+    issued_at: int
+    valid_until: int
+    provenance: Literal["live", "backfill", "replay"]
+    volatility: Volatility
+    horizons: tuple[Horizon, ...]
+    rolling_24h_next: float
+    realized_24h: float
+    baselines: Baselines
+    model: ModelRef
+    input: Input
+
+
+class ReasonCode(msgspec.Struct, frozen=True):
+    code: str
+    values: dict[str, float]
+
+
+class Decision(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.decision/1"
+    id: str
+    revision: int
+    forecast_id: str
+    symbol: str
+    interval: str = "1h"
+    open_time: int
+    issued_at: int
+    valid_until: int
+    provenance: Literal["live", "backfill", "replay"]
+    regime: Literal["low", "medium", "high"]
+    exposure: float
+    previous_exposure: float
+    action: Literal["hold", "increase", "reduce", "risk_off"]
+    target_volatility_annualized: float
+    reasons: tuple[ReasonCode, ...]
+
+
+class Feed(Message, frozen=True, kw_only=True):
+    """`from`/`to` are open times of the hours concerned, null where there are none."""
+
+    schema: str = "volcast.feed/1"
+    symbol: str
+    state: FeedStateName
+    since: int
+    from_: int | None = msgspec.field(default=None, name="from")
+    to: int | None = None
+    issued_at: int
+
+
+class RecentEntry(msgspec.Struct, frozen=True):
+    open_time: int
+    volatility: float
+    low: float
+    high: float
+    realized: float | None
+
+
+class Recent(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.recent/1"
+    symbol: str
+    model_version: str
+    issued_at: int
+    forecasts: tuple[RecentEntry, ...]
+
+
+class ScoreWindow(msgspec.Struct, frozen=True):
+    """Losses of one forecaster over one window; `coverage` is null for those without an interval."""
+
+    model: str
+    days: int
+    matured: int
+    qlike: float
+    rmse: float
+    bias: float
+    coverage: float | None
+
+
+class Score(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.score/1"
+    symbol: str
+    open_time: int
+    issued_at: int
+    windows: tuple[ScoreWindow, ...]
+
+
+class DriftFeature(msgspec.Struct, frozen=True):
+    """`score` is the normed Wasserstein distance; `detected` compares it with the calibrated threshold."""
+
+    feature: str
+    score: float
+    threshold: float
+    detected: bool
+
+
+class Drift(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.drift/1"
+    symbol: str
+    issued_at: int
+    #: Open times of the first and last hour of the current window.
+    from_: int = msgspec.field(name="from")
+    to: int
+    rows: int
+    method: str
+    detected: bool
+    drifted_share: float
+    features: tuple[DriftFeature, ...]
+    #: The HTML report's file name in the node's data directory; null where none was written.
+    report: str | None
+    model_version: str
+
+
+class Scored(Message, frozen=True, kw_only=True):
+    """A forecast that has matured: what happened in the 24 h it spoke of."""
+
+    schema: str = "volcast.scored/1"
+    id: str
+    forecast_id: str
+    symbol: str
+    open_time: int
+    issued_at: int
+    volatility: float
+    realized: float
+    qlike: float
+    covered: bool
+
+
+class GapEvent(Message, frozen=True, kw_only=True):
+    """Hours the exchange never published: `opened` when they are declared, `closed` when candles go on."""
+
+    schema: str = "volcast.gap/1"
+    id: str
+    symbol: str
+    state: Literal["opened", "closed"]
+    from_: int = msgspec.field(name="from")
+    to: int
+    hours: int
+    issued_at: int
+
+
+class ModelChanged(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.model.changed/1"
+    symbol: str
+    issued_at: int
+    previous: str | None
+    model: ModelRef
+    reason: str
+
+
+SCHEMAS: tuple[str, ...] = tuple(
+    sorted(
+        str(field.default)
+        for kind in Message.__subclasses__()
+        for field in msgspec.structs.fields(kind)
+        if field.name == "schema"
+    )
+)
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """JSON, UTF-8. `ValueError` where a number is not finite: a bug of ours that nobody shall receive."""
+    _finite(msgspec.to_builtins(message), message.schema)
+    return _encoder.encode(message)
+
+
+def _finite(value: Any, where: str) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which is no number to publish")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _finite(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _finite(inner, where)

@@ -1,0 +1,105 @@
+"""What the operator's events say to the world: predictions and verdicts as messages.
+
+Pure: the wall-clock stamp and the provenance are handed in, and nothing else differs between a live
+forecast, a backfilled one and a replayed one.
+"""
+
+from __future__ import annotations
+
+from stream.core.candle import HOUR_MS, Provenance
+from stream.core.contract import Model
+from stream.core.forecast import Prediction
+from stream.core.keyed import Gap, Issued, RecentForecast
+from stream.core.messages import (
+    Baselines,
+    Decision,
+    Forecast,
+    GapEvent,
+    Horizon,
+    Input,
+    ModelRef,
+    ReasonCode,
+    Recent,
+    RecentEntry,
+    Volatility,
+)
+from stream.core.policy import ANNUAL
+
+#: A forecast may be acted on until two intervals after its candle's close.
+VALID_FOR_MS = 2 * HOUR_MS
+
+
+def close_time(open_time: int) -> int:
+    return open_time + HOUR_MS - 1
+
+
+def model_ref(model: Model) -> ModelRef:
+    contract = model.contract
+    return ModelRef(model.version, model.sha256, contract.features_version, contract.training.trained_until)
+
+
+def forecast(p: Prediction, model: Model, provenance: Provenance, issued_at: int) -> Forecast:
+    return Forecast(
+        id=p.id,
+        revision=0,
+        symbol=p.symbol,
+        open_time=p.open_time,
+        close_time=close_time(p.open_time),
+        issued_at=issued_at,
+        valid_until=close_time(p.open_time) + VALID_FOR_MS,
+        provenance=provenance,
+        volatility=Volatility(p.volatility, p.volatility * ANNUAL, p.volatility_low, p.volatility_high, p.level),
+        horizons=(
+            Horizon(1, p.horizon_1h),
+            Horizon(6, p.horizon_6h),
+            Horizon(12, p.horizon_12h),
+            Horizon(24, p.horizon_24h),
+        ),
+        rolling_24h_next=p.rolling_24h_next,
+        realized_24h=p.realized_24h,
+        baselines=Baselines(p.baseline_persistence, p.baseline_ewma, p.baseline_har),
+        model=model_ref(model),
+        input=Input(p.gaps, p.quality),
+    )
+
+
+def decision(issued: Issued, provenance: Provenance, issued_at: int) -> Decision:
+    p, v = issued.prediction, issued.verdict
+    return Decision(
+        id=f"{p.id}:{v.policy_version}",
+        revision=0,
+        forecast_id=p.id,
+        symbol=p.symbol,
+        open_time=p.open_time,
+        issued_at=issued_at,
+        valid_until=close_time(p.open_time) + VALID_FOR_MS,
+        provenance=provenance,
+        regime=v.regime,
+        exposure=v.exposure,
+        previous_exposure=v.previous_exposure,
+        action=v.action,
+        target_volatility_annualized=v.target_volatility_annualized,
+        reasons=tuple(ReasonCode(r.code, r.values) for r in v.reasons),
+    )
+
+
+def recent(symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int) -> Recent:
+    return Recent(
+        symbol=symbol,
+        model_version=model.version,
+        issued_at=issued_at,
+        forecasts=tuple(RecentEntry(e.open_time, e.volatility, e.low, e.high, e.realized) for e in entries),
+    )
+
+
+def gap(event: Gap, state: str, issued_at: int) -> GapEvent:
+    opened = state == "opened"
+    return GapEvent(
+        id=f"binance:spot:{event.symbol}:1h:{event.from_open_time}:{event.to_open_time}:{state}",
+        symbol=event.symbol,
+        state="opened" if opened else "closed",
+        from_=event.from_open_time,
+        to=event.to_open_time,
+        hours=event.hours,
+        issued_at=issued_at,
+    )

@@ -1,0 +1,67 @@
+"""THE target: realized volatility of hours to come, as labels for training and as outcomes for scoring.
+
+The headline is the standard deviation (ddof 1) of the next 24 hourly log returns: none of them is known, so
+nothing overlaps. `rolling_24h_next` is the reference project's quantity, of which 23 of 24 returns are known.
+A label that touches a missing hour is NaN: it is neither trained on nor scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.features import SIGMA_FLOOR, Features
+from stream.core.windows import Array, Trailing
+
+HORIZON_HOURS = (1, 6, 12, 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Labels of each row's future, hourly σ, [T]; NaN where it is incomplete."""
+
+    next_24h: Array
+    mean_square: dict[int, Array]
+    rolling_24h_next: Array
+
+
+def _ahead(x: Array, rows: int) -> Array:
+    out = np.full_like(x, np.nan)
+    if rows < x.shape[-1]:
+        out[..., :-rows] = x[..., rows:]
+    return out
+
+
+def labels(close: Array) -> Targets:
+    """Targets of every row of an hourly grid of closes ([..., T], NaN where an hour has no candle)."""
+    r = np.full_like(close, np.nan)
+    r[..., 1:] = np.diff(np.log(close), axis=-1)
+    exists = np.isfinite(r)
+    r0 = np.where(exists, r, 0.0)
+    total, squares, count = Trailing(r0), Trailing(r0 * r0), Trailing(exists.astype(np.float64))
+
+    def complete(value: Array, rows: int) -> Array:
+        return np.where(count.sum(rows) == rows, value, np.nan)
+
+    variance = (squares.sum(24) - total.sum(24) ** 2 / 24) / 23
+    sigma = complete(np.sqrt(np.maximum(variance, SIGMA_FLOOR**2)), 24)
+    return Targets(
+        next_24h=_ahead(sigma, 24),
+        mean_square={h: _ahead(complete(np.maximum(squares.sum(h) / h, SIGMA_FLOOR**2), h), h) for h in HORIZON_HOURS},
+        rolling_24h_next=_ahead(sigma, 1),
+    )
+
+
+def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_1h: Array) -> Array:
+    """Forecast of the rolling 24 h std one hour from now: 23 returns are arithmetic, one is forecast.
+
+    With S = Σr and Q = Σr² of the n known returns and E[r²] = v for the coming one (mean 0), the expected sample
+    variance is (Q + v - (S² + v) / (n + 1)) / n.
+    """
+    total, squares = features.known_sum[..., rows], features.known_squares[..., rows]
+    n = features.known_count[..., rows].astype(np.float64)
+    v = sigma_1h * sigma_1h
+    variance = (squares + v - (total * total + v) / (n + 1)) / np.maximum(n, 1.0)
+    return np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))

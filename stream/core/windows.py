@@ -1,0 +1,70 @@
+"""Trailing windows whose value at a row depends on that window's rows and on nothing else, to the last bit.
+
+A running sum would carry every earlier row's rounding into each window, so a fresh start and a long run
+would differ. Here a window of w rows is put together from windows of 1, 2, 4, … rows: the same additions in
+the same order whatever precedes them. Time is the last axis; rows before the first count as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+_Combine = Callable[[Array, Array], Array]
+
+
+def delayed(x: Array, rows: int, fill: float = 0.0) -> Array:
+    """`x` as it was `rows` rows ago; `fill` where there was no row."""
+    if rows == 0:
+        return x
+    out = np.empty_like(x)
+    out[..., :rows] = fill
+    if rows < x.shape[-1]:
+        out[..., rows:] = x[..., :-rows]
+    return out
+
+
+class Trailing:
+    """Trailing sums of one array over any number of rows; the doublings are shared between calls."""
+
+    def __init__(self, x: Array, decay: float = 1.0) -> None:
+        """`decay` < 1 weighs the value of k rows ago by decay**k."""
+        self._decay = decay
+        self._powers = [x]
+        self._sums: dict[int, Array] = {}
+
+    def sum(self, rows: int) -> Array:
+        """Σ over the last `rows` rows, the current one included."""
+        if rows < 1:
+            raise ValueError("a window has at least one row")
+        if rows in self._sums:
+            return self._sums[rows]
+        while 2 ** len(self._powers) <= rows:
+            half = 2 ** (len(self._powers) - 1)
+            last = self._powers[-1]
+            older = delayed(last, half)
+            self._powers.append(last + (older if self._decay == 1.0 else self._decay**half * older))
+        total: Array | None = None
+        offset = 0
+        for level, power in enumerate(self._powers):
+            if rows >> level & 1:
+                part = delayed(power, offset) if self._decay == 1.0 else self._decay**offset * delayed(power, offset)
+                total = part if total is None else total + part
+                offset += 2**level
+        assert total is not None
+        self._sums[rows] = total
+        return total
+
+
+def trailing_max(x: Array, rows: int) -> Array:
+    """Maximum over the last `rows` rows; rows before the first count as minus infinity."""
+    if rows < 1:
+        raise ValueError("a window has at least one row")
+    level, width = x, 1
+    while 2 * width <= rows:
+        level = np.maximum(level, delayed(level, width, -np.inf))
+        width *= 2
+    return np.maximum(level, delayed(level, rows - width, -np.inf))
