@@ -16,13 +16,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from stream.core.candle import HOUR_MS, INTERVAL, Candle, CandleError, check, to_ms
+from stream.core.candle import EARLIEST_MS, HOUR_MS, INTERVAL, LATEST_MS, Candle, CandleError, check, to_ms
 
 #: Rows in one REST page, and its weight in the exchange's limits.
 KLINES_PAGE = 1_000
 KLINES_WEIGHT = 2
 #: Streams in one URL stay well under the ~8,000 characters that the exchange accepts.
 STREAMS_PER_URL = 100
+
+#: All that decoding can raise: bytes that are not UTF-8 and arrays nested without end are not a
+#: `DecodeError`, and must not end the reader either.
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 SYMBOL_PATTERN = re.compile(r"\w{2,40}")
 
@@ -138,7 +142,7 @@ def decode_frame(data: bytes | str) -> Frame:
         elif not envelope.e:
             return _reply(envelope)
         event = _event.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError("not_json_object", f"not a frame of this exchange: {error}") from None
     if event.e == "serverShutdown":
         return ServerShutdown(to_ms(event.E))
@@ -164,7 +168,7 @@ def _reply(envelope: _Envelope) -> Reply:
 def _kline_update(event: _Event) -> KlineUpdate:
     try:
         k = _kline.decode(bytes(event.k))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError("kline_fields", f"a kline without its fields: {error}") from None
     if k.i != INTERVAL:
         raise WireError("interval", f"interval {k.i[:10]!r} was not asked for")
@@ -174,6 +178,8 @@ def _kline_update(event: _Event) -> KlineUpdate:
     if to_ms(k.T) != open_time + HOUR_MS - 1:
         raise WireError("off_grid", f"the kline closes at {k.T}, not an hour after {k.t}")
     event_time = to_ms(event.E)
+    if not EARLIEST_MS <= event_time < LATEST_MS:
+        raise WireError("time_range", f"event time {event.E} is not a time of this exchange")
     if k.x and event_time < open_time + HOUR_MS - 1:
         raise WireError("closed_early", f"closed at {event_time}, before its hour was over")
     candle = Candle(k.s, open_time, k.o, k.h, k.l, k.c, k.v, k.q, k.n, k.V)
@@ -188,6 +194,8 @@ def _checked(candle: Candle) -> Candle:
     extras = (candle.quote_volume, candle.taker_buy_base)
     if any(x is not None and not (math.isfinite(x) and x >= 0) for x in extras):
         raise WireError("volume_range", f"a volume is not a finite number of at least 0: {extras}")
+    if candle.trades is not None and candle.trades < 0:
+        raise WireError("trades_range", f"{candle.trades} trades are not a number of trades")
     return candle
 
 
@@ -213,7 +221,7 @@ def decode_klines(body: bytes, symbol: str, server_time_ms: int) -> KlinesPage:
     any other and is dropped here; a row that breaks a candle's rules is set aside, not fatal."""
     try:
         rows = _rows.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError("klines_body", f"not a klines answer: {error}") from None
     candles: list[Candle] = []
     rejected: list[str] = []
@@ -240,7 +248,7 @@ def decode_time(body: bytes) -> int:
     """Server time in ms."""
     try:
         return to_ms(msgspec.json.decode(body, type=_Time).serverTime)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError("time_body", f"not a time answer: {error}") from None
 
 
@@ -276,7 +284,7 @@ class ExchangeInfo(msgspec.Struct, frozen=True):
 def decode_exchange_info(body: bytes) -> ExchangeInfo:
     try:
         return msgspec.json.decode(body, type=ExchangeInfo)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError("exchange_info_body", f"not an exchangeInfo answer: {error}") from None
 
 
@@ -289,7 +297,7 @@ def raise_refusal(status: int, body: bytes) -> None:
     """Turns a 4xx body into `UnknownSymbolError` where it is one, else `WireError`."""
     try:
         refusal = msgspec.json.decode(body, type=_Refusal)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise WireError(f"http_{status}", f"HTTP {status} without a reason") from None
     if refusal.code == -1121:
         raise UnknownSymbolError(refusal.msg)

@@ -13,7 +13,7 @@ Garman & Klass (1980): ½ ln(H/L)² - (2 ln 2 - 1) ln(C/O)², the variance of an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,10 @@ class Features:
     ewma: Array
     gaps: NDArray[np.int64]
     ready: NDArray[np.bool_]
+
+    def of(self, index: int) -> Features:
+        """The features of one symbol out of a batch of them."""
+        return Features(self.open_time, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
 
     def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """The 48 rows that end with each of `rows`: [..., n, 48, F]."""

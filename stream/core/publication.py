@@ -6,6 +6,8 @@ forecast, a backfilled one and a replayed one.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stream.core.candle import HOUR_MS, Provenance
 from stream.core.contract import Model
 from stream.core.forecast import Prediction
@@ -92,12 +94,11 @@ def recent(symbol: str, entries: tuple[RecentForecast, ...], model: Model, issue
     )
 
 
-def gap(event: Gap, state: str, issued_at: int) -> GapEvent:
-    opened = state == "opened"
+def gap(event: Gap, state: Literal["opened", "closed"], issued_at: int) -> GapEvent:
     return GapEvent(
         id=f"binance:spot:{event.symbol}:1h:{event.from_open_time}:{event.to_open_time}:{state}",
         symbol=event.symbol,
-        state="opened" if opened else "closed",
+        state=state,
         from_=event.from_open_time,
         to=event.to_open_time,
         hours=event.hours,

@@ -83,3 +83,27 @@ def replay(
             continue
         state, events = step(rules, state, prediction)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
+
+
+def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
+    """The operator's state after `candles`, as if it had always run: start-up and recovery."""
+    state = State(symbol)
+    if candles:
+        for after, _ in replay(rules, symbol, candles, model, predict, since=candles[-1].open_time):
+            state = after
+    return state
+
+
+def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
+    """Predictions for operators that wait, in their order: one model call for those that closed together."""
+    found: dict[tuple[str, int], Prediction] = {}
+    last = feature_room.LOOKBACK_HOURS - 1
+    for open_time in sorted({r.open_time for r in ready}):
+        together = [r for r in ready if r.open_time == open_time]
+        grid = open_time + HOUR_MS * np.arange(-last, 1, dtype=np.int64)
+        table = feature_room.compute(grid, np.stack([r.window for r in together]))
+        row = np.array([last])
+        volatility = predict(table.sequences(row)[:, 0], table.static[:, last])
+        for i, r in enumerate(together):
+            found[r.symbol, open_time] = assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model)[0]
+    return [found[r.symbol, r.open_time] for r in ready]

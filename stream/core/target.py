@@ -16,6 +16,9 @@ from stream.core.features import SIGMA_FLOOR, Features
 from stream.core.windows import Array, Trailing
 
 HORIZON_HOURS = (1, 6, 12, 24)
+#: |x| of an hourly return in units of its expected root mean square: the means of the eight octiles of Student's t
+#: with four degrees of freedom, its variance brought to 1.
+_COMING_RETURN = (0.0591, 0.1794, 0.3065, 0.4469, 0.6110, 0.8203, 1.1348, 2.0989)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,15 @@ def labels(close: Array) -> Targets:
 def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_1h: Array) -> Array:
     """Forecast of the rolling 24 h std one hour from now: 23 returns are arithmetic, one is forecast.
 
-    With S = Σr and Q = Σr² of the n known returns and E[r²] = v for the coming one (mean 0), the expected sample
-    variance is (Q + v - (S² + v) / (n + 1)) / n.
+    With S = Σr and Q = Σr² of the n known returns, a coming return x makes the sample variance
+    (Q + x² - (S + x)² / (n + 1)) / n. Its root is averaged over x = ±`_COMING_RETURN` × `sigma_1h`: the root of
+    the average would lie above the expected root, for a fat-tailed return by about a percent of RMSE.
     """
     total, squares = features.known_sum[..., rows], features.known_squares[..., rows]
     n = features.known_count[..., rows].astype(np.float64)
-    v = sigma_1h * sigma_1h
-    variance = (squares + v - (total * total + v) / (n + 1)) / np.maximum(n, 1.0)
-    return np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
+    expected = np.zeros_like(sigma_1h)
+    for size in _COMING_RETURN:
+        for x in (size * sigma_1h, -size * sigma_1h):
+            variance = (squares + x * x - (total + x) ** 2 / (n + 1)) / np.maximum(n, 1.0)
+            expected = expected + np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
+    return expected / (2 * len(_COMING_RETURN))

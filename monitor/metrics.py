@@ -1,0 +1,187 @@
+"""Facts become Prometheus metrics. Every name is in this file, in one registry that the caller owns.
+
+A gauge of an event is its time, not its age, so that a stuck updater shows. All label sets of the configured
+symbols exist from the start. CONTRACT §5 fixes the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from stream import ports
+from stream.core.contract import Model
+from stream.core.features import STATIC_NAMES
+from stream.core.policy import ANNUAL, REGIMES
+
+_DELIVERY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60)
+_INFERENCE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
+_FORECAST_BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30)
+
+HORIZONS = ("next", "1h", "6h", "12h", "24h")
+BASELINES = ("persistence", "ewma", "har")
+PROVENANCES = ("live", "backfill")
+
+
+class Metrics:
+    """An observer (`stream.ports.Observer`) with a registry. Not shared between nodes."""
+
+    def __init__(self, *, version: str, symbols: Sequence[str], model: Model) -> None:
+        self.registry = CollectorRegistry()
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"volcast_{name}", text, labels, registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"volcast_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"volcast_{name}", text, buckets=buckets, registry=self.registry)
+
+        gauge("build_info", "Version of this node.", "version").labels(version).set(1)
+        info = gauge("model_info", "The model in use.", "symbol", "version", "features_version", "trained_until")
+        trained = gauge("model_trained_until_timestamp_seconds", "Open time of the last candle trained on.", "symbol")
+        self.ws_connected = gauge("ws_connected", "1 while the market stream is open.")
+        self.ws_connects = counter("ws_connects", "Market stream connections opened.")
+        self.ws_disconnects = counter("ws_disconnects", "Market stream connections that ended or failed.", "reason")
+        self.ws_messages = counter("ws_messages", "Usable frames received.", "kind")
+        self.ws_invalid = counter("ws_invalid_messages", "Frames set aside, by cause.", "reason")
+        self.closed = counter("klines_closed", "Closed candles processed.", "symbol", "provenance")
+        self.duplicates = counter("kline_duplicates", "Closing frames of a candle already taken.")
+        self.out_of_order = counter("kline_out_of_order", "Closing frames older than the newest candle.")
+        self.gaps = counter("kline_gaps", "Holes declared: hours the exchange never published.")
+        self.missing = gauge("kline_missing", "Due candles that are not there yet.", "symbol")
+        self.last_close = gauge("kline_last_close_timestamp_seconds", "Close of the newest processed candle.", "symbol")
+        self.delivery = histogram("kline_delivery_delay_seconds", "Closing frame after its close.", _DELIVERY_BUCKETS_S)
+        self.buffer = gauge("feature_buffer_hours", "Candles in the feature buffer.", "symbol")
+        self.inference = histogram("inference_seconds", "Features and model for one round.", _INFERENCE_BUCKETS_S)
+        self.forecast_delay = histogram(
+            "forecast_delay_seconds", "Closing frame's arrival to the broker's acknowledgement.", _FORECAST_BUCKETS_S
+        )
+        self.forecasts = counter("forecasts", "Forecasts made durable.", "symbol", "provenance")
+        self.volatility = gauge("forecast_volatility_annualized", "Newest forecast.", "symbol", "horizon")
+        self.interval = gauge("forecast_interval_annualized", "Its interval.", "symbol", "bound")
+        self.realized = gauge("realized_volatility_annualized", "Realized over the last 24 h.", "symbol")
+        self.baseline = gauge("baseline_volatility_annualized", "Newest baselines.", "symbol", "baseline")
+        self.serving_baseline = gauge("serving_baseline", "1 while a baseline is served for the model.", "symbol")
+        self.exposure = gauge("exposure_ratio", "Exposure of the newest decision, 0 to 1.", "symbol")
+        self.regime = gauge("regime", "1 for the present regime.", "symbol", "regime")
+        self.drift_score = gauge("drift_score", "Normed Wasserstein distance.", "symbol", "feature")
+        self.drift_threshold = gauge("drift_threshold", "The calibrated threshold.", "symbol", "feature")
+        self.drift_detected = gauge("drift_detected", "1 while the newest run found drift.", "symbol")
+        self.drift_last = gauge("drift_last_run_timestamp_seconds", "End of the newest run.", "symbol")
+        self.drift_runs = counter("drift_runs", "Drift runs that finished.")
+        self.drift_failures = counter("drift_failures", "Drift runs that failed.")
+        self.mqtt_connected = gauge("mqtt_connected", "1 while the broker is connected.")
+        self.publishes = counter("mqtt_publishes", "Messages the broker acknowledged.")
+        self.publish_failures = counter("mqtt_publish_failures", "Messages it did not acknowledge; they are kept.")
+        self.outbox = gauge("outbox_messages", "Events waiting for the broker's acknowledgement.")
+        self.journal_bytes = gauge("journal_bytes", "Size of the journal's files.")
+        self.commit_failures = counter("journal_commit_failures", "Commits that failed; they are tried again.")
+        self.free_bytes = gauge("data_dir_free_bytes", "Free space where the journal is.")
+        self.backfills = counter("backfill_requests", "Questions to REST.")
+        self.backfill_failures = counter("backfill_failures", "Questions that REST did not answer.")
+        self.weight = gauge("rest_used_weight_ratio", "Used share of the exchange's request weight.")
+        self.lag = gauge("event_loop_lag_seconds", "How late the event loop was at the last probe.")
+        self.offset = gauge("clock_offset_seconds", "The exchange's clock minus ours.")
+
+        until = model.contract.training.trained_until
+        for symbol in symbols:
+            info.labels(symbol, model.version, model.contract.features_version, str(until)).set(1)
+            trained.labels(symbol).set(until / 1_000)
+            self.missing.labels(symbol)
+            self.buffer.labels(symbol)
+            self.serving_baseline.labels(symbol).set(0)
+            self.drift_detected.labels(symbol)
+            for provenance in PROVENANCES:
+                self.closed.labels(symbol, provenance)
+                self.forecasts.labels(symbol, provenance)
+            for regime in REGIMES:
+                self.regime.labels(symbol, regime)
+            for feature in STATIC_NAMES:
+                threshold = model.contract.reference[feature].threshold
+                self.drift_threshold.labels(symbol, feature).set(threshold)
+        for kind in ("kline", "kline_closed", "reply", "server_shutdown"):
+            self.ws_messages.labels(kind)
+        self._handlers: dict[type[ports.Fact], Callable[[Any], None]] = {
+            ports.FeedConnected: self._feed_connected,
+            ports.FeedDisconnected: self._feed_disconnected,
+            ports.FrameReceived: lambda f: self.ws_messages.labels(f.kind).inc(),
+            ports.FrameRejected: lambda f: self.ws_invalid.labels(f.reason).inc(),
+            ports.CandleDelivered: lambda f: self.delivery.observe(max(0.0, f.delay_s)),
+            ports.CandleRepeated: lambda f: (self.out_of_order if f.out_of_order else self.duplicates).inc(),
+            ports.CandleProcessed: self._candle,
+            ports.GapDeclared: lambda f: self.gaps.inc(),
+            ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
+            ports.Inferred: lambda f: self.inference.observe(f.seconds),
+            ports.ForecastCommitted: self._forecast,
+            ports.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
+            ports.BrokerConnected: lambda f: self.mqtt_connected.set(1),
+            ports.BrokerLost: lambda f: self.mqtt_connected.set(0),
+            ports.Published: lambda f: self.publishes.inc(),
+            ports.PublishFailed: lambda f: self.publish_failures.inc(),
+            ports.OutboxCounted: lambda f: self.outbox.set(f.messages),
+            ports.BackfillRequested: lambda f: self.backfills.inc(),
+            ports.BackfillFailed: lambda f: self.backfill_failures.inc(),
+            ports.WeightUsed: lambda f: self.weight.set(f.ratio),
+            ports.CommitFailed: lambda f: self.commit_failures.inc(),
+            ports.StorageMeasured: self._storage,
+            ports.LoopLagged: lambda f: self.lag.set(f.seconds),
+            ports.ClockCompared: lambda f: self.offset.set(f.offset_s),
+            ports.DriftFinished: self._drift,
+            ports.DriftFailed: lambda f: self.drift_failures.inc(),
+        }
+
+    def __call__(self, fact: ports.Fact) -> None:
+        handler = self._handlers.get(type(fact))
+        if handler is not None:
+            handler(fact)
+
+    def text(self) -> bytes:
+        """Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _feed_connected(self, fact: ports.FeedConnected) -> None:
+        self.ws_connects.inc()
+        self.ws_connected.set(1)
+
+    def _feed_disconnected(self, fact: ports.FeedDisconnected) -> None:
+        self.ws_disconnects.labels(fact.reason).inc()
+        self.ws_connected.set(0)
+
+    def _candle(self, fact: ports.CandleProcessed) -> None:
+        self.closed.labels(fact.symbol, fact.provenance).inc()
+        self.last_close.labels(fact.symbol).set((fact.open_time + 3_600_000) / 1_000)
+        self.buffer.labels(fact.symbol).set(fact.buffer_hours)
+
+    def _forecast(self, fact: ports.ForecastCommitted) -> None:
+        forecast, decision = fact.forecast, fact.decision
+        symbol = forecast.symbol
+        self.forecasts.labels(symbol, forecast.provenance).inc()
+        self.volatility.labels(symbol, "next").set(forecast.volatility.annualized)
+        for horizon in forecast.horizons:
+            self.volatility.labels(symbol, f"{horizon.hours}h").set(horizon.hourly * ANNUAL)
+        self.interval.labels(symbol, "low").set(forecast.volatility.low * ANNUAL)
+        self.interval.labels(symbol, "high").set(forecast.volatility.high * ANNUAL)
+        self.realized.labels(symbol).set(forecast.realized_24h * ANNUAL)
+        for name in BASELINES:
+            self.baseline.labels(symbol, name).set(getattr(forecast.baselines, name) * ANNUAL)
+        self.exposure.labels(symbol).set(decision.exposure)
+        for regime in REGIMES:
+            self.regime.labels(symbol, regime).set(regime == decision.regime)
+
+    def _storage(self, fact: ports.StorageMeasured) -> None:
+        self.journal_bytes.set(fact.journal_bytes)
+        self.free_bytes.set(fact.free_bytes)
+
+    def _drift(self, fact: ports.DriftFinished) -> None:
+        drift = fact.drift
+        self.drift_runs.inc()
+        self.drift_detected.labels(drift.symbol).set(drift.detected)
+        self.drift_last.labels(drift.symbol).set(drift.issued_at / 1_000)
+        for feature in drift.features:
+            self.drift_score.labels(drift.symbol, feature.feature).set(feature.score)
+            self.drift_threshold.labels(drift.symbol, feature.feature).set(feature.threshold)

@@ -1,0 +1,131 @@
+"""MQTT 5 over aiomqtt (asyncio-mqtt under its present name): connect, say what the will is, publish, come back.
+
+The library holds no queue for us and repeats nothing across connections: what must not be lost waits in the
+journal's outbox, and a publish counts only when the broker has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from stream.adapters.backoff import Backoff
+from stream.core.messages import CONTENT_TYPE
+from stream.ports import BrokerConnected, BrokerLost, Observer, Publisher, UnreachableError
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 5.0
+_KEEPALIVE_S = 20
+_HEALTHY_AFTER_S = 5.0
+
+
+def _properties(packet: int, expiry_s: int | None = None) -> Properties:
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    properties.ContentType = CONTENT_TYPE
+    properties.PayloadFormatIndicator = 1
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    return properties
+
+
+class _Session:
+    """`stream.ports.Publisher` on one live connection."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+        try:
+            await self._client.publish(
+                topic, payload, qos=1, retain=retain, properties=_properties(PacketTypes.PUBLISH, expiry_s)
+            )
+        except aiomqtt.MqttError as error:
+            raise UnreachableError(f"the broker did not acknowledge: {error}") from None
+
+
+class MqttBroker:
+    """`stream.ports.Broker` at `mqtt://` or `mqtts://[user:password@]host[:port]`."""
+
+    def __init__(
+        self, url: str, *, client_id: str, will_topic: str, will: bytes, observe: Observer, rng: random.Random
+    ) -> None:
+        """`will` is what the broker says on `will_topic`, retained, when this client vanishes."""
+        self._url = url
+        self._client_id = client_id
+        self._will = aiomqtt.Will(will_topic, will, qos=1, retain=True, properties=_properties(PacketTypes.WILLMESSAGE))
+        self._observe = observe
+        self._backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
+
+    async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
+        """Returns when `session` returns by itself: then it has said its last word."""
+        known: str | None = None
+        while True:
+            try:
+                async with broker_client(self._url, self._client_id, self._will) as client:
+                    self._observe(BrokerConnected())
+                    log.info("connected to the broker")
+                    known = None
+                    await self._attend(client, session)
+                    return
+            except (aiomqtt.MqttError, UnreachableError, OSError) as error:
+                # Said once per cause, not once per attempt.
+                reason = f"{type(error).__name__}: {error}"
+                self._observe(BrokerLost(reason))
+                if reason != known:
+                    log.warning("no broker, trying on: %s", reason)
+                    known = reason
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _attend(self, client: aiomqtt.Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
+        """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
+        speaking = asyncio.ensure_future(session(_Session(client)))
+        listening = asyncio.ensure_future(self._listen(client))
+        try:
+            await asyncio.wait((speaking, listening), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+            if not speaking.done():
+                speaking.cancel()
+            await asyncio.gather(speaking, listening, return_exceptions=True)
+        if not listening.cancelled():
+            listening.result()
+        speaking.result()
+
+    async def _listen(self, client: aiomqtt.Client) -> None:
+        # A connection that lives this long forgives the failures before it; a flapping one does not.
+        healthy = asyncio.get_running_loop().call_later(_HEALTHY_AFTER_S, self._backoff.healthy)
+        try:
+            async for _ in client.messages:
+                pass
+        finally:
+            healthy.cancel()
+
+
+def broker_client(url: str, client_id: str, will: aiomqtt.Will | None = None) -> aiomqtt.Client:
+    """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, TLS verified; not yet connected."""
+    parts = urlsplit(url)
+    encrypted = parts.scheme == "mqtts"
+    client = aiomqtt.Client(
+        parts.hostname or "127.0.0.1",
+        parts.port or (8883 if encrypted else 1883),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        identifier=client_id,
+        protocol=aiomqtt.ProtocolVersion.V5,
+        will=will,
+        tls_context=ssl.create_default_context() if encrypted else None,
+        keepalive=_KEEPALIVE_S,
+        timeout=_TIMEOUT_S,
+    )
+    # The library warns above ten; we wait for each acknowledgement, so the number says nothing here.
+    client.pending_calls_threshold = 1_000
+    return client

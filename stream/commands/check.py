@@ -1,0 +1,148 @@
+"""`volcast check`: what `run` would run with, what it would refuse, and who answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from datetime import UTC, datetime
+
+import aiomqtt
+import click
+import httpx
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from stream import web
+from stream.adapters import predictor as predictors
+from stream.adapters.history import BinanceHistory
+from stream.adapters.journal import DataDirLock, SqliteJournal
+from stream.adapters.mqtt import broker_client
+from stream.commands.node import model_path
+from stream.core import binance
+from stream.core.binance import UnknownSymbolError
+from stream.core.contract import ContractError
+from stream.ports import Clock, JournalError, RefusedError, UnreachableError
+from stream.settings import EMBEDDED, Settings, mask
+from stream.testing.broker import BrokerError, EmbeddedBroker
+
+_TIMEOUT_S = 5.0
+
+
+def check(settings: Settings) -> None:
+    """Prints what it finds. `RefusedError` naming every reason for which `run` would refuse to start."""
+    click.echo("settings")
+    for name, value in settings.masked().items():
+        click.echo(f"  {name:<20} {value}")
+    refusals: list[str] = []
+    _model(settings, refusals)
+    _data_dir(settings, refusals)
+    _port(settings, refusals)
+    asyncio.run(_reach(settings, refusals))
+    if refusals:
+        raise RefusedError("run would refuse to start: " + "; ".join(refusals))
+    click.echo("run would start")
+
+
+def _say(mark: str, what: str, text: str) -> None:
+    click.echo(f"{mark:<8} {what:<10} {text}")
+
+
+def _model(settings: Settings, refusals: list[str]) -> None:
+    path = model_path(settings)
+    try:
+        model = predictors.load(path).model
+    except ContractError as error:
+        refusals.append(str(error))
+        _say("REFUSED", "model", str(error))
+        return
+    training = model.contract.training
+    until = datetime.fromtimestamp(training.trained_until / 1_000, UTC)
+    _say(
+        "ok",
+        "model",
+        f"{path} version {model.version}, features {model.contract.features_version}, "
+        f"trained on {','.join(training.symbols)} until {until:%Y-%m-%d}",
+    )
+
+
+def _data_dir(settings: Settings, refusals: list[str]) -> None:
+    try:
+        lock = DataDirLock(settings.data_dir)
+        try:
+            with contextlib.closing(SqliteJournal(settings.data_dir)) as journal:
+                _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
+        finally:
+            lock.release()
+    except (JournalError, sqlite3.Error) as error:
+        refusals.append(str(error))
+        _say("REFUSED", "data", str(error))
+
+
+def _port(settings: Settings, refusals: list[str]) -> None:
+    try:
+        web.bind(settings.http_host, settings.http_port).close()
+        _say("ok", "http", f"{settings.http_host}:{settings.http_port} is free")
+    except OSError as error:
+        refusals.append(str(error))
+        _say("REFUSED", "http", str(error))
+
+
+async def _reach(settings: Settings, refusals: list[str]) -> None:
+    await _rest(settings, refusals)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            url = binance.stream_url(settings.ws_url, settings.symbols)
+            async with connect(url, proxy=None, open_timeout=_TIMEOUT_S, close_timeout=1.0):
+                _say("ok", "stream", settings.ws_url)
+    except (OSError, TimeoutError, WebSocketException) as error:
+        _say("warning", "stream", f"{settings.ws_url} does not answer: {error or type(error).__name__}")
+    await _broker(settings, refusals)
+
+
+async def _rest(settings: Settings, refusals: list[str]) -> None:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), BinanceHistory(settings.rest_url, clock=Clock()) as history:
+            for symbol in settings.symbols:
+                try:
+                    info = await history.exchange_info(symbol)
+                except UnknownSymbolError:
+                    if _known(settings, symbol):
+                        _say("warning", "symbol", f"{symbol} is not listed any more; the journal knows it")
+                        continue
+                    refusals.append(f"the exchange does not list {symbol}")
+                    _say("REFUSED", "symbol", f"the exchange does not list {symbol}")
+                    continue
+                status = next((s.status for s in info.symbols if s.symbol == symbol), "unknown")
+                _say("ok", "symbol", f"{symbol} is {status.lower()}")
+    except (UnreachableError, TimeoutError, httpx.HTTPError) as error:
+        _say("warning", "rest", f"{settings.rest_url} does not answer: {error or 'timeout'}")
+
+
+def _known(settings: Settings, symbol: str) -> bool:
+    try:
+        with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
+            return journal.last_open_time(symbol) is not None
+    except (JournalError, sqlite3.Error):
+        return False
+
+
+async def _broker(settings: Settings, refusals: list[str]) -> None:
+    if settings.mqtt_url == EMBEDDED:
+        try:
+            await asyncio.to_thread(_try_embedded)
+            _say("ok", "broker", "embedded")
+        except (BrokerError, OSError) as error:
+            refusals.append(str(error))
+            _say("REFUSED", "broker", str(error))
+        return
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), broker_client(settings.mqtt_url, "volcast-check"):
+            _say("ok", "broker", mask(settings.mqtt_url))
+    except (aiomqtt.MqttError, OSError, TimeoutError) as error:
+        _say("warning", "broker", f"{mask(settings.mqtt_url)} does not answer: {error or 'timeout'}")
+
+
+def _try_embedded() -> None:
+    with EmbeddedBroker():
+        pass

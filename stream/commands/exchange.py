@@ -1,0 +1,126 @@
+"""`volcast exchange`, and the tape that it and `volcast demo` play."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from stream import logs
+from stream.commands.daemon import stop_on_signals
+from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.core.keyed import HISTORY_HOURS
+from stream.ports import RefusedError
+from stream.testing.exchange import Exchange
+from stream.testing.market import simulate
+
+#: A simulated market begins here, whatever the day is: a demo shows the same thing every time.
+SIMULATED_FROM_MS = 1_735_689_600_000  # 2025-01-01
+#: Hours of a simulated market that a demo without --hours can play: a year.
+SIMULATED_HOURS = 8_760
+#: Where in a demo the simulated market's volatility shifts.
+_SHIFT_AFTER_HOURS = 36
+DEFAULT_SPEED = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """What will be played: `hours` candles from `from_ms` on; those before are history. `speed` None is max."""
+
+    candles: dict[str, list[Candle]]
+    from_ms: int
+    hours: int
+    speed: float | None
+
+
+def parse_time(text: str, option: str) -> int:
+    """An ISO time as ms; naive ones are UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise RefusedError(f"{option}: {text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return int(moment.timestamp()) * 1_000
+
+
+def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    if text is None:
+        return default
+    found = tuple(dict.fromkeys(s.strip().upper() for s in text.split(",") if s.strip()))
+    if not found:
+        raise RefusedError("--symbols: at least one symbol is needed, such as BTCUSDT")
+    return found
+
+
+def parse_speed(text: str | None) -> float | None:
+    if text is None:
+        return DEFAULT_SPEED
+    if text == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise RefusedError(f"--speed: {text!r} is neither a positive number nor max")
+    return speed
+
+
+def make_tape(
+    candles: Path | None, from_: str | None, hours: int | None, speed: str | None, symbols: str | None, seed: int
+) -> Tape:
+    """The tape that the options describe; `RefusedError` or `CandleFileError` where they describe none."""
+    pace = parse_speed(speed)
+    if candles is None:
+        names = parse_symbols(symbols, ("BTCUSDT",))
+        first = parse_time(from_, "--from") if from_ else SIMULATED_FROM_MS
+        first, length = grid_floor(first), hours or SIMULATED_HOURS
+        start = first - HISTORY_HOURS * HOUR_MS
+        simulated = simulate(
+            names, start, HISTORY_HOURS + length, seed, shift_after_hours=HISTORY_HOURS + _SHIFT_AFTER_HOURS
+        )
+        return Tape(simulated, first, length, pace)
+    from stream.adapters import candles as files
+
+    table = files.read(candles)
+    names = parse_symbols(symbols, table.symbols)
+    played = {symbol: table[symbol] for symbol in names}
+    last = max(series[-1].open_time for series in played.values())
+    first = parse_time(from_, "--from") if from_ else min(series[0].open_time for series in played.values())
+    first = grid_floor(first)
+    if first > last:
+        raise RefusedError(f"--from: {candles} ends at {datetime.fromtimestamp(last / 1_000, UTC):%Y-%m-%d %H:%M}")
+    available = (last - first) // HOUR_MS + 1
+    return Tape(played, first, min(hours or available, available), pace)
+
+
+def exchange(
+    *,
+    candles: Path | None,
+    from_: str | None,
+    hours: int | None,
+    speed: str | None,
+    symbols: str | None,
+    seed: int,
+    host: str,
+    ws_port: int,
+    rest_port: int,
+) -> None:
+    logs.configure("text")
+    tape = make_tape(candles, from_, hours, speed, symbols, seed)
+    asyncio.run(_exchange(tape, seed, host, ws_port, rest_port))
+
+
+async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: int) -> None:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    server = Exchange.replaying(
+        tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed, host=host, ws_port=ws_port, rest_port=rest_port
+    )
+    async with server:
+        click.echo(f"exchange: --ws-url {server.ws_url} --rest-url {server.rest_url}")
+        click.echo(f"control:  {server.rest_url}/control/state (Ctrl-C ends)")
+        await stop.wait()

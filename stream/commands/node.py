@@ -1,0 +1,256 @@
+"""A node: settings become adapters, adapters a daemon, and the daemon runs until it is told to stop.
+
+Everything that can be refused is refused before anything is said: files, lock, journal, model, port, symbols.
+Only then do the socket, the broker and the HTTP server start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import random
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from monitor import drift_job, http
+from monitor.metrics import Metrics
+from stream import web
+from stream.adapters import predictor as predictors
+from stream.adapters.feed import BinanceFeed
+from stream.adapters.history import BinanceHistory
+from stream.adapters.journal import DataDirLock, SqliteJournal
+from stream.adapters.mqtt import MqttBroker
+from stream.core import messages
+from stream.core.binance import UnknownSymbolError
+from stream.core.exchange_time import ExchangeTime
+from stream.core.keyed import Rules
+from stream.core.messages import NodeInfo
+from stream.core.policy import Policy
+from stream.core.publication import model_ref
+from stream.pipeline.daemon import Daemon
+from stream.pipeline.intake import unknown_symbol
+from stream.ports import Clock, Fact, FanOut, FrameRejected, Observer, RefusedError, UnreachableError
+from stream.settings import EMBEDDED, Settings
+from stream.testing.broker import EmbeddedBroker
+
+log = logging.getLogger(__name__)
+
+#: How long a start waits for the exchange to confirm a symbol before it goes on without.
+_PREFLIGHT_S = 5.0
+
+
+def version() -> str:
+    return importlib.metadata.version("volcast")
+
+
+def packaged_model() -> Path:
+    """The bundle that ships with Volcast."""
+    return Path(str(resources.files("export") / "models" / "btcusdt-1h.onnx"))
+
+
+def model_path(settings: Settings) -> Path:
+    """CONTRACT §1: the one given, else the data directory's champion, else the packaged one."""
+    if settings.model is not None:
+        return settings.model
+    champion = settings.data_dir / "champion.onnx"
+    return champion if champion.exists() else packaged_model()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What a node stands on, all of it local; released in the end by `release`."""
+
+    lock: DataDirLock
+    journal: SqliteJournal
+    predictor: predictors.Predictor
+    http_socket: socket.socket
+    broker: EmbeddedBroker | None
+
+    def release(self) -> None:
+        if self.broker is not None:
+            self.broker.stop()
+        self.http_socket.close()
+        self.journal.close()
+        self.lock.release()
+
+
+def _prepare(settings: Settings) -> _Ground:
+    """Files, lock, model, port: `RefusedError` and its kin in one line, with nothing left behind."""
+    with contextlib.ExitStack() as undo:
+        predictor = predictors.load(model_path(settings))
+        lock = DataDirLock(settings.data_dir)
+        undo.callback(lock.release)
+        journal = SqliteJournal(settings.data_dir)
+        undo.callback(journal.close)
+        try:
+            http_socket = web.bind(settings.http_host, settings.http_port)
+        except web.PortInUseError as error:
+            raise RefusedError(f"{error}: choose another --http-port, or 0 for any free one") from None
+        except OSError as error:
+            raise RefusedError(f"--http-host {settings.http_host}: cannot listen there: {error.strerror}") from None
+        undo.callback(http_socket.close)
+        broker = None
+        if settings.mqtt_url == EMBEDDED:
+            broker = EmbeddedBroker()
+            broker.start()
+        undo.pop_all()
+    return _Ground(lock, journal, predictor, http_socket, broker)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is up, for whoever shows it to people."""
+
+    daemon: Daemon
+    http_url: str
+    mqtt_url: str
+    #: "on", or why there is no drift.
+    drift: str
+
+
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    watch: Observer | None = None,
+    beside: Callable[[Node], Awaitable[None]] | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Runs a node until `stop` is set. `watch` hears every fact; `beside` runs as long as the node does.
+
+    `RefusedError`, `ContractError`, `JournalError` or `BrokerError` (one line each) where it must not run.
+    """
+    clock = clock or Clock()
+    ground = await asyncio.to_thread(_prepare, settings)
+    try:
+        await _run(settings, ground, clock, stop, watch, beside)
+    except BaseExceptionGroup as group:
+        refused = group.subgroup(RefusedError)
+        if refused is None:
+            raise
+        raise RefusedError(str(_first(refused))) from None
+    finally:
+        await asyncio.to_thread(ground.release)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _run(
+    settings: Settings,
+    ground: _Ground,
+    clock: Clock,
+    stop: asyncio.Event,
+    watch: Observer | None,
+    beside: Callable[[Node], Awaitable[None]] | None,
+) -> None:
+    model = ground.predictor.model
+    metrics = Metrics(version=version(), symbols=settings.symbols, model=model)
+    observe = FanOut([metrics, _say_once(), *([watch] if watch else [])])
+    session = secrets.token_hex(4)
+    exchange_time = ExchangeTime(settings.time_scale)
+    async with BinanceHistory(
+        settings.rest_url,
+        clock=clock,
+        observe=observe,
+        told_time=lambda server_ms: exchange_time.observe(server_ms, clock.monotonic_s()),
+    ) as history:
+        daemon = Daemon(
+            instance=settings.instance,
+            session=session,
+            symbols=settings.symbols,
+            data_dir=settings.data_dir,
+            journal=ground.journal,
+            predictor=ground.predictor,
+            rules=Rules(Policy(), model.contract.regimes),
+            feed=BinanceFeed(
+                settings.ws_url,
+                settings.symbols,
+                clock=clock,
+                observe=observe,
+                rng=random.Random(),
+                stall_after_s=settings.stall_after_s,
+            ),
+            history=history,
+            exchange_time=exchange_time,
+            time_scale=settings.time_scale,
+            clock=clock,
+            observe=observe,
+        )
+        await _preflight(settings, ground, history)
+        mqtt_url = ground.broker.url if ground.broker else settings.mqtt_url
+        drift = drift_job.Schedule(
+            daemon,
+            period_hours=settings.drift_period_hours,
+            data_dir=settings.data_dir,
+            model=model_path(settings),
+            clock=clock,
+            observe=observe,
+        )
+        daemon.introduce(
+            NodeInfo(
+                instance=settings.instance,
+                session=session,
+                version=version(),
+                symbols=settings.symbols,
+                schemas=messages.SCHEMAS,
+                model=model_ref(model),
+                policy=Policy().version,
+                drift=drift.state,
+            )
+        )
+        broker = MqttBroker(
+            mqtt_url,
+            client_id=f"volcast-{settings.instance}",
+            will_topic=messages.node_topic(settings.instance, "state"),
+            will=messages.encode(daemon.speaker.node_state("lost")),
+            observe=observe,
+            rng=random.Random(),
+        )
+        app = http.build_app(daemon, metrics.text, version=version())
+        async with web.serve(app, ground.http_socket) as http_url:
+            log.info("volcast %s: %s, model %s, %s", version(), ",".join(settings.symbols), model.version, http_url)
+            node = Node(daemon, http_url, mqtt_url, drift.state)
+
+            async def accompany() -> None:
+                if beside is not None:
+                    await beside(node)
+
+            await daemon.run(broker, stop, (accompany, drift.run))
+
+
+async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:
+    """Refuses a symbol that the exchange denies and the journal does not know. An exchange that does not answer
+    is no reason to refuse: the daemon waits for it."""
+    for symbol in settings.symbols:
+        try:
+            async with asyncio.timeout(_PREFLIGHT_S):
+                await history.exchange_info(symbol)
+        except (UnreachableError, TimeoutError) as error:
+            log.warning("the exchange does not answer yet (%s); starting without it", error or "timeout")
+            return
+        except UnknownSymbolError:
+            if await asyncio.to_thread(ground.journal.last_open_time, symbol) is None:
+                raise unknown_symbol(symbol) from None
+
+
+def _say_once() -> Observer:
+    """Log lines for facts that come in storms: each cause is told when it is new, then only counted."""
+    told: set[str] = set()
+
+    def observe(fact: Fact) -> None:
+        if isinstance(fact, FrameRejected) and fact.reason not in told:
+            told.add(fact.reason)
+            log.warning("a frame was set aside, as will be others like it: %s (%s)", fact.detail, fact.reason)
+
+    return observe

@@ -1,0 +1,325 @@
+"""The daemon: who runs, in which order it starts and stops, and whether it does its job.
+
+Start: journal, lanes, feed, broker, all at once; nobody waits for the network before being reachable.
+Stop: the feed first, then the candle in hand is finished, then the outbox, then `stopped`, all within `_STOP_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stream.adapters.journal import SqliteJournal
+from stream.core import messages
+from stream.core.candle import HOUR_MS, grid_floor
+from stream.core.exchange_time import ExchangeTime
+from stream.core.keyed import Rules
+from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
+from stream.pipeline.intake import Intake
+from stream.pipeline.processing import EVENT_EXPIRY_S, Due, Processor
+from stream.pipeline.speaking import Speaker
+from stream.ports import (
+    Broker,
+    Clock,
+    ClockCompared,
+    CommitFailed,
+    DriftFinished,
+    History,
+    JournalError,
+    Latest,
+    LoopLagged,
+    Observer,
+    Outgoing,
+    Predictor,
+    Readiness,
+    Retained,
+    StorageMeasured,
+)
+from stream.ports import (
+    Feed as FeedPort,
+)
+
+log = logging.getLogger(__name__)
+
+#: CONTRACT §4: a candle may take this long after its close before the node is not ready.
+_READY_GRACE_MS = 120_000
+#: The same in real time where the exchange's clock runs faster than ours.
+_READY_GRACE_REAL_S = 2.0
+_TICK_S = 1.0
+_LAG_PROBE_S = 0.1
+_STORAGE_EVERY_TICKS = 30
+_STOP_S = 3.0
+_QUEUE = 1_024
+
+
+class Daemon:
+    """Implements `stream.ports.Status`. Build it, then `run` it once."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        session: str,
+        symbols: Sequence[str],
+        data_dir: Path,
+        journal: SqliteJournal,
+        predictor: Predictor,
+        rules: Rules,
+        feed: FeedPort,
+        history: History,
+        exchange_time: ExchangeTime,
+        time_scale: float,
+        clock: Clock,
+        observe: Observer,
+    ) -> None:
+        self._symbols = tuple(symbols)
+        self._data_dir = data_dir
+        self._journal = journal
+        self._predictor = predictor
+        self._rules = rules
+        self._feed = feed
+        self._time = exchange_time
+        self._clock = clock
+        self._observe = observe
+        self._instance, self._session = instance, session
+        self._grace_ms = int(max(_READY_GRACE_MS, _READY_GRACE_REAL_S * 1_000 * time_scale))
+        self._queue: asyncio.Queue[Due] = asyncio.Queue(_QUEUE)
+        self._beat_s = clock.monotonic_s()
+        self._stopping = False
+        self._done: dict[str, int] = {}
+        self.processor = Processor(
+            journal=journal, predictor=predictor, rules=rules, clock=clock, observe=observe, offer=self._offer
+        )
+        self.speaker = Speaker(
+            instance=instance,
+            session=session,
+            journal=journal,
+            in_journal=self.processor.in_journal,
+            clock=clock,
+            exchange_now_ms=self.exchange_now_ms,
+            observe=observe,
+        )
+        self.intake = Intake(
+            symbols,
+            history=history,
+            journal=journal,
+            processor=self.processor,
+            queue=self._queue,
+            exchange_time=exchange_time,
+            time_scale=time_scale,
+            clock=clock,
+            observe=observe,
+            tell_feed=self._tell_feed,
+        )
+
+    # --- run ---------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, broker: Broker, stop: asyncio.Event, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]] = ()
+    ) -> None:
+        """Until `stop` is set. `beside` are further tasks (HTTP, drift) that live as long as the daemon does.
+
+        A `RefusedError` or a defect in any of them ends all, as an exception group.
+        """
+        await self._load()
+        try:
+            await self._run(broker, stop, beside)
+        finally:
+            self.processor.close()
+
+    async def _run(
+        self, broker: Broker, stop: asyncio.Event, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]]
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            speaking = group.create_task(broker.run(self.speaker.session), name="broker")
+            listening = [
+                group.create_task(self.intake.run(), name="intake"),
+                group.create_task(self._listen(), name="feed"),
+            ]
+            working = group.create_task(self._work(), name="work")
+            others = [
+                group.create_task(self._tick(), name="tick"),
+                group.create_task(self._measure_lag(), name="lag"),
+                *(group.create_task(task()) for task in beside),
+            ]
+            await stop.wait()
+            log.info("stopping")
+            self._stopping = True
+            self.speaker.tell_state("stopping")
+            for task in listening:
+                task.cancel()
+            await asyncio.wait(listening)
+            # What was taken from the feed and not finished is still at the exchange: REST has it at the next start.
+            working.cancel()
+            await asyncio.wait([working], timeout=_STOP_S)
+            self.speaker.close()
+            await asyncio.wait([speaking], timeout=_STOP_S)
+            for task in (speaking, *others):
+                task.cancel()
+
+    async def _load(self) -> None:
+        """What an earlier run left, and what it left for symbols that are no longer ours."""
+        prefixes = tuple(messages.symbol_topic(s, "feed").removesuffix("feed") for s in self._symbols)
+        outbox = await self.processor.in_journal(self._journal.outbox)
+        retained = await self.processor.in_journal(self._journal.retained)
+        self.speaker.load(outbox, retained, lambda topic: topic.startswith(prefixes))
+
+    def introduce(self, info: NodeInfo) -> None:
+        self.speaker.introduce(info)
+
+    async def _listen(self) -> None:
+        await self.intake.settled()
+        await self._feed.run(self.intake)
+
+    async def _work(self) -> None:
+        pending: deque[Due] = deque()
+        while True:
+            if not pending:
+                pending.append(await self._queue.get())
+            while not self._queue.empty():
+                pending.append(self._queue.get_nowait())
+            batch: dict[str, Due] = {}
+            # One candle of each symbol: those that closed together are predicted together.
+            while pending and pending[0].candle.symbol not in batch:
+                due = pending.popleft()
+                batch[due.candle.symbol] = due
+            # Finished even when we are told to stop: half a candle does not exist.
+            processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
+            try:
+                await asyncio.shield(processing)
+            except asyncio.CancelledError:
+                await asyncio.wait([processing], timeout=_STOP_S)
+                raise
+            self._beat_s = self._clock.monotonic_s()
+            self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
+            self._tell_state()
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            self._beat_s = self._clock.monotonic_s()
+            self.intake.watch()
+            self._tell_state()
+            now_ms = self.exchange_now_ms()
+            if now_ms is not None:
+                self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
+            if ticks % _STORAGE_EVERY_TICKS == 0:
+                await self._measure_storage()
+            ticks += 1
+            await asyncio.sleep(_TICK_S)
+
+    async def _measure_storage(self) -> None:
+        try:
+            size = await self.processor.in_journal(self._journal.size_bytes)
+            free = await self.processor.in_journal(shutil.disk_usage, self._data_dir)
+        except OSError as error:
+            self._observe(CommitFailed(str(error)))
+            return
+        self._observe(StorageMeasured(size, free.free))
+
+    async def _measure_lag(self) -> None:
+        while True:
+            asked_s = self._clock.monotonic_s()
+            await asyncio.sleep(_LAG_PROBE_S)
+            self._observe(LoopLagged(max(0.0, self._clock.monotonic_s() - asked_s - _LAG_PROBE_S)))
+
+    # --- what others say ---------------------------------------------------------------------------------------
+
+    def _offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
+        self.speaker.offer(events, retained)
+
+    def _tell_feed(
+        self, symbol: str, state: FeedStateName, from_open_time: int | None, to_open_time: int | None
+    ) -> None:
+        now_ms = self._clock.wall_ms()
+        log.info("%s: feed is %s", symbol, state)
+        message = Feed(
+            symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
+        )
+        self.speaker.offer([], [Retained(messages.symbol_topic(symbol, "feed"), messages.encode(message))])
+
+    async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
+        """A finished drift run: durable like a forecast, and an event where it found something."""
+        payload = messages.encode(drift)
+        retained = [Retained(messages.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
+        topic = messages.event_topic(drift.symbol, "drift.detected")
+        events = [(topic, payload, EVENT_EXPIRY_S)] if drift.detected else []
+        try:
+            seqs = await self.processor.in_journal(self._journal.post, events, retained)
+        except JournalError as error:
+            self._observe(CommitFailed(str(error)))
+            return
+        self._offer([Outgoing(seq, *event) for seq, event in zip(seqs, events, strict=True)], retained)
+        self._observe(DriftFinished(drift))
+
+    # --- status ------------------------------------------------------------------------------------------------
+
+    @property
+    def symbols(self) -> Sequence[str]:
+        return self._symbols
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        return self._clock.monotonic_s() - self._beat_s
+
+    def exchange_now_ms(self) -> int | None:
+        return self._time.now_ms(self._clock.monotonic_s()) if self._time.known else None
+
+    def readiness(self) -> Readiness:
+        reasons: list[str] = []
+        halted = tuple(s for s, lane in self.intake.lanes.items() if lane.halted)
+        if not self.speaker.connected:
+            reasons.append("broker not connected")
+        if self.processor.failing is not None:
+            reasons.append(self.processor.failing)
+        now_ms = self.exchange_now_ms()
+        if now_ms is None:
+            reasons.append("the exchange has not answered yet")
+        else:
+            due = grid_floor(now_ms - self._grace_ms) - HOUR_MS
+            for symbol in self._symbols:
+                if symbol in halted:
+                    continue
+                done = self._done.get(symbol, self._warmed(symbol))
+                if done is None:
+                    reasons.append(f"{symbol}: warming up")
+                elif done < due:
+                    reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
+        return Readiness(not reasons, tuple(reasons), halted)
+
+    def readiness_ok(self) -> bool:
+        return self.readiness().ready
+
+    def _warmed(self, symbol: str) -> int | None:
+        """After a restart the newest candle may have been processed by the run before."""
+        lane = self.intake.lanes[symbol]
+        idle = lane.warmed and lane.repairing is None and self._queue.empty()
+        return lane.last_open_time if idle else None
+
+    def _tell_state(self) -> None:
+        if self._stopping:
+            return
+        readiness = self.readiness()
+        # Whether the broker is there, the broker need not be told.
+        reasons = tuple(r for r in readiness.reasons if r != "broker not connected")
+        if not reasons:
+            self.speaker.tell_state("ready")
+        elif self.speaker.state == "starting" and self.processor.failing is None:
+            self.speaker.tell_state("starting", reasons)
+        else:
+            self.speaker.tell_state("degraded", reasons)
+
+    def latest(self, symbol: str) -> Latest:
+        found = Latest()
+        found.forecast = self.speaker.retained_payload(messages.symbol_topic(symbol, "forecast"))
+        found.decision = self.speaker.retained_payload(messages.symbol_topic(symbol, "decision"))
+        found.drift = self.speaker.retained_payload(messages.symbol_topic(symbol, "drift"))
+        return found
+
+    async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
+        return await self.processor.in_journal(self._journal.messages, "forecasts", symbol, from_ms, to_ms, limit)

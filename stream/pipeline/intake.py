@@ -1,0 +1,306 @@
+"""Intake: from frames to candles whose turn it is. The socket brings the news; REST settles what is missing.
+
+Each symbol has a lane. While a lane is being repaired, what the socket brings for it is held; the answer from REST
+and the held candles are merged, and an hour that had ended before REST was asked and is in neither does not
+exist. Then the lane runs on, in order, each candle once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from stream.core.binance import KlineUpdate, UnknownSymbolError
+from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.core.exchange_time import ExchangeTime
+from stream.core.keyed import HISTORY_HOURS
+from stream.core.ledger import Verdict, judge, overdue
+from stream.core.messages import FeedStateName
+from stream.pipeline.processing import Due, Processor
+from stream.ports import (
+    BackfillFailed,
+    BackfillRequested,
+    CandleDelivered,
+    CandleRepeated,
+    Clock,
+    History,
+    Journal,
+    MissingCounted,
+    Observer,
+    RefusedError,
+    UnreachableError,
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: REST reads from a database that may lag the matching engine just after a close.
+REST_LAG_MS = 5_000
+#: A due candle may be this late on the socket before REST is asked: exchange time, and real time at least.
+_LATE_AFTER_MS = 60_000
+_LATE_AFTER_REAL_S = 2.0
+_RETRY_FIRST_S, _RETRY_CAP_S = 0.5, 30.0
+#: How often REST is asked about a candle that it did not have either.
+_ASK_AGAIN_S = 30.0
+
+
+@dataclass(slots=True)
+class Lane:
+    """One symbol's way through the intake."""
+
+    symbol: str
+    last_open_time: int | None = None
+    #: Where the next question to REST begins.
+    next_open_time: int = 0
+    warmed: bool = False
+    repairing: asyncio.Task[None] | None = None
+    held: dict[int, tuple[KlineUpdate, float]] = field(default_factory=dict)
+    said: tuple[FeedStateName, int | None, int | None] | None = None
+    halted: bool = False
+    #: The socket came back while REST was being asked: what closed in between is in neither.
+    ask_once_more: bool = False
+    ask_again_at_s: float = 0.0
+    #: It has its past, or has found that it cannot have it now.
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def state(self) -> FeedStateName | None:
+        return self.said[0] if self.said else None
+
+
+class Intake:
+    """`stream.ports.FeedListener`. `queue` receives `Due` candles, in order within each symbol."""
+
+    def __init__(
+        self,
+        symbols: Iterable[str],
+        *,
+        history: History,
+        journal: Journal,
+        processor: Processor,
+        queue: asyncio.Queue[Due],
+        exchange_time: ExchangeTime,
+        time_scale: float,
+        clock: Clock,
+        observe: Observer,
+        tell_feed: Callable[[str, FeedStateName, int | None, int | None], None],
+    ) -> None:
+        """`tell_feed(symbol, state, from, to)` hears each change of a lane's state."""
+        self.lanes = {symbol: Lane(symbol) for symbol in symbols}
+        self._history = history
+        self._journal = journal
+        self._processor = processor
+        self._queue = queue
+        self._time = exchange_time
+        self._clock = clock
+        self._observe = observe
+        self._tell_feed = tell_feed
+        self._grace_ms = int(max(_LATE_AFTER_MS, _LATE_AFTER_REAL_S * 1_000 * time_scale))
+        self._group: asyncio.TaskGroup | None = None
+        self.feed_connected = False
+
+    async def run(self) -> None:
+        """Warms all lanes up, then keeps the repairs until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            for lane in self.lanes.values():
+                self._tell(lane, "backfilling")
+                self._repair(lane)
+            await asyncio.Event().wait()
+
+    async def settled(self) -> None:
+        """Returns once each lane knows where it begins, or that REST does not answer. Listening earlier would let a
+        fast exchange run ahead of the hour that a fresh start begins with."""
+        for lane in self.lanes.values():
+            await lane.settled.wait()
+
+    # --- what the feed says ------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        self.feed_connected = True
+        # What closed while nobody listened has no other way to reach us.
+        for lane in self.lanes.values():
+            if lane.repairing is not None:
+                lane.ask_once_more = True
+            else:
+                self._repair(lane)
+
+    def disconnected(self, reason: str) -> None:
+        self.feed_connected = False
+        for lane in self.lanes.values():
+            if lane.state == "live":
+                self._tell(lane, "stale")
+
+    def forming(self, update: KlineUpdate, received_at_s: float) -> None:
+        self._time.observe(update.event_time, received_at_s)
+        lane = self.lanes.get(update.candle.symbol)
+        if lane is not None and lane.state == "stale" and lane.repairing is None and not self._overdue(lane):
+            self._tell(lane, "live")
+
+    async def closed(self, update: KlineUpdate, received_at_s: float) -> None:
+        self._time.observe(update.event_time, received_at_s)
+        candle = update.candle
+        lane = self.lanes.get(candle.symbol)
+        if lane is None:
+            return
+        self._observe(CandleDelivered(max(0, update.event_time - candle.close_time) / 1_000))
+        if lane.repairing is not None or not lane.warmed:
+            if candle.open_time in lane.held:
+                self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order=False))
+            lane.held[candle.open_time] = (update, received_at_s)
+            return
+        verdict = judge(lane.last_open_time, candle.open_time)
+        if verdict is Verdict.DUE:
+            await self._pass_on(lane, Due(candle, "live", received_at_s))
+        elif verdict is Verdict.HOLE:
+            lane.held[candle.open_time] = (update, received_at_s)
+            self._repair(lane)
+        else:
+            out_of_order = verdict is Verdict.OUT_OF_ORDER
+            self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order))
+
+    # --- what time says ----------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Called about once a second: asks REST for what is overdue."""
+        now_s = self._clock.monotonic_s()
+        for lane in self.lanes.values():
+            late = lane.warmed and self._overdue(lane)
+            self._observe(MissingCounted(lane.symbol, self._missing_hours(lane)))
+            if late and lane.repairing is None and now_s >= lane.ask_again_at_s:
+                self._repair(lane)
+
+    def _overdue(self, lane: Lane) -> bool:
+        if not self._time.known:
+            return False
+        return overdue(lane.last_open_time, self._time.now_ms(self._clock.monotonic_s()), self._grace_ms)
+
+    def _missing_hours(self, lane: Lane) -> int:
+        if lane.last_open_time is None or not self._time.known:
+            return 0
+        due = grid_floor(self._time.now_ms(self._clock.monotonic_s())) - HOUR_MS
+        return max(0, (due - lane.last_open_time) // HOUR_MS)
+
+    # --- repair ------------------------------------------------------------------------------------------------
+
+    def _repair(self, lane: Lane) -> None:
+        if lane.repairing is None and self._group is not None:
+            lane.repairing = self._group.create_task(self._mend(lane), name=f"repair {lane.symbol}")
+
+    async def _mend(self, lane: Lane) -> None:
+        if not lane.warmed:
+            await self._warm(lane)
+        while True:
+            lane.ask_once_more = False
+            answer = await self._ask(lane, partial(self._history.candles, lane.symbol, lane.next_open_time))
+            if len(answer.candles) > 1:
+                self._tell(lane, "backfilling", answer.candles[0].open_time, answer.candles[-1].open_time)
+            proven_ms = answer.asked_at_ms - REST_LAG_MS
+            if not await self._merge(lane, answer.candles, proven_ms):
+                # The newest hours are too young for REST to be believed about them.
+                await asyncio.sleep(_RETRY_FIRST_S)
+            elif not lane.ask_once_more:
+                break
+        lane.ask_again_at_s = self._clock.monotonic_s() + _ASK_AGAIN_S
+        lane.repairing = None
+        if self._overdue(lane):
+            self._tell(lane, "halted" if lane.halted else "gap", lane.next_open_time)
+        else:
+            self._tell(lane, "live" if self.feed_connected else "stale")
+
+    async def _merge(self, lane: Lane, fetched: list[Candle], proven_ms: int) -> bool:
+        """Passes on REST's candles and the held ones. False where a hole remains that REST was not asked about."""
+        settled = {candle.open_time: candle for candle in fetched}
+        while True:
+            # Looked at anew after every wait: the socket goes on holding candles meanwhile.
+            last = lane.last_open_time
+            for open_time in [t for t in lane.held if last is not None and t <= last]:
+                del lane.held[open_time]
+                settled.pop(open_time, None)
+            ahead = [t for t in (*settled, *lane.held) if last is None or t > last]
+            if not ahead:
+                return True
+            open_time = min(ahead)
+            if last is not None and open_time - HOUR_MS > last and open_time > proven_ms:
+                return False
+            candle = settled.pop(open_time, None)
+            update, received_at_s = lane.held.pop(open_time, (None, None))
+            if update is not None and (candle is None or candle.ohlcv == update.candle.ohlcv):
+                await self._pass_on(lane, Due(update.candle, "live", received_at_s))
+            elif candle is not None:
+                # Where the two disagree REST is the truth.
+                await self._pass_on(lane, Due(candle, "backfill"))
+
+    async def _pass_on(self, lane: Lane, due: Due) -> None:
+        lane.last_open_time = due.candle.open_time
+        lane.next_open_time = due.candle.open_time + HOUR_MS
+        await self._queue.put(due)
+
+    # --- start-up, which is recovery ---------------------------------------------------------------------------
+
+    async def _warm(self, lane: Lane) -> None:
+        symbol = lane.symbol
+        done = await self._processor.in_journal(self._journal.processed, symbol)
+        if done is not None:
+            newest = done.open_time
+        else:
+            newest = grid_floor(await self._ask(lane, self._history.server_time_ms)) - HOUR_MS
+        oldest = newest - (HISTORY_HOURS - 1) * HOUR_MS
+        candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
+        if done is None or not candles or candles[0].open_time > oldest:
+            until = newest if done is None or not candles else candles[0].open_time - HOUR_MS
+            answer = await self._ask(lane, partial(self._history.candles, symbol, oldest, until))
+            candles = answer.candles + (candles if done is not None else [])
+        first_due: list[Candle] = []
+        if done is None and candles:
+            # Nothing was ever forecast here: the newest closed candle is the first.
+            candles, first_due = candles[:-1], candles[-1:]
+        await self._processor.in_journal(self._journal.store_history, candles)
+        await self._processor.warm(symbol, candles, done)
+        lane.last_open_time = candles[-1].open_time if candles else None
+        lane.next_open_time = newest + HOUR_MS if not candles else candles[-1].open_time + HOUR_MS
+        lane.warmed = True
+        lane.settled.set()
+        for candle in first_due:
+            await self._pass_on(lane, Due(candle, "backfill"))
+
+    async def _ask(self, lane: Lane, question: Callable[[], Awaitable[T]]) -> T:
+        """Asks REST until it answers. `RefusedError` where the symbol is unknown to exchange and journal."""
+        delay_s = _RETRY_FIRST_S
+        known: str | None = None
+        while True:
+            self._observe(BackfillRequested(lane.symbol))
+            try:
+                answer = await question()
+                lane.halted = False
+                return answer
+            except UnreachableError as error:
+                reason = str(error)
+            except UnknownSymbolError:
+                if await self._processor.in_journal(self._journal.processed, lane.symbol) is None:
+                    raise unknown_symbol(lane.symbol) from None
+                reason = "the exchange does not list it any more"
+                lane.halted = True
+            self._observe(BackfillFailed(lane.symbol, reason))
+            lane.settled.set()
+            self._tell(lane, "halted" if lane.halted else "stale")
+            if reason != known:
+                log.warning("%s: no answer from the exchange, asking on: %s", lane.symbol, reason)
+                known = reason
+            await asyncio.sleep(delay_s)
+            delay_s = min(_RETRY_CAP_S, delay_s * 2)
+
+    def _tell(
+        self, lane: Lane, state: FeedStateName, from_open_time: int | None = None, to_open_time: int | None = None
+    ) -> None:
+        if (state, from_open_time, to_open_time) != lane.said:
+            lane.said = (state, from_open_time, to_open_time)
+            self._tell_feed(lane.symbol, state, from_open_time, to_open_time)
+
+
+def unknown_symbol(symbol: str) -> RefusedError:
+    return RefusedError(f"the exchange does not list {symbol} and the journal does not know it: correct --symbols")

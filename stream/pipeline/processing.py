@@ -1,0 +1,217 @@
+"""Processing: candles that are due go through the operator, the model and the journal, in that order.
+
+The operator's new state counts only once its record is committed: a commit that fails is tried again with the
+same record, and nothing is said meanwhile. The model and the journal have a thread each; the loop only waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from stream.core import messages, publication
+from stream.core.candle import HOUR_MS, Candle, Provenance
+from stream.core.forecast import Prediction
+from stream.core.keyed import Gap, Issued, Ready, Rules, State, step
+from stream.core.messages import Decision, Forecast
+from stream.core.replay import predict_ready, warm
+from stream.ports import (
+    CandleProcessed,
+    Clock,
+    CommitFailed,
+    ForecastCommitted,
+    GapDeclared,
+    Inferred,
+    Journal,
+    JournalError,
+    Observer,
+    Outgoing,
+    Predictor,
+    Processed,
+    Record,
+    Retained,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EVENT_EXPIRY_S = 7 * 86_400
+RETAINED_EXPIRY_S = 7_200
+_COMMIT_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A candle whose turn it is. `arrived_at_s` is monotonic; None where it did not come by the socket."""
+
+    candle: Candle
+    provenance: Provenance
+    arrived_at_s: float | None = None
+
+
+class Processor:
+    """Owns the operators' states. One caller at a time."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        predictor: Predictor,
+        rules: Rules,
+        clock: Clock,
+        observe: Observer,
+        offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
+    ) -> None:
+        """`offer` takes what was committed, to be published."""
+        self._journal = journal
+        self._predictor = predictor
+        self._rules = rules
+        self._clock = clock
+        self._observe = observe
+        self._offer = offer
+        self._states: dict[str, State] = {}
+        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.failing: str | None = None
+
+    def close(self) -> None:
+        self._model_thread.shutdown()
+        self._journal_thread.shutdown()
+
+    async def in_journal(self, call: Callable[..., T], *args: object) -> T:
+        """Runs a call on the journal's thread: the journal is used from no other."""
+        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, call, *args)
+
+    async def _in_model(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, call, *args)
+
+    def buffer_hours(self, symbol: str) -> int:
+        state = self._states.get(symbol)
+        return 0 if state is None else int((state.window[:, 3] > 0).sum())
+
+    async def warm(self, symbol: str, candles: Sequence[Candle], expected: Processed | None) -> None:
+        """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
+        model = self._predictor.model
+        state = await self._in_model(warm, self._rules, symbol, candles, model, self._predictor)
+        self._states[symbol] = state
+        log.info("%s: warmed up on %d candles", symbol, len(candles))
+        if (
+            expected is not None
+            and (expected.model_version, expected.policy_version) == (model.version, self._rules.policy.version)
+            and (expected.anchor, expected.exposure) != (state.anchor, state.memory.exposure)
+        ):
+            log.warning(
+                "%s: the journal remembers exposure %.6f, its candles lead to %.6f; going on with the latter",
+                symbol,
+                expected.exposure,
+                state.memory.exposure,
+            )
+
+    async def process(self, batch: Sequence[Due]) -> None:
+        """Takes at most one due candle of each symbol, all the way into the journal."""
+        moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
+        ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
+        predictions = iter(await self._predict(ready))
+        records: list[Record] = []
+        states: list[State] = []
+        for due, state, events in moved:
+            issued: Issued | None = None
+            if state.awaiting:
+                state, concluded = step(self._rules, state, next(predictions))
+                issued = next(e for e in concluded if isinstance(e, Issued))
+            gap = next((e for e in events if isinstance(e, Gap)), None)
+            records.append(self._record(due, state, gap, issued))
+            states.append(state)
+        seqs = iter(await self._commit(records))
+        for due, state, record in zip(batch, states, records, strict=True):
+            self._states[state.symbol] = state
+            outgoing = [
+                Outgoing(
+                    next(seqs), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
+                )
+                for topic, payload, expiry_s in record.events
+            ]
+            self._offer(outgoing, [Retained(*r) for r in record.retained])
+            self._tell(due, record)
+
+    async def _predict(self, ready: list[Ready]) -> list[Prediction]:
+        if not ready:
+            return []
+        started_s = self._clock.monotonic_s()
+        predictions = await self._in_model(predict_ready, ready, self._predictor.model, self._predictor)
+        self._observe(Inferred(self._clock.monotonic_s() - started_s, len(ready)))
+        return predictions
+
+    def _record(self, due: Due, state: State, gap: Gap | None, issued: Issued | None) -> Record:
+        candle, now_ms = due.candle, self._clock.wall_ms()
+        symbol, model = candle.symbol, self._predictor.model
+        events: list[tuple[str, bytes, int]] = []
+        retained: list[tuple[str, bytes, int | None, int | None]] = []
+        if gap is not None:
+            opened, closed = publication.gap(gap, "opened", now_ms), publication.gap(gap, "closed", now_ms)
+            events += [
+                (messages.event_topic(symbol, "gap.opened"), messages.encode(opened), EVENT_EXPIRY_S),
+                (messages.event_topic(symbol, "gap.closed"), messages.encode(closed), EVENT_EXPIRY_S),
+            ]
+        forecast: Forecast | None = None
+        decision: Decision | None = None
+        if issued is not None:
+            forecast = publication.forecast(issued.prediction, model, due.provenance, now_ms)
+            decision = publication.decision(issued, due.provenance, now_ms)
+            spoken = (messages.encode(forecast), messages.encode(decision))
+            recent = messages.encode(publication.recent(symbol, state.recent, model, now_ms))
+            events += [
+                (messages.event_topic(symbol, "forecast.issued"), spoken[0], EVENT_EXPIRY_S),
+                (messages.event_topic(symbol, "decision.issued"), spoken[1], EVENT_EXPIRY_S),
+            ]
+            until = forecast.valid_until
+            retained += [
+                (messages.symbol_topic(symbol, "forecast"), spoken[0], RETAINED_EXPIRY_S, until),
+                (messages.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
+                (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, until),
+            ]
+        return Record(
+            candle=candle,
+            provenance=due.provenance,
+            forecast=forecast,
+            decision=decision,
+            events=tuple(events),
+            retained=tuple(retained),
+            gap=(gap.from_open_time, gap.to_open_time) if gap else None,
+            anchor=state.anchor,
+            exposure=state.memory.exposure,
+            model_version=model.version,
+            policy_version=self._rules.policy.version,
+        )
+
+    async def _commit(self, records: Sequence[Record]) -> list[int]:
+        while True:
+            try:
+                seqs = await self.in_journal(self._journal.commit, records)
+            except JournalError as error:
+                if self.failing is None:
+                    log.error("%s; nothing new is published until it can be written", error)
+                self.failing = str(error)
+                self._observe(CommitFailed(str(error)))
+                await asyncio.sleep(_COMMIT_RETRY_S)
+                continue
+            if self.failing is not None:
+                log.info("the journal can be written again")
+                self.failing = None
+            return seqs
+
+    def _tell(self, due: Due, record: Record) -> None:
+        symbol, open_time = due.candle.symbol, due.candle.open_time
+        if record.gap is not None:
+            first, last = record.gap
+            hours = (last - first) // HOUR_MS + 1
+            log.warning("%s: the exchange never published %d hour(s) from %d to %d", symbol, hours, first, last)
+            self._observe(GapDeclared(symbol, first, last, hours))
+        self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))
+        if record.forecast is not None and record.decision is not None:
+            self._observe(ForecastCommitted(record.forecast, record.decision))

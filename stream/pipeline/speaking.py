@@ -1,0 +1,218 @@
+"""Speaking: what the journal holds goes to the broker, in order, until it has acknowledged.
+
+Events are each published and kept until acknowledged; a retained topic only ever carries its newest payload. A
+retained payload past its `valid_until` is not published: an old decision must not look like a present one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from stream.core import messages
+from stream.core.messages import Message, NodeInfo, NodeState, NodeStateName
+from stream.ports import (
+    Clock,
+    ForecastAcknowledged,
+    Journal,
+    JournalError,
+    NodeChanged,
+    Observer,
+    OutboxCounted,
+    Outgoing,
+    Published,
+    Publisher,
+    PublishFailed,
+    Retained,
+    UnreachableError,
+)
+
+log = logging.getLogger(__name__)
+
+#: Acknowledgements wait for company up to this many; a crash before they are noted repeats messages, harmlessly.
+_ACKNOWLEDGE_BATCH = 64
+
+
+class Speaker:
+    """One per node. Everything runs on the event loop except the journal's calls."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        session: str,
+        journal: Journal,
+        in_journal: Callable[..., Awaitable[Any]],
+        clock: Clock,
+        exchange_now_ms: Callable[[], int | None],
+        observe: Observer,
+    ) -> None:
+        """`exchange_now_ms` is None before the exchange has told its time: then nothing counts as out of date."""
+        self._instance = instance
+        self._session_id = session
+        self._journal = journal
+        self._in_journal = in_journal
+        self._clock = clock
+        self._exchange_now_ms = exchange_now_ms
+        self._observe = observe
+        self._events: deque[Outgoing] = deque()
+        self._retained: dict[str, Retained] = {}
+        self._unsent: dict[str, None] = {}
+        self._cleared: list[str] = []
+        self._acknowledged: list[int] = []
+        self._wake = asyncio.Event()
+        self._state: NodeStateName = "starting"
+        self._reasons: tuple[str, ...] = ()
+        self._since_ms = clock.wall_ms()
+        self._said: tuple[NodeStateName, tuple[str, ...]] | None = None
+        self._info: NodeInfo | None = None
+        self._closing = False
+        self.connected = False
+
+    @property
+    def state(self) -> NodeStateName:
+        return self._state
+
+    def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], keep: Callable[[str], bool]) -> None:
+        """What an earlier run left: unacknowledged events, and the retained topics. A topic that `keep` refuses
+        has left the configuration and is cleared at the broker."""
+        self._events.extend(outbox)
+        for item in retained:
+            if keep(item.topic):
+                self._retained[item.topic] = item
+            else:
+                self._cleared.append(item.topic)
+        self._observe(OutboxCounted(len(self._events)))
+
+    def introduce(self, info: NodeInfo) -> None:
+        self._info = info
+
+    def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
+        self._events.extend(events)
+        for item in retained:
+            self._retained[item.topic] = item
+            self._unsent[item.topic] = None
+        self._observe(OutboxCounted(len(self._events)))
+        self._wake.set()
+
+    def retained_payload(self, topic: str) -> bytes | None:
+        item = self._retained.get(topic)
+        return item.payload if item else None
+
+    def tell_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> None:
+        if (state, reasons) == (self._state, self._reasons):
+            return
+        if state != self._state:
+            self._since_ms = self._clock.wall_ms()
+            log.info("node %s is %s%s", self._instance, state, f": {'; '.join(reasons)}" if reasons else "")
+        self._state, self._reasons = state, reasons
+        self._observe(NodeChanged(state, reasons))
+        self._wake.set()
+
+    def close(self) -> None:
+        """Say what is left, then `stopped`, and end the session."""
+        self._closing = True
+        self._wake.set()
+
+    def node_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> NodeState:
+        return NodeState(
+            instance=self._instance, state=state, session=self._session_id, since=self._since_ms, reasons=reasons
+        )
+
+    async def session(self, publisher: Publisher) -> None:
+        """One connection to the broker, from its first word to `stopped`. Returns only after `close`."""
+        self.connected = True
+        self._said = None
+        try:
+            await self._say_state(publisher, "starting", ())
+            if self._info is not None:
+                topic = messages.node_topic(self._instance, "info")
+                await self._publish(publisher, topic, messages.encode(self._info), retain=True)
+            # The broker may have forgotten everything: all current values again, before the backlog of events.
+            self._unsent = dict.fromkeys(self._retained)
+            await self._speak_retained(publisher)
+            while True:
+                # Cleared before looking, so that what is offered while we speak is not slept over.
+                self._wake.clear()
+                await self._speak_events(publisher)
+                await self._speak_retained(publisher)
+                if self._closing:
+                    await self._note_acknowledged()
+                    await self._say_state(publisher, "stopped", ())
+                    return
+                if not self._events:
+                    await self._say_state(publisher, self._state, self._reasons)
+                    await self._wake.wait()
+        finally:
+            self.connected = False
+
+    async def _say_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
+        if (state, reasons) == self._said:
+            return
+        payload = messages.encode(self.node_state(state, reasons))
+        await self._publish(publisher, messages.node_topic(self._instance, "state"), payload, retain=True)
+        self._said = (state, reasons)
+
+    async def _speak_events(self, publisher: Publisher) -> None:
+        while self._events:
+            event = self._events[0]
+            await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
+            self._events.popleft()
+            if event.timed and event.arrived_at_s is not None:
+                self._observe(ForecastAcknowledged(self._clock.monotonic_s() - event.arrived_at_s))
+            self._observe(OutboxCounted(len(self._events)))
+            self._acknowledged.append(event.seq)
+            if len(self._acknowledged) >= _ACKNOWLEDGE_BATCH:
+                await self._note_acknowledged()
+        if self._acknowledged:
+            await self._note_acknowledged()
+
+    async def _note_acknowledged(self) -> None:
+        seqs = list(self._acknowledged)
+        if not seqs:
+            return
+        try:
+            await self._in_journal(self._journal.acknowledge, seqs)
+        except JournalError:
+            # They stay on the list, and in the worst case are said once more after a restart.
+            return
+        del self._acknowledged[: len(seqs)]
+
+    async def _speak_retained(self, publisher: Publisher) -> None:
+        while self._unsent:
+            topic = next(iter(self._unsent))
+            item = self._retained[topic]
+            expiry_s = self._remaining_s(item)
+            if expiry_s is None or expiry_s > 0:
+                await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s)
+            # Only what was sent is sent: a newer payload may have come while we waited.
+            if self._retained[topic] is item:
+                del self._unsent[topic]
+        while self._cleared:
+            await self._publish(publisher, self._cleared[0], b"", retain=True)
+            topic = self._cleared.pop(0)
+            await self._in_journal(self._journal.forget_retained, [topic])
+
+    def _remaining_s(self, item: Retained) -> int | None:
+        """Seconds this payload may still live at the broker; None for ever, 0 not at all."""
+        now_ms = self._exchange_now_ms()
+        if item.expiry_s is None or item.valid_until is None or now_ms is None:
+            return item.expiry_s
+        return max(0, min(item.expiry_s, -((now_ms - item.valid_until) // 1_000)))
+
+    async def _publish(
+        self, publisher: Publisher, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        try:
+            await publisher.publish(topic, payload, retain=retain, expiry_s=expiry_s)
+        except UnreachableError as error:
+            self._observe(PublishFailed(topic, str(error)))
+            raise
+        self._observe(Published(topic))
+
+
+def retained_message(topic: str, message: Message, expiry_s: int | None = None) -> Retained:
+    return Retained(topic, messages.encode(message), expiry_s)

@@ -1,0 +1,378 @@
+"""What the pipeline is plugged into: protocols, and the facts that it tells its observer.
+
+Facts are past tense and frozen; what becomes of them (a metric, a log line, nothing) is the observer's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.binance import ExchangeInfo, KlineUpdate
+from stream.core.candle import Candle, Provenance
+from stream.core.contract import Model
+from stream.core.messages import Decision, Drift, Forecast, NodeStateName
+
+# --- time ------------------------------------------------------------------------------------------------------
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The machine's two clocks, passed in so that a test can hold them still."""
+
+    #: Stamps `issued_at`, nothing else.
+    wall_ms: Callable[[], int] = _wall_ms
+    monotonic_s: Callable[[], float] = time.monotonic
+
+
+# --- outside ---------------------------------------------------------------------------------------------------
+
+
+class UnreachableError(ConnectionError):
+    """Exchange or broker cannot be reached or will not answer now. Wait and try again."""
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be opened or written: its message names the file, the cause and the cure."""
+
+
+class RefusedError(RuntimeError):
+    """The daemon must not run so. One clear line for the person who started it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Candles in order, and the exchange's time when they were asked for: an hour that had ended well before
+    then and is not among them does not exist."""
+
+    candles: list[Candle]
+    asked_at_ms: int
+
+
+class History(Protocol):
+    """REST. Every method raises `UnreachableError` where asking again later may help."""
+
+    async def server_time_ms(self) -> int: ...
+
+    async def exchange_info(self, symbol: str) -> ExchangeInfo:
+        """`UnknownSymbolError` where the exchange does not list the symbol."""
+        ...
+
+    async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
+        """Closed candles that open in [from, to]. `UnknownSymbolError` where there is no such symbol."""
+        ...
+
+
+class Predictor(Protocol):
+    @property
+    def model(self) -> Model: ...
+
+    #: As `stream.core.replay.Predict`; called from one thread at a time.
+    def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32], /) -> NDArray[np.float32]: ...
+
+
+class FeedListener(Protocol):
+    """Where the feed delivers; awaiting `closed` is its back-pressure."""
+
+    def connected(self) -> None: ...
+
+    def disconnected(self, reason: str) -> None: ...
+
+    def forming(self, update: KlineUpdate, received_at_s: float) -> None: ...
+
+    async def closed(self, update: KlineUpdate, received_at_s: float) -> None: ...
+
+
+class Feed(Protocol):
+    async def run(self, listener: FeedListener) -> None:
+        """Delivers until cancelled; reconnects by itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event on its way to the broker: durable in the journal until it is acknowledged."""
+
+    seq: int
+    topic: str
+    payload: bytes
+    expiry_s: int
+    #: Arrival of the closing frame (monotonic); None where nobody waits for it.
+    arrived_at_s: float | None = None
+    #: Whether this is the message that `forecast_delay_seconds` measures.
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """The newest payload of a retained topic. Past `valid_until` (exchange time) it is not published any more."""
+
+    topic: str
+    payload: bytes
+    expiry_s: int | None = None
+    valid_until: int | None = None
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Everything that one closed candle leaves in the journal, in one transaction."""
+
+    candle: Candle
+    provenance: Provenance
+    forecast: Forecast | None = None
+    decision: Decision | None = None
+    #: (topic, payload, expiry in seconds), in the order in which they are to be published.
+    events: tuple[tuple[str, bytes, int], ...] = ()
+    retained: tuple[tuple[str, bytes, int | None, int | None], ...] = ()
+    gap: tuple[int, int] | None = None
+    anchor: int = 0
+    exposure: float = 0.0
+    model_version: str = ""
+    policy_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """How far a symbol came: the newest candle whose record is in the journal, and the policy's memory then."""
+
+    open_time: int
+    anchor: int
+    exposure: float
+    model_version: str
+    policy_version: str
+
+
+class Journal(Protocol):
+    """Synchronous and slow: called from its own thread. `JournalError` where it cannot be read or written."""
+
+    def processed(self, symbol: str) -> Processed | None: ...
+
+    def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]: ...
+
+    def store_history(self, candles: Sequence[Candle]) -> None: ...
+
+    def commit(self, records: Sequence[Record]) -> list[int]:
+        """Stores the records at once and returns the numbers of their events, in order."""
+        ...
+
+    def outbox(self) -> list[Outgoing]: ...
+
+    def acknowledge(self, seqs: Sequence[int]) -> None: ...
+
+    def retained(self) -> list[Retained]: ...
+
+    def forget_retained(self, topics: Sequence[str]) -> None: ...
+
+    def size_bytes(self) -> int: ...
+
+
+class Publisher(Protocol):
+    """The broker, seen from the pipeline. Publishing returns once the broker has acknowledged."""
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None: ...
+
+
+class Broker(Protocol):
+    async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
+        """Connects, runs `session` on each connection, and connects again until cancelled."""
+        ...
+
+
+# --- facts -----------------------------------------------------------------------------------------------------
+
+
+class Fact(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened. Seconds are real seconds."""
+
+
+class FeedConnected(Fact, frozen=True, gc=False):
+    pass
+
+
+class FeedDisconnected(Fact, frozen=True, gc=False):
+    reason: str
+
+
+class FrameReceived(Fact, frozen=True, gc=False):
+    kind: str
+
+
+class FrameRejected(Fact, frozen=True, gc=False):
+    reason: str
+    detail: str
+
+
+class CandleDelivered(Fact, frozen=True, gc=False):
+    """A closing frame arrived this long after its candle's end, by the exchange's clock."""
+
+    delay_s: float
+
+
+class CandleRepeated(Fact, frozen=True, gc=False):
+    symbol: str
+    open_time: int
+    out_of_order: bool
+
+
+class CandleProcessed(Fact, frozen=True, gc=False):
+    symbol: str
+    open_time: int
+    provenance: Provenance
+    buffer_hours: int
+
+
+class GapDeclared(Fact, frozen=True, gc=False):
+    symbol: str
+    from_open_time: int
+    to_open_time: int
+    hours: int
+
+
+class MissingCounted(Fact, frozen=True, gc=False):
+    """Due candles of a symbol that are not there yet."""
+
+    symbol: str
+    hours: int
+
+
+class Inferred(Fact, frozen=True, gc=False):
+    seconds: float
+    rows: int
+
+
+class ForecastCommitted(Fact, frozen=True, gc=False):
+    forecast: Forecast
+    decision: Decision
+
+
+class ForecastAcknowledged(Fact, frozen=True, gc=False):
+    delay_s: float
+
+
+class BrokerConnected(Fact, frozen=True, gc=False):
+    pass
+
+
+class BrokerLost(Fact, frozen=True, gc=False):
+    reason: str
+
+
+class Published(Fact, frozen=True, gc=False):
+    topic: str
+
+
+class PublishFailed(Fact, frozen=True, gc=False):
+    topic: str
+    reason: str
+
+
+class OutboxCounted(Fact, frozen=True, gc=False):
+    messages: int
+
+
+class BackfillRequested(Fact, frozen=True, gc=False):
+    symbol: str
+
+
+class BackfillFailed(Fact, frozen=True, gc=False):
+    symbol: str
+    reason: str
+
+
+class WeightUsed(Fact, frozen=True, gc=False):
+    ratio: float
+
+
+class CommitFailed(Fact, frozen=True, gc=False):
+    reason: str
+
+
+class StorageMeasured(Fact, frozen=True, gc=False):
+    journal_bytes: int
+    free_bytes: int
+
+
+class LoopLagged(Fact, frozen=True, gc=False):
+    seconds: float
+
+
+class ClockCompared(Fact, frozen=True, gc=False):
+    """The exchange's clock minus ours."""
+
+    offset_s: float
+
+
+class DriftFinished(Fact, frozen=True, gc=False):
+    drift: Drift
+
+
+class DriftFailed(Fact, frozen=True, gc=False):
+    symbol: str
+    reason: str
+
+
+class NodeChanged(Fact, frozen=True, gc=False):
+    state: NodeStateName
+    reasons: tuple[str, ...]
+
+
+Observer = Callable[[Fact], None]
+
+
+# --- status ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the node does its job, and if not, why: for /readyz and the node's state."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+    halted: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Latest:
+    """The newest published messages of a symbol, as they went out, for the API."""
+
+    forecast: bytes | None = None
+    decision: bytes | None = None
+    drift: bytes | None = None
+
+
+class Status(Protocol):
+    """What the HTTP room may ask the pipeline."""
+
+    @property
+    def symbols(self) -> Sequence[str]: ...
+
+    @property
+    def heartbeat_age_s(self) -> float: ...
+
+    def readiness(self) -> Readiness: ...
+
+    def latest(self, symbol: str) -> Latest: ...
+
+    async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]: ...
+
+
+@dataclass(slots=True)
+class FanOut:
+    """One observer that is many."""
+
+    observers: list[Observer] = field(default_factory=list)
+
+    def __call__(self, fact: Fact) -> None:
+        for observer in self.observers:
+            observer(fact)
