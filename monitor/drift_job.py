@@ -69,7 +69,7 @@ class Schedule:
 
     async def run(self) -> None:
         if self.state != "on":
-            log.warning("drift is off: %s", self.state)
+            log.info("drift is %s", self.state)
             return
         while True:
             await asyncio.sleep(_POLL_S)

@@ -227,6 +227,7 @@ async def _run(
                     await beside(node)
 
             await daemon.run(broker, stop, (accompany, drift.run))
+        log.info("stopped")
 
 
 async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:

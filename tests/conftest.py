@@ -1,0 +1,73 @@
+"""Fixtures that every test may ask for: the loop-blocking detector, real candles, a model without a network."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blockbuster import blockbuster_ctx
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from stream.core.contract import Model
+from stream.testing.sample_model import sample_model, sample_predict
+
+settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.get("CI")), max_examples=40)
+settings.load_profile("volcast")
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _never_block_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails an async test whose event loop is blocked by a call that waits."""
+    if not inspect.iscoroutinefunction(getattr(request, "function", None)):
+        yield
+        return
+    with blockbuster_ctx("stream") as buster:
+        for call in ("io.TextIOWrapper.write", "io.BufferedWriter.write"):
+            # Log lines to stderr and pytest's capture file; nothing in the live path writes files on the loop.
+            if call in buster.functions:
+                buster.functions[call].deactivate()
+        yield
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real candles; only tests marked `real_data` may skip, and only where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real candles: {REAL_DATA} is absent")
+    return REAL_DATA
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(7)
+
+
+@pytest.fixture
+def model() -> Model:
+    return sample_model()
+
+
+@pytest.fixture
+def predict() -> Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]:
+    return sample_predict
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Where skipping is forbidden (CI) a skip is a failure, except for lack of the real candles."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("VOLCAST_FORBID_SKIPS") and not hasattr(report, "wasxfail"):
+        if item.get_closest_marker("real_data") and not REAL_DATA.is_dir():
+            return
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and skipping is forbidden: {report.longrepr}"
