@@ -1,0 +1,98 @@
+"""`volcast export`: a run directory in, one ONNX file out, with everything the daemon must know inside it.
+
+Rules of this room:
+- The run directory is the interface to training: `network.keras`, `contract.json`, `windows.npz`.
+- No clock and no chance: two exports of one run are the same bytes, and the model's version is their hash.
+- What does not load as the daemon loads it, or does not say what Keras says, does not come out.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stream.adapters import predictor
+from stream.core import contract
+from stream.core.contract import Contract, ContractError
+
+_MAKERS = ("tf2onnx", "onnx", "onnxruntime")
+
+
+def export(run: Path, out: Path) -> dict[str, Any]:
+    """Converts the run, checks it and writes the bundle to `out`, at once or not at all.
+
+    `ValueError` with one line where the run is incomplete, contradicts this Volcast or fails the parity check.
+    Summary: bundle, version, sha256, bytes, parity (largest |Δ log σ|), windows (how many were compared).
+    """
+    run, out = Path(run), Path(out)
+    agreed, given = _read_run(run)
+    # TensorFlow is loaded here and not before: refusing an incomplete run must not take five seconds.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    from export import canonical, convert, parity
+
+    network = convert.load_network(run / "network.keras")
+    graph = canonical.canonical(convert.to_onnx(network))
+    agreed = msgspec.structs.replace(agreed, versions=agreed.versions | {name: version(name) for name in _MAKERS})
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = contract.METADATA_KEY, msgspec.json.encode(agreed, order="sorted").decode()
+    data = canonical.to_bytes(graph)
+
+    beside = _write_beside(out, data)
+    try:
+        loaded = predictor.load(beside)
+        compared = parity.windows(given)
+        gap = parity.largest_gap(network, loaded, compared)
+        if not gap <= parity.LIMIT:
+            raise convert.ExportError(
+                f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
+                "nothing was written"
+            )
+        beside.replace(out)
+    except ContractError as error:
+        raise convert.ExportError(f"{run}: its bundle is refused: {error}") from None
+    except OSError as error:
+        raise convert.ExportError(f"{out}: cannot be written: {error.strerror}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return {
+        "bundle": str(out),
+        "version": loaded.model.version,
+        "sha256": loaded.model.sha256,
+        "bytes": len(data),
+        "parity": gap,
+        "windows": len(compared[0]),
+    }
+
+
+def _read_run(run: Path) -> tuple[Contract, tuple[Any, Any]]:
+    try:
+        agreed = contract.read((run / "contract.json").read_text())
+        with np.load(run / "windows.npz", allow_pickle=False) as archive:
+            given = archive["sequence"], archive["static"]
+    except ContractError as error:
+        raise ContractError(f"{run}: {error}") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ContractError(f"{run}: is no finished run: {cause}; make one with `volcast train`") from None
+    return agreed, given
+
+
+def _write_beside(out: Path, data: bytes) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise ContractError(f"{out}: cannot be written: {error.strerror}") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).chmod(0o644)
+    return Path(name)

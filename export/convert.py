@@ -1,0 +1,48 @@
+"""Keras to ONNX: one graph of standard operators, opset 17, a free batch. Importing this module loads TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import keras
+import onnx
+import tensorflow as tf
+import tf2onnx
+
+from stream.core.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
+from stream.core.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
+
+#: The newest that tf2onnx writes for every operator of this graph; its LSTM becomes one native LSTM node.
+OPSET = 17
+
+
+class ExportError(ValueError):
+    """The run cannot become a bundle: the run's fault. One line, with the path and the cure."""
+
+
+def load_network(path: Path) -> keras.Model:
+    """The Keras network of a run, without its optimizer. Keras's safe mode refuses code in the file."""
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ExportError(f"{path}: is no Keras network: {cause}; run `volcast train` again") from None
+
+
+def to_onnx(network: keras.Model) -> onnx.ModelProto:
+    """The network as ONNX with the contract's names of inputs and output. Its bytes are not canonical yet."""
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+
+    # A traced function instead of `from_keras`: it lets the output be named.
+    @tf.function  # type: ignore[untyped-decorator]
+    def forward(sequence: Any, static: Any) -> dict[str, Any]:
+        return {OUTPUT: network([sequence, static], training=False)[OUTPUT]}
+
+    signature = [
+        tf.TensorSpec((None, SEQUENCE_HOURS, len(SEQUENCE_NAMES)), tf.float32, INPUT_SEQUENCE),
+        tf.TensorSpec((None, len(STATIC_NAMES)), tf.float32, INPUT_STATIC),
+    ]
+    converted, _ = tf2onnx.convert.from_function(forward, signature, opset=OPSET)
+    return converted

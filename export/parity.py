@@ -1,0 +1,36 @@
+"""The gate of export: Keras and the bundle must say the same about the same windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.contract import OUTPUT
+from stream.core.replay import Predict
+
+#: Of log σ, a natural measure of the relative error: a hundredth of a thousandth.
+LIMIT = 1e-5
+RANDOM_WINDOWS = 256
+
+Windows = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def windows(real: Windows) -> Windows:
+    """The run's windows, and as many again that no market made: noise to the clipping bounds, statics shuffled."""
+    sequence, static = real
+    chance = np.random.default_rng(0)
+    noise = np.clip(chance.normal(0, 3, (RANDOM_WINDOWS, *sequence.shape[1:])), -8, 8).astype(np.float32)
+    shuffled = chance.permuted(static, axis=0)[chance.integers(0, len(static), RANDOM_WINDOWS)]
+    return np.concatenate([sequence, noise]), np.concatenate([static, shuffled])
+
+
+def largest_gap(network: Any, predict: Predict, given: Windows) -> float:
+    """max |Δ log σ| between the Keras network and the bundle over the windows and outputs."""
+    sequence, static = given
+    keras_says = np.asarray(network([sequence, static], training=False)[OUTPUT], dtype=np.float64)
+    bundle_says = predict(sequence, static).astype(np.float64)
+    gap = np.abs(np.log(bundle_says) - np.log(keras_says))
+    # A NaN on one side only is a gap; max() over it would compare as no gap.
+    return float(np.max(np.where(np.isfinite(gap), gap, np.inf)))

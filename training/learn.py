@@ -1,0 +1,106 @@
+"""One seeded training of the network: the loss, the batches, the weights. Importing this module loads TensorFlow.
+
+Every number that is chosen here was chosen by walk-forward inside the training years (docs/decisions), never on
+the year that the model is scored on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from stream.core.contract import OUTPUT
+from stream.core.windows import Array
+from training import model
+from training.dataset import Dataset, Rows
+from training.linear import Linear
+
+BATCH_ROWS = 256
+LEARNING_RATE = 3e-4
+#: The residual is halved after training: what it learnt in one regime holds by half in the next.
+SHRINK = 0.5
+#: exp(3) ≈ 20: a squared return of more than 20 times its forecast pulls no harder than one of 20 times.
+_CLAMP = 3.0
+_PREDICT_ROWS = 4_096
+
+Epoch = Callable[[], None]
+
+
+def loss(labels: Any, log_sigma: Any) -> Any:
+    """Mean over outputs: squared error of log σ for the first, QLIKE of the variance for the horizons.
+
+    labels: log σ [batch, 5], NaN where a label is unknown: it weighs nothing. To second order half of QLIKE
+    is the squared error of log σ, so the two kinds are of one size.
+    """
+    known = keras.ops.isfinite(labels)
+    gap = keras.ops.where(known, labels, log_sigma) - log_sigma
+    bounded = keras.ops.minimum(2 * gap, _CLAMP)
+    # Beyond the clamp exp goes on as its tangent: convex, and the gradient stays finite.
+    qlike = keras.ops.exp(bounded) * (1 + 2 * gap - bounded) - 2 * gap - 1
+    horizon = keras.ops.convert_to_tensor([[0.0, 1.0, 1.0, 1.0, 1.0]], dtype="float32")
+    return keras.ops.mean(keras.ops.where(horizon > 0, qlike / 2, gap * gap), axis=-1)
+
+
+def seed_everything(seed: int) -> None:
+    """The same seed gives the same weights on the same machine."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def train(
+    data: Dataset,
+    rows: Rows,
+    linear: Linear,
+    *,
+    seed: int,
+    epochs: int,
+    units: int = 64,
+    on_epoch: Epoch = lambda: None,
+) -> keras.Model:
+    """The network with log σ as output, trained on `rows`. Its linear part stays as it is."""
+    keras.backend.clear_session()
+    seed_everything(seed)
+    sequence, static = inputs(data, rows)
+    network = model.build(scaler(sequence), linear.weights, linear.bias, units=units)
+    network.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE, clipnorm=1.0), loss=loss)
+    with np.errstate(invalid="ignore"):
+        labels = np.log(data.labels[rows]).astype(np.float32)
+    network.fit(
+        [sequence, static],
+        labels,
+        batch_size=BATCH_ROWS,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, _logs: on_epoch())],
+    )
+    head = network.get_layer(model.RESIDUAL_LAYER)
+    head.set_weights([SHRINK * w for w in head.get_weights()])
+    return network
+
+
+def inputs(data: Dataset, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(sequence [n, 48, F], static [n, S]) of `rows`."""
+    return data.features.sequences(rows), data.features.static[rows]
+
+
+def scaler(sequence: NDArray[np.float32]) -> model.Scaler:
+    mean = sequence.mean(axis=(0, 1), dtype=np.float64)
+    return model.Scaler(mean, 1 / np.maximum(sequence.std(axis=(0, 1), dtype=np.float64), 1e-3))
+
+
+def predict(network: keras.Model, data: Dataset, rows: Rows) -> Array:
+    """The network's output for `rows` [n, 5]: log σ of one in training, σ of a finished one."""
+    parts = []
+    for first in range(0, len(rows), _PREDICT_ROWS):
+        out = network(list(inputs(data, rows[first : first + _PREDICT_ROWS])), training=False)
+        parts.append(np.asarray(out[OUTPUT] if isinstance(out, dict) else out, dtype=np.float64))
+    return np.concatenate(parts)
+
+
+def tensorflow_version() -> str:
+    return str(tf.__version__)
