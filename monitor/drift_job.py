@@ -44,7 +44,10 @@ class Listener(Protocol):
 
 
 class Schedule:
-    """Runs drift for each symbol once the node is ready, then every `period_hours` of exchange time."""
+    """Runs drift for each symbol once the node is ready, then every `period_hours` of exchange time.
+
+    `state` is the function's of that name: anything but "on" keeps the schedule from running.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Schedule:
         model: Path,
         clock: Clock,
         observe: Observer,
+        state: str = "on",
         command: Callable[[str, Path, Path, Path], list[str]] | None = None,
     ) -> None:
         self._listener = listener
@@ -65,7 +69,7 @@ class Schedule:
         self._observe = observe
         self._command = command or drift_command
         self._due_ms: dict[str, float] = {}
-        self.state = _state(period_hours)
+        self.state = state
 
     async def run(self) -> None:
         if self.state != "on":
@@ -132,7 +136,8 @@ def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[
     return [sys.executable, "-m", "stream", "drift", *(part for pair in options.items() for part in pair)]
 
 
-def _state(period_hours: float) -> str:
+def state(period_hours: float) -> str:
+    """ "on", or why drift is off. Looks at the disk."""
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
     if importlib.util.find_spec("evidently") is None:

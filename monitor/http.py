@@ -14,7 +14,8 @@ from litestar import Litestar, MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import PathParameter, QueryParameter
 
 from stream.core.messages import Decision, Drift, Forecast
 from stream.ports import Status
@@ -23,7 +24,7 @@ from stream.ports import Status
 HEARTBEAT_LIMIT_S = 30.0
 HISTORY_LIMIT = 1_000
 
-_SYMBOL = Parameter(pattern=r"^\w{2,40}$", description="As configured, e.g. BTCUSDT; any case.")
+_SYMBOL = PathParameter(pattern=r"^\w{2,40}$", description="As configured, e.g. BTCUSDT; any case.")
 _PAGE = Path(__file__).with_name("page.html")
 
 
@@ -87,9 +88,9 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(
         symbol: Annotated[str, _SYMBOL],
-        from_: Annotated[int | None, Parameter(query="from", ge=0, description="Open time, ms.")] = None,
-        to: Annotated[int | None, Parameter(ge=0, description="Open time, ms.")] = None,
-        limit: Annotated[int, Parameter(ge=1, le=HISTORY_LIMIT)] = 100,
+        from_: Annotated[int | None, QueryParameter(name="from", ge=0, description="Open time, ms.")] = None,
+        to: Annotated[int | None, QueryParameter(ge=0, description="Open time, ms.")] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=HISTORY_LIMIT)] = 100,
     ) -> Response[bytes]:
         rows = await status.history(known(symbol), from_, to, limit)
         return Response(b"[" + b",".join(rows) + b"]", media_type=MediaType.JSON)
@@ -108,8 +109,8 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
 
     app = Litestar(
         [*handlers, get_openapi],
-        # Only the document: the library's pages for it load their scripts from elsewhere.
-        openapi_config=OpenAPIConfig(title="Volcast", version=version, enabled_endpoints=set()),
+        # Only the document, under the name above too: the library's pages load their scripts from elsewhere.
+        openapi_config=OpenAPIConfig(title="Volcast", version=version, render_plugins=[JsonRenderPlugin()]),
         logging_config=None,
     )
     return app

@@ -45,8 +45,7 @@ log = logging.getLogger(__name__)
 _PREFLIGHT_S = 5.0
 
 
-def version() -> str:
-    return importlib.metadata.version("volcast")
+VERSION = importlib.metadata.version("volcast")
 
 
 def packaged_model() -> Path:
@@ -69,6 +68,8 @@ class _Ground:
     lock: DataDirLock
     journal: SqliteJournal
     predictor: predictors.Predictor
+    model_path: Path
+    drift_state: str
     http_socket: socket.socket
     broker: EmbeddedBroker | None
 
@@ -83,7 +84,8 @@ class _Ground:
 def _prepare(settings: Settings) -> _Ground:
     """Files, lock, model, port: `RefusedError` and its kin in one line, with nothing left behind."""
     with contextlib.ExitStack() as undo:
-        predictor = predictors.load(model_path(settings))
+        model = model_path(settings)
+        predictor = predictors.load(model)
         lock = DataDirLock(settings.data_dir)
         undo.callback(lock.release)
         journal = SqliteJournal(settings.data_dir)
@@ -100,7 +102,8 @@ def _prepare(settings: Settings) -> _Ground:
             broker = EmbeddedBroker()
             broker.start()
         undo.pop_all()
-    return _Ground(lock, journal, predictor, http_socket, broker)
+    drift_state = drift_job.state(settings.drift_period_hours)
+    return _Ground(lock, journal, predictor, model, drift_state, http_socket, broker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ async def _run(
     beside: Callable[[Node], Awaitable[None]] | None,
 ) -> None:
     model = ground.predictor.model
-    metrics = Metrics(version=version(), symbols=settings.symbols, model=model)
+    metrics = Metrics(version=VERSION, symbols=settings.symbols, model=model)
     observe = FanOut([metrics, _say_once(), *([watch] if watch else [])])
     session = secrets.token_hex(4)
     exchange_time = ExchangeTime(settings.time_scale)
@@ -193,15 +196,16 @@ async def _run(
             daemon,
             period_hours=settings.drift_period_hours,
             data_dir=settings.data_dir,
-            model=model_path(settings),
+            model=ground.model_path,
             clock=clock,
             observe=observe,
+            state=ground.drift_state,
         )
         daemon.introduce(
             NodeInfo(
                 instance=settings.instance,
                 session=session,
-                version=version(),
+                version=VERSION,
                 symbols=settings.symbols,
                 schemas=messages.SCHEMAS,
                 model=model_ref(model),
@@ -217,9 +221,10 @@ async def _run(
             observe=observe,
             rng=random.Random(),
         )
-        app = http.build_app(daemon, metrics.text, version=version())
+        # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
+        app = await asyncio.to_thread(http.build_app, daemon, metrics.text, version=VERSION)
         async with web.serve(app, ground.http_socket) as http_url:
-            log.info("volcast %s: %s, model %s, %s", version(), ",".join(settings.symbols), model.version, http_url)
+            log.info("volcast %s: %s, model %s, %s", VERSION, ",".join(settings.symbols), model.version, http_url)
             node = Node(daemon, http_url, mqtt_url, drift.state)
 
             async def accompany() -> None:

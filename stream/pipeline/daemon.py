@@ -130,7 +130,7 @@ class Daemon:
         try:
             await self._run(broker, stop, beside)
         finally:
-            self.processor.close()
+            await asyncio.to_thread(self.processor.close)
 
     async def _run(
         self, broker: Broker, stop: asyncio.Event, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]]

@@ -45,4 +45,5 @@ def sample_predict(sequence: NDArray[np.float32], static: NDArray[np.float32]) -
     """Reads a level, the last 48 hours and the calendar; each row by itself."""
     level = static[:, 0] + 0.5 * static[:, 4] + 0.1 * static[:, -1] + 0.01 * sequence[:, :, 1].sum(axis=1)
     horizons = np.array([0, 0.1, 0.05, 0.02, 0.0], np.float32)
-    return np.exp(np.clip(level[:, None] + horizons, -11, 0)).astype(np.float32)
+    volatility: NDArray[np.float32] = np.exp(np.clip(level[:, None] + horizons, -11, 0)).astype(np.float32)
+    return volatility

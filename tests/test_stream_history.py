@@ -1,0 +1,106 @@
+"""REST history against the shipped exchange: pages, the forming row, refusals, Retry-After."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from stream.adapters.history import BinanceHistory
+from stream.core.binance import UnknownSymbolError
+from stream.core.candle import HOUR_MS, Candle
+from stream.ports import Clock, Fact, UnreachableError, WeightUsed
+from stream.testing.exchange import Exchange
+from stream.testing.market import simulate_symbol
+
+START = 1_704_067_200_000
+HOURS = 2_500
+
+
+@pytest.fixture(scope="module")
+def candles() -> list[Candle]:
+    holes = {START + h * HOUR_MS for h in (700, 701, 999, 1_000, 1_001)}
+    return [c for c in simulate_symbol("BTCUSDT", START, HOURS, 3) if c.open_time not in holes]
+
+
+@pytest.fixture
+async def exchange(candles: list[Candle]) -> AsyncIterator[Exchange]:
+    async with Exchange({"BTCUSDT": candles}, START + (HOURS - 10) * HOUR_MS + 1_000) as running:
+        yield running
+
+
+@pytest.fixture
+async def history(exchange: Exchange) -> AsyncIterator[BinanceHistory]:
+    async with BinanceHistory(exchange.rest_url, clock=Clock()) as client:
+        yield client
+
+
+async def test_pages_are_put_together_without_the_forming_row(history: BinanceHistory, candles: list[Candle]) -> None:
+    answer = await history.candles("BTCUSDT", START)
+    closed = [c for c in candles if c.close_time < answer.asked_at_ms]
+    assert len(closed) == HOURS - 10 - 5
+    assert [c.ohlcv for c in answer.candles] == [c.ohlcv for c in closed]
+    assert [c.open_time for c in answer.candles] == [c.open_time for c in closed]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 999), (0, 1_000), (5, 5), (700, 701), (998, 2_000), (2_488, 2_489)])
+async def test_a_range_is_exactly_what_exists_in_it(
+    history: BinanceHistory, candles: list[Candle], first: int, last: int
+) -> None:
+    answer = await history.candles("BTCUSDT", START + first * HOUR_MS, START + last * HOUR_MS)
+    expected = [c for c in candles if START + first * HOUR_MS <= c.open_time <= START + last * HOUR_MS]
+    assert [c.ohlcv for c in answer.candles] == [c.ohlcv for c in expected]
+
+
+async def test_a_symbol_that_does_not_exist_is_told_apart_from_trouble(history: BinanceHistory) -> None:
+    with pytest.raises(UnknownSymbolError):
+        await history.exchange_info("NOSUCHPAIR")
+    with pytest.raises(UnknownSymbolError):
+        await history.candles("NOSUCHPAIR", START)
+    info = await history.exchange_info("BTCUSDT")
+    assert info.symbols[0].trading
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+async def test_trouble_is_unreachable(exchange: Exchange, history: BinanceHistory, status: int) -> None:
+    exchange.fault("rest_status", status=status, n=1)
+    with pytest.raises(UnreachableError, match=str(status)):
+        await history.server_time_ms()
+    assert await history.server_time_ms() > START
+
+
+async def test_retry_after_binds_the_next_request(exchange: Exchange) -> None:
+    now_s = 0.0
+
+    def monotonic() -> float:
+        return now_s
+
+    async with BinanceHistory(exchange.rest_url, clock=Clock(monotonic_s=monotonic)) as history:
+        exchange.fault("rest_status", status=429, n=1, retry_after=7)
+        with pytest.raises(UnreachableError, match="silence for 7 s"):
+            await history.server_time_ms()
+        asked = len(exchange.access_log.entries("request"))
+        waiting = asyncio.create_task(history.server_time_ms())
+        await asyncio.sleep(0)
+        assert len(exchange.access_log.entries("request")) == asked
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        now_s = 7.1
+        assert await history.server_time_ms() > START
+
+
+async def test_a_server_that_is_not_there_is_unreachable() -> None:
+    async with BinanceHistory("http://127.0.0.1:9", clock=Clock()) as history:
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1"):
+            await history.server_time_ms()
+
+
+async def test_used_weight_is_told(exchange: Exchange) -> None:
+    facts: list[Fact] = []
+    async with BinanceHistory(exchange.rest_url, clock=Clock(), observe=facts.append) as history:
+        await history.candles("BTCUSDT", START, START + HOUR_MS)
+    ratios = [f.ratio for f in facts if isinstance(f, WeightUsed)]
+    assert ratios == sorted(ratios)
+    assert 0 < ratios[-1] < 0.01
