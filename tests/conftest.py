@@ -27,7 +27,8 @@ REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "d
 @pytest.fixture(autouse=True)
 def _never_block_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails an async test whose event loop is blocked by a call that waits."""
-    if not inspect.iscoroutinefunction(getattr(request, "function", None)):
+    measuring = request.node.get_closest_marker("bench") is not None
+    if measuring or not inspect.iscoroutinefunction(getattr(request, "function", None)):
         yield
         return
     with blockbuster_ctx("stream") as buster:

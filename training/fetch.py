@@ -18,8 +18,8 @@ from stream.ports import Clock, UnreachableError
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
-_RETRY_S = 1.0
+_ATTEMPTS = 5
+_RETRY_S = 0.5
 
 
 class FetchError(RuntimeError):

@@ -29,10 +29,8 @@ def har_inputs(static: NDArray[np.float32], names: tuple[str, ...]) -> Array:
 
 
 def har(static: NDArray[np.float32], coefficients: Har) -> Array:
-    """E[σ] of the next 24 h, hourly: [...]. Summed column by column, so one row equals that row among many."""
-    columns = har_inputs(static, coefficients.names)
-    total = np.full(columns.shape[:-1], coefficients.intercept)
-    for i, coefficient in enumerate(coefficients.coefficients):
-        total = total + coefficient * columns[..., i]
+    """E[σ] of the next 24 h, hourly: [...]. Accumulated, so one row equals that row among many."""
+    terms = har_inputs(static, coefficients.names) * np.array(coefficients.coefficients)
+    total = coefficients.intercept + np.add.accumulate(terms, axis=-1)[..., -1]
     sigma: Array = np.exp(np.clip(total, -12.0, 0.0)) * coefficients.retransform
     return sigma

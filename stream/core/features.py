@@ -33,6 +33,8 @@ EWMA_HALF_LIFE_HOURS = 72
 #: The EWMA's window; what lies beyond weighs under 0.1 %.
 EWMA_HOURS = 720
 
+# What is summed over windows, by its place in one array.
+_RETURN, _SQUARE, _RETURNED, _PRESENT, _RANGE, _VOLUME, _NEGATIVE = range(7)
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
 
 SEQUENCE_NAMES = (
@@ -103,8 +105,8 @@ class Features:
         return np.ascontiguousarray(np.moveaxis(windows[..., rows, :, :], -1, -2))
 
 
-def compute(open_time: NDArray[np.int64], ohlcv: Array) -> Features:
-    """Features of every row of an hourly grid.
+def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = None) -> Features:
+    """Features of every row of an hourly grid, or of its `newest` rows: the same numbers for less work.
 
     open_time: [T], ms, one hour apart. ohlcv: [..., T, 5], NaN where an hour has no candle.
     `ValueError` where the shapes or the grid are not so.
@@ -115,6 +117,7 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array) -> Features:
         raise ValueError("open_time must be a grid of consecutive hours")
     # The sequence of the first row reaches 47 hours before it: they exist as missing hours.
     lead = SEQUENCE_HOURS - 1
+    wanted = lead + (open_time.shape[0] if newest is None else min(newest, open_time.shape[0]))
     times = np.concatenate([open_time[0] + HOUR_MS * np.arange(-lead, 0, dtype=np.int64), open_time])
     pad = np.full((*ohlcv.shape[:-2], lead, 5), np.nan)
     o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(np.concatenate([pad, ohlcv], axis=-2), -1, 0))
@@ -124,93 +127,105 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array) -> Features:
     returned = present & (delayed(present.astype(np.float64), 1) > 0)
     r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
     squares = r * r
-    r_sum, r_squares, r_count = Trailing(r), Trailing(squares), Trailing(returned.astype(np.float64))
-    hours = Trailing(present.astype(np.float64))
-
     with np.errstate(divide="ignore", invalid="ignore"):
         ranges = np.where(
             present,
             0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
             0.0,
         )
-    range_sum = Trailing(np.maximum(ranges, 0.0))
+    # One array for all that is summed: windows cost calls, not rows, when a single candle is computed.
+    summed = Trailing(
+        np.stack(
+            [
+                r,
+                squares,
+                returned.astype(np.float64),
+                present.astype(np.float64),
+                np.maximum(ranges, 0.0),
+                np.where(present, v, 0.0),
+                np.where(r < 0, squares, 0.0),
+            ],
+            axis=-2,
+        ),
+        newest=wanted,
+    )
+    weighted = Trailing(
+        np.stack([squares, returned.astype(np.float64)], axis=-2), 0.5 ** (1 / EWMA_HALF_LIFE_HOURS), newest=wanted
+    ).sum(EWMA_HOURS)
+    largest = np.log(np.maximum(trailing_max(np.abs(r), 24), SIGMA_FLOOR))[..., -wanted:]
+    # From here on only the rows that were asked for, and the 47 before the first of them.
+    times, present, r, v = times[-wanted:], present[..., -wanted:], r[..., -wanted:], v[..., -wanted:]
 
-    def log_rms(squared: Trailing, count: Trailing, rows: int) -> Array:
-        n = count.sum(rows)
-        return np.log(np.maximum(np.sqrt(squared.sum(rows) / np.maximum(n, 1.0)), SIGMA_FLOOR))
+    def over(channel: int, rows: int) -> Array:
+        return summed.sum(rows)[..., channel, :]
 
-    n_24 = r_count.sum(24)
-    realized = standard_deviation(r_sum.sum(24), r_squares.sum(24), n_24)
+    def log_rms(squared: int, count: int, *windows: int) -> list[Array]:
+        """log of the root mean square over each of the windows; in one array on the way, again to save calls."""
+        total = np.stack([over(squared, rows) for rows in windows])
+        number = np.stack([over(count, rows) for rows in windows])
+        return list(np.log(np.maximum(np.sqrt(total / np.maximum(number, 1.0)), SIGMA_FLOOR)))
+
+    n_24 = over(_RETURNED, 24)
+    realized = standard_deviation(over(_RETURN, 24), over(_SQUARE, 24), n_24)
     log_realized = np.log(realized)
-    log_168, log_720 = log_rms(r_squares, r_count, 168), log_rms(r_squares, r_count, 720)
+    log_6, log_72, log_168, log_720 = log_rms(_SQUARE, _RETURNED, 6, 72, 168, 720)
+    log_ranges = log_rms(_RANGE, _PRESENT, *_RANGE_HOURS)
+    scale = np.exp(log_168)
 
-    decay = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
-    weight = Trailing(returned.astype(np.float64), decay).sum(EWMA_HOURS)
-    ewma_variance = Trailing(squares, decay).sum(EWMA_HOURS) / np.maximum(weight, 1e-12)
+    ewma_variance = weighted[..., 0, :] / np.maximum(weighted[..., 1, :], 1e-12)
     ewma = np.maximum(np.sqrt(ewma_variance), SIGMA_FLOOR)
 
-    volume = Trailing(np.where(present, v, 0.0))
-
     def mean_volume(rows: int) -> Array:
-        return volume.sum(rows) / np.maximum(hours.sum(rows), 1.0)
+        return over(_VOLUME, rows) / np.maximum(over(_PRESENT, rows), 1.0)
 
     def log_volume(part: Array, whole: Array, usual: Array) -> Array:
         # A thousandth of the usual volume keeps quiet hours finite; a dead market compares as equal.
         quiet = np.maximum(1e-3 * usual, 1e-300)
         return np.log((part + quiet) / (whole + quiet))
 
-    volume_168, volume_720 = mean_volume(168), mean_volume(720)
+    volume_24, volume_168, volume_720 = mean_volume(24), mean_volume(168), mean_volume(720)
     hour_of_week = times // HOUR_MS % 168
-    seen = n_24 >= 1
-    sequence_rows = np.stack(
+    sequence_rows = _columns(
         [
-            np.clip(r / np.exp(log_168), -8.0, 8.0),
-            np.where(present, np.clip(log_rms(range_sum, hours, 1) - log_168, -6.0, 6.0), 0.0),
-            np.where(seen, np.clip(log_realized - log_168, -6.0, 6.0), 0.0),
-            np.where(
-                present,
-                np.clip(log_volume(np.where(present, v, 0.0), volume_168, volume_168), -6.0, 6.0),
-                0.0,
-            ),
-            *(np.broadcast_to(x, present.shape) for x in _SEQUENCE_CALENDAR[hour_of_week].T),
-            (~present).astype(np.float64),
+            np.clip(r / scale, -8.0, 8.0),
+            np.where(present, np.clip(log_ranges[0] - log_168, -6.0, 6.0), 0.0),
+            np.where(n_24 >= 1, np.clip(log_realized - log_168, -6.0, 6.0), 0.0),
+            np.where(present, np.clip(log_volume(over(_VOLUME, 1), volume_168, volume_168), -6.0, 6.0), 0.0),
         ],
-        axis=-1,
+        _SEQUENCE_CALENDAR[hour_of_week],
+        [~present],
     )
 
-    scale_24, scale_168 = np.exp(log_168) * np.sqrt(24.0), np.exp(log_168) * np.sqrt(168.0)
-    return_24 = np.clip(r_sum.sum(24) / scale_24, -8.0, 8.0)
-    negative = Trailing(np.where(r < 0, squares, 0.0)).sum(24)
-    largest = np.log(np.maximum(trailing_max(np.abs(r), 24), SIGMA_FLOOR))
-    static = np.stack(
+    return_24 = np.clip(over(_RETURN, 24) / (scale * np.sqrt(24.0)), -8.0, 8.0)
+    static = _columns(
         [
             log_720,
             log_168 - log_720,
-            log_rms(r_squares, r_count, 72) - log_720,
-            log_rms(r_squares, r_count, 6) - log_720,
+            log_72 - log_720,
+            log_6 - log_720,
             log_realized - log_720,
             np.log(ewma) - log_720,
-            *(np.clip(log_rms(range_sum, hours, rows) - log_720, -6.0, 6.0) for rows in _RANGE_HOURS),
+            *(np.clip(log_range - log_720, -6.0, 6.0) for log_range in log_ranges),
             return_24,
             np.minimum(return_24, 0.0),
-            np.clip(r_sum.sum(168) / scale_168, -8.0, 8.0),
-            negative / np.maximum(r_squares.sum(24), SIGMA_FLOOR**2) - 0.5,
+            np.clip(over(_RETURN, 168) / (scale * np.sqrt(168.0)), -8.0, 8.0),
+            over(_NEGATIVE, 24) / np.maximum(over(_SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
             np.clip(largest - log_realized, -6.0, 6.0),
-            log_volume(mean_volume(3), mean_volume(24), volume_720),
-            log_volume(mean_volume(24), volume_168, volume_720),
+            log_volume(mean_volume(3), volume_24, volume_720),
+            log_volume(volume_24, volume_168, volume_720),
             log_volume(volume_168, volume_720, volume_720),
-            *(np.broadcast_to(x, present.shape) for x in _STATIC_CALENDAR[hour_of_week].T),
         ],
-        axis=-1,
+        _STATIC_CALENDAR[hour_of_week],
+        [],
     )
 
-    known_sum, known_squares, known_count = r_sum.sum(23), r_squares.sum(23), r_count.sum(23)
-    gaps = SEQUENCE_HOURS - hours.sum(SEQUENCE_HOURS)
+    known_sum, known_squares, known_count = over(_RETURN, 23), over(_SQUARE, 23), over(_RETURNED, 23)
+    gaps = SEQUENCE_HOURS - over(_PRESENT, SEQUENCE_HOURS)
     cut = (..., slice(lead, None))
     return Features(
-        open_time=open_time,
-        sequence_rows=sequence_rows.astype(np.float32),
-        static=static[..., lead:, :].astype(np.float32),
+        open_time=times[lead:],
+        sequence_rows=sequence_rows,
+        static=static[..., lead:, :],
         realized_24h=realized[cut],
         returns_24h=n_24[cut].astype(np.int64),
         known_sum=known_sum[cut],
@@ -220,6 +235,18 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array) -> Features:
         gaps=gaps[cut].astype(np.int64),
         ready=(present & (n_24 >= MIN_RETURNS_24H))[cut],
     )
+
+
+def _columns(first: list[Array], calendar: Array, last: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
+    """Columns side by side as float32: [..., n, F]; `calendar` is [n, k], the same for every symbol."""
+    out = np.empty((*first[0].shape, len(first) + calendar.shape[-1] + len(last)), np.float32)
+    for i, column in enumerate(first):
+        out[..., i] = column
+    middle = len(first) + calendar.shape[-1]
+    out[..., len(first) : middle] = calendar
+    for i, flag in enumerate(last, middle):
+        out[..., i] = flag
+    return out
 
 
 def standard_deviation(total: Array, squares: Array, count: Array) -> Array:

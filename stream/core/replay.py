@@ -101,9 +101,9 @@ def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> lis
     for open_time in sorted({r.open_time for r in ready}):
         together = [r for r in ready if r.open_time == open_time]
         grid = open_time + HOUR_MS * np.arange(-last, 1, dtype=np.int64)
-        table = feature_room.compute(grid, np.stack([r.window for r in together]))
-        row = np.array([last])
-        volatility = predict(table.sequences(row)[:, 0], table.static[:, last])
+        table = feature_room.compute(grid, np.stack([r.window for r in together]), newest=1)
+        row = np.array([0])
+        volatility = predict(table.sequences(row)[:, 0], table.static[:, 0])
         for i, r in enumerate(together):
             found[r.symbol, open_time] = assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model)[0]
     return [found[r.symbol, r.open_time] for r in ready]

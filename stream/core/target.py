@@ -19,6 +19,7 @@ HORIZON_HOURS = (1, 6, 12, 24)
 #: |x| of an hourly return in units of its expected root mean square: the means of the eight octiles of Student's t
 #: with four degrees of freedom, its variance brought to 1.
 _COMING_RETURN = (0.0591, 0.1794, 0.3065, 0.4469, 0.6110, 0.8203, 1.1348, 2.0989)
+_COMING_RETURNS = np.array([sign * size for size in _COMING_RETURN for sign in (1, -1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,8 @@ def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_
     """
     total, squares = features.known_sum[..., rows], features.known_squares[..., rows]
     n = features.known_count[..., rows].astype(np.float64)
-    expected = np.zeros_like(sigma_1h)
-    for size in _COMING_RETURN:
-        for x in (size * sigma_1h, -size * sigma_1h):
-            variance = (squares + x * x - (total + x) ** 2 / (n + 1)) / np.maximum(n, 1.0)
-            expected = expected + np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
-    return expected / (2 * len(_COMING_RETURN))
+    moves = _COMING_RETURNS[:, None] * sigma_1h
+    variance = (squares + moves * moves - (total + moves) ** 2 / (n + 1)) / np.maximum(n, 1.0)
+    roots = np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
+    # accumulate, not sum: one row is then added up in the same order as that row among many.
+    return np.asarray(np.add.accumulate(roots, axis=0)[-1] / len(_COMING_RETURNS))

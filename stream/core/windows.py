@@ -30,14 +30,16 @@ def delayed(x: Array, rows: int, fill: float = 0.0) -> Array:
 class Trailing:
     """Trailing sums of one array over any number of rows; the doublings are shared between calls."""
 
-    def __init__(self, x: Array, decay: float = 1.0) -> None:
-        """`decay` < 1 weighs the value of k rows ago by decay**k."""
+    def __init__(self, x: Array, decay: float = 1.0, *, newest: int | None = None) -> None:
+        """`decay` < 1 weighs the value of k rows ago by decay**k. With `newest` only the sums of that many rows at
+        the end are put together and returned: the same numbers for less work."""
         self._decay = decay
+        self._newest = x.shape[-1] if newest is None else newest
         self._powers = [x]
         self._sums: dict[int, Array] = {}
 
     def sum(self, rows: int) -> Array:
-        """Σ over the last `rows` rows, the current one included."""
+        """Σ over the last `rows` rows, the current one included: [..., newest]."""
         if rows < 1:
             raise ValueError("a window has at least one row")
         if rows in self._sums:
@@ -51,12 +53,21 @@ class Trailing:
         offset = 0
         for level, power in enumerate(self._powers):
             if rows >> level & 1:
-                part = delayed(power, offset) if self._decay == 1.0 else self._decay**offset * delayed(power, offset)
+                part = self._ending(power, offset)
+                if self._decay != 1.0:
+                    part = self._decay**offset * part
                 total = part if total is None else total + part
                 offset += 2**level
         assert total is not None
         self._sums[rows] = total
         return total
+
+    def _ending(self, power: Array, offset: int) -> Array:
+        """The newest rows of `power` as it was `offset` rows ago; a view where all of them exist."""
+        end = power.shape[-1] - offset
+        if end >= self._newest:
+            return power[..., end - self._newest : end]
+        return delayed(power, offset)[..., -self._newest :]
 
 
 def trailing_max(x: Array, rows: int) -> Array:

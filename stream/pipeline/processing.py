@@ -1,7 +1,8 @@
 """Processing: candles that are due go through the operator, the model and the journal, in that order.
 
 The operator's new state counts only once its record is committed: a commit that fails is tried again with the
-same record, and nothing is said meanwhile. The model and the journal have a thread each; the loop only waits.
+same record, and nothing is said meanwhile. Operator, model and journal share one thread, so that a candle crosses
+to it and back once; the loop only waits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import TypeVar
 
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS, Candle, Provenance
-from stream.core.forecast import Prediction
 from stream.core.keyed import Gap, Issued, Ready, Rules, State, step
 from stream.core.messages import Decision, Forecast
 from stream.core.replay import predict_ready, warm
@@ -54,6 +54,16 @@ class Due:
     arrived_at_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What one round of candles led to: records to commit, and the states that count once they are."""
+
+    records: list[Record]
+    states: list[State]
+    predicted: int
+    seconds: float
+
+
 class Processor:
     """Owns the operators' states. One caller at a time."""
 
@@ -75,20 +85,15 @@ class Processor:
         self._observe = observe
         self._offer = offer
         self._states: dict[str, State] = {}
-        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
         self.failing: str | None = None
 
     def close(self) -> None:
-        self._model_thread.shutdown()
-        self._journal_thread.shutdown()
+        self._thread.shutdown()
 
     async def in_journal(self, call: Callable[..., T], *args: object) -> T:
-        """Runs a call on the journal's thread: the journal is used from no other."""
-        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, call, *args)
-
-    async def _in_model(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._model_thread, call, *args)
+        """Runs a call on the thread of journal and model: they are used from no other."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     def buffer_hours(self, symbol: str) -> int:
         state = self._states.get(symbol)
@@ -97,7 +102,7 @@ class Processor:
     async def warm(self, symbol: str, candles: Sequence[Candle], expected: Processed | None) -> None:
         """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
         model = self._predictor.model
-        state = await self._in_model(warm, self._rules, symbol, candles, model, self._predictor)
+        state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
         self._states[symbol] = state
         log.info("%s: warmed up on %d candles", symbol, len(candles))
         if (
@@ -114,9 +119,30 @@ class Processor:
 
     async def process(self, batch: Sequence[Due]) -> None:
         """Takes at most one due candle of each symbol, all the way into the journal."""
+        turn, seqs, failure = await self.in_journal(self._turn, batch)
+        if turn.predicted:
+            self._observe(Inferred(turn.seconds, turn.predicted))
+        if failure is not None:
+            seqs = await self._commit_later(turn.records, failure)
+        numbers = iter(seqs)
+        for due, state, record in zip(batch, turn.states, turn.records, strict=True):
+            self._states[state.symbol] = state
+            outgoing = [
+                Outgoing(
+                    next(numbers), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
+                )
+                for topic, payload, expiry_s in record.events
+            ]
+            self._offer(outgoing, [Retained(*r) for r in record.retained])
+            self._tell(due, record)
+
+    def _turn(self, batch: Sequence[Due]) -> tuple[_Turn, list[int], JournalError | None]:
+        """On the work thread: step, predict, step, and a first attempt to commit."""
         moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
         ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
-        predictions = iter(await self._predict(ready))
+        started_s = self._clock.monotonic_s()
+        predictions = iter(predict_ready(ready, self._predictor.model, self._predictor))
+        seconds = self._clock.monotonic_s() - started_s
         records: list[Record] = []
         states: list[State] = []
         for due, state, events in moved:
@@ -127,25 +153,11 @@ class Processor:
             gap = next((e for e in events if isinstance(e, Gap)), None)
             records.append(self._record(due, state, gap, issued))
             states.append(state)
-        seqs = iter(await self._commit(records))
-        for due, state, record in zip(batch, states, records, strict=True):
-            self._states[state.symbol] = state
-            outgoing = [
-                Outgoing(
-                    next(seqs), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
-                )
-                for topic, payload, expiry_s in record.events
-            ]
-            self._offer(outgoing, [Retained(*r) for r in record.retained])
-            self._tell(due, record)
-
-    async def _predict(self, ready: list[Ready]) -> list[Prediction]:
-        if not ready:
-            return []
-        started_s = self._clock.monotonic_s()
-        predictions = await self._in_model(predict_ready, ready, self._predictor.model, self._predictor)
-        self._observe(Inferred(self._clock.monotonic_s() - started_s, len(ready)))
-        return predictions
+        turn = _Turn(records, states, len(ready), seconds)
+        try:
+            return turn, self._journal.commit(records), None
+        except JournalError as error:
+            return turn, [], error
 
     def _record(self, due: Due, state: State, gap: Gap | None, issued: Issued | None) -> Record:
         candle, now_ms = due.candle, self._clock.wall_ms()
@@ -189,20 +201,20 @@ class Processor:
             policy_version=self._rules.policy.version,
         )
 
-    async def _commit(self, records: Sequence[Record]) -> list[int]:
+    async def _commit_later(self, records: Sequence[Record], failure: JournalError) -> list[int]:
+        """Tries the same records until the journal takes them. Nothing is said and nothing moves meanwhile."""
+        log.error("%s; nothing new is published until it can be written", failure)
         while True:
+            self.failing = str(failure)
+            self._observe(CommitFailed(str(failure)))
+            await asyncio.sleep(_COMMIT_RETRY_S)
             try:
                 seqs = await self.in_journal(self._journal.commit, records)
             except JournalError as error:
-                if self.failing is None:
-                    log.error("%s; nothing new is published until it can be written", error)
-                self.failing = str(error)
-                self._observe(CommitFailed(str(error)))
-                await asyncio.sleep(_COMMIT_RETRY_S)
+                failure = error
                 continue
-            if self.failing is not None:
-                log.info("the journal can be written again")
-                self.failing = None
+            log.info("the journal can be written again")
+            self.failing = None
             return seqs
 
     def _tell(self, due: Due, record: Record) -> None:

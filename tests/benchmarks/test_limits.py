@@ -1,0 +1,155 @@
+"""Speed and memory limits of the daemon, on real parts. Run by `make bench`, which exits 1 where one is broken.
+
+Every figure is printed beside its limit; the delay stands beside the bare floor of the same run: a client that
+receives the same frames, runs the same model and publishes, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiomqtt
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect
+
+from stream.adapters import predictor as predictors
+from stream.commands import node
+from stream.core import binance, features
+from stream.core.binance import KlineUpdate
+from stream.ports import Clock, Fact, ForecastAcknowledged, ForecastCommitted, Inferred
+from stream.settings import Settings
+from stream.testing.broker import EmbeddedBroker
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
+
+RESIDENT_LIMIT_MB = 220
+FIRST_FORECAST_LIMIT_S = 3.0
+DELAY_P50_LIMIT_MS = 5.0
+#: Ten closes a second, far enough apart that none waits for another.
+SPEED = 36_000
+CANDLES = 300
+
+
+def show(what: str, value: float, unit: str, limit: float | None = None) -> None:
+    bound = f"   limit {limit:g} {unit}" if limit is not None else ""
+    print(f"{what:<62} {value:9.2f} {unit}{bound}")
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[tuple[str, str]]:
+    command = [sys.executable, "-m", "stream", "exchange", "--speed", str(SPEED), "--ws-port", "0", "--rest-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        yield words[words.index("--ws-url") + 1], words[words.index("--rest-url") + 1]
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with EmbeddedBroker() as running:
+        yield running.url
+
+
+class Watch:
+    def __init__(self, clock: Clock) -> None:
+        self.delays_s: list[float] = []
+        self.inferred_s: list[float] = []
+        self.first_forecast_s: float | None = None
+        self.stop = asyncio.Event()
+        self._clock = clock
+
+    def __call__(self, fact: Fact) -> None:
+        if isinstance(fact, ForecastCommitted) and self.first_forecast_s is None:
+            self.first_forecast_s = self._clock.monotonic_s()
+        if isinstance(fact, Inferred):
+            self.inferred_s.append(fact.seconds)
+        if isinstance(fact, ForecastAcknowledged):
+            self.delays_s.append(fact.delay_s)
+            if len(self.delays_s) >= CANDLES:
+                self.stop.set()
+
+
+async def floor(ws_url: str, broker_url: str) -> list[float]:
+    """Receive, run the model, publish: what no design can go below on this machine. After the node, not beside it:
+    on the same loop each would wait for the other."""
+    predictor = predictors.load(node.packaged_model())
+    sequence = np.zeros((1, features.SEQUENCE_HOURS, len(features.SEQUENCE_NAMES)), np.float32)
+    static = np.zeros((1, len(features.STATIC_NAMES)), np.float32)
+    host, port = broker_url.removeprefix("mqtt://").split(":")
+    delays_s: list[float] = []
+    url = binance.stream_url(ws_url, ["BTCUSDT"])
+    async with (
+        aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client,
+        connect(url, proxy=None, compression=None) as socket,
+    ):
+        async for data in socket:
+            received_s = time.monotonic()
+            frame = binance.decode_frame(data)
+            if isinstance(frame, KlineUpdate) and frame.closed:
+                payload = predictor(sequence, static).tobytes()
+                await client.publish("floor", payload, qos=1)
+                delays_s.append(time.monotonic() - received_s)
+            if len(delays_s) >= CANDLES // 3:
+                break
+    return delays_s
+
+
+async def test_closing_frame_to_acknowledgement_beside_the_floor(
+    exchange: tuple[str, str], broker: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    settings = Settings(
+        ws_url=exchange[0], rest_url=exchange[1], mqtt_url=broker, http_port=0, data_dir=tmp_path,
+        time_scale=SPEED, drift_period_hours=0.0,
+    )  # fmt: skip
+    started_s = clock.monotonic_s()
+    await node.run(settings, watch.stop, watch=watch)
+    floor_ms = sorted(1e3 * d for d in await floor(exchange[0], broker))
+    delays_ms = sorted(1e3 * d for d in watch.delays_s)
+    assert watch.first_forecast_s is not None
+    first_s = watch.first_forecast_s - started_s
+    p50 = statistics.median(delays_ms)
+    print()
+    show("start to first forecast (history, warm-up, model)", first_s, "s", FIRST_FORECAST_LIMIT_S)
+    show("closing frame to the broker's acknowledgement, p50", p50, "ms", DELAY_P50_LIMIT_MS)
+    show("  of which features and model, p50", 1e3 * statistics.median(watch.inferred_s), "ms")
+    show("closing frame to the broker's acknowledgement, p99", delays_ms[int(0.99 * len(delays_ms))], "ms")
+    show("bare floor (receive, run the model, publish), p50", statistics.median(floor_ms), "ms")
+    show("bare floor (receive, run the model, publish), p99", floor_ms[int(0.99 * len(floor_ms))], "ms")
+    assert first_s < FIRST_FORECAST_LIMIT_S
+    assert p50 < DELAY_P50_LIMIT_MS
+
+
+def test_resident_memory_for_one_symbol(exchange: tuple[str, str], broker: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "stream", "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", broker,
+        "--http-port", "0", "--data-dir", str(tmp_path), "--time-scale", str(SPEED), "--drift-period-hours", "0",
+    ]  # fmt: skip
+    host, port = broker.removeprefix("mqtt://").split(":")
+
+    async def until_forecasts(count: int) -> None:
+        seen = 0
+        async with aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client:
+            await client.subscribe("volcast/v1/binance/spot/+/1h/event/forecast.issued", qos=1)
+            async for _ in client.messages:
+                seen += 1
+                if seen >= count:
+                    return
+
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        asyncio.run(asyncio.wait_for(until_forecasts(200), 120))
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.terminate()
+    peak_mb = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1_024
+    print()
+    show("resident memory of the daemon, peak over 200 candles", peak_mb, "MB", RESIDENT_LIMIT_MB)
+    assert peak_mb < RESIDENT_LIMIT_MB

@@ -1,0 +1,207 @@
+"""The HTTP surface, over a real socket: the contract's paths, strict inputs, honest codes, the page in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor import http
+from monitor.metrics import Metrics
+from stream import ports, web
+from stream.core import messages, publication
+from stream.core.candle import HOUR_MS
+from stream.core.keyed import Issued, Rules
+from stream.core.policy import Policy
+from stream.core.replay import replay
+from stream.ports import Latest, Readiness
+from stream.testing.market import simulate_symbol
+from stream.testing.sample_model import sample_model, sample_predict
+
+START = 1_704_067_200_000
+MODEL = sample_model()
+
+
+class Facts:
+    """A status that says what the test wants it to say."""
+
+    symbols: Sequence[str] = ("BTCUSDT",)
+    heartbeat_age_s = 1.0
+
+    def __init__(self) -> None:
+        rules = Rules(Policy(), MODEL.contract.regimes)
+        candles = simulate_symbol("BTCUSDT", START, 60, 7)
+        issued = [e for _, e in replay(rules, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
+        self.forecasts = [publication.forecast(e.prediction, MODEL, "live", 9) for e in issued]
+        self.decision = publication.decision(issued[-1], "live", 9)
+        self.ready = Readiness(True)
+        self.known = Latest(messages.encode(self.forecasts[-1]), messages.encode(self.decision))
+
+    def readiness(self) -> Readiness:
+        return self.ready
+
+    def latest(self, symbol: str) -> Latest:
+        return self.known
+
+    async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
+        chosen = [f for f in self.forecasts if (from_ms or 0) <= f.open_time <= (to_ms or 2**60)]
+        return [messages.encode(f) for f in chosen[:limit]]
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    return Facts()
+
+
+@pytest.fixture
+def metrics(facts: Facts) -> Metrics:
+    metrics = Metrics(version="1.2.3", symbols=("BTCUSDT",), model=MODEL)
+    metrics(ports.ForecastCommitted(facts.forecasts[-1], facts.decision))
+    return metrics
+
+
+@pytest.fixture
+async def client(facts: Facts, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    app = await asyncio.to_thread(http.build_app, facts, metrics.text, version="1.2.3")
+    async with (
+        web.serve(app, web.bind("127.0.0.1", 0)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        yield client
+
+
+async def test_forecast_and_decision_are_the_very_messages(client: httpx.AsyncClient, facts: Facts) -> None:
+    answer = await client.get("/api/v1/forecast/btcusdt")
+    assert (answer.status_code, answer.content) == (200, facts.known.forecast)
+    assert answer.headers["content-type"] == "application/json"
+    assert (await client.get("/api/v1/decision/BTCUSDT")).content == facts.known.decision
+
+
+async def test_history_is_a_list_within_its_bounds(client: httpx.AsyncClient, facts: Facts) -> None:
+    first = facts.forecasts[10].open_time
+    answer = await client.get("/api/v1/history/BTCUSDT", params={"from": first, "to": first + 9 * HOUR_MS, "limit": 5})
+    assert [f["open_time"] for f in answer.json()] == [first + h * HOUR_MS for h in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/v1/forecast/XRPUSDT", 404),
+        ("/api/v1/drift/BTCUSDT", 404),
+        ("/api/v1/forecast/..%2f..%2fetc", 404),
+        ("/api/v1/forecast/a$b", 400),
+        ("/api/v1/history/BTCUSDT?limit=0", 400),
+        ("/api/v1/history/BTCUSDT?limit=1001", 400),
+        ("/api/v1/history/BTCUSDT?from=-1", 400),
+        ("/api/v1/history/BTCUSDT?from=yesterday", 400),
+        ("/nothing", 404),
+    ],
+)
+async def test_what_is_not_there_or_not_allowed_is_said(client: httpx.AsyncClient, path: str, status: int) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == status
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+async def test_nothing_can_be_written(client: httpx.AsyncClient, method: str) -> None:
+    for path in ("/api/v1/forecast/BTCUSDT", "/metrics", "/healthz"):
+        assert (await client.request(method, path)).status_code == 405
+
+
+async def test_health_is_the_pipelines_heartbeat(client: httpx.AsyncClient, facts: Facts) -> None:
+    assert (await client.get("/healthz")).status_code == 200
+    facts.heartbeat_age_s = 30.5
+    try:
+        assert (await client.get("/healthz")).status_code == 503
+    finally:
+        facts.heartbeat_age_s = 1.0
+
+
+async def test_readiness_gives_its_reasons(client: httpx.AsyncClient, facts: Facts) -> None:
+    assert (await client.get("/readyz")).json() == {
+        "ready": True, "reasons": [], "halted": [], "symbols": ["BTCUSDT"],
+    }  # fmt: skip
+    facts.ready = Readiness(False, ("broker not connected",), ("ETHUSDT",))
+    try:
+        answer = await client.get("/readyz")
+    finally:
+        facts.ready = Readiness(True)
+    assert (answer.status_code, answer.json()["reasons"], answer.json()["halted"]) == (
+        503, ["broker not connected"], ["ETHUSDT"],
+    )  # fmt: skip
+
+
+async def test_metrics_are_prometheus_text_with_the_contracts_names(client: httpx.AsyncClient, facts: Facts) -> None:
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+    names = {sample.name for family in families.values() for sample in family.samples}
+    for name in (
+        "build_info", "model_info", "model_trained_until_timestamp_seconds", "ws_connected", "ws_connects_total",
+        "ws_messages_total", "klines_closed_total", "kline_duplicates_total", "kline_out_of_order_total",
+        "kline_gaps_total", "kline_missing", "kline_delivery_delay_seconds_bucket", "feature_buffer_hours",
+        "inference_seconds_bucket", "forecast_delay_seconds_bucket", "forecasts_total",
+        "forecast_volatility_annualized", "forecast_interval_annualized", "realized_volatility_annualized",
+        "baseline_volatility_annualized", "serving_baseline", "exposure_ratio", "regime", "drift_threshold",
+        "drift_detected", "drift_runs_total", "drift_failures_total", "mqtt_connected", "mqtt_publishes_total",
+        "mqtt_publish_failures_total", "outbox_messages", "journal_bytes", "journal_commit_failures_total",
+        "data_dir_free_bytes", "backfill_requests_total", "backfill_failures_total", "rest_used_weight_ratio",
+        "event_loop_lag_seconds", "clock_offset_seconds",
+    ):  # fmt: skip
+        assert f"volcast_{name}" in names, name
+    volatility = {s.labels["horizon"]: s.value for s in families["volcast_forecast_volatility_annualized"].samples}
+    assert set(volatility) == {"next", "1h", "6h", "12h", "24h"}
+    assert volatility["next"] == pytest.approx(facts.forecasts[-1].volatility.annualized)
+
+
+async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert "/api/v1/forecast/{symbol}" in document["paths"]
+    fields = document["components"]["schemas"]["Forecast"]["properties"]
+    assert {"schema", "id", "volatility", "horizons"} <= set(fields)
+
+
+async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient, facts: Facts, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("chromium is needed for this test: apt-get install chromium")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000", "--dump-dom", str(client.base_url),
+    ]  # fmt: skip
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+    shown = f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %"
+    assert shown in done.stdout
+    assert ">ready<" in done.stdout
+    assert "<svg" in done.stdout
+    # Everything it shows comes from this server.
+    assert "https://" not in Path(http.__file__).with_name("page.html").read_text()
+
+
+def test_labels_of_configured_symbols_exist_from_the_start() -> None:
+    text = Metrics(version="1", symbols=("BTCUSDT", "ETHUSDT"), model=MODEL).text().decode()
+    for line in (
+        'volcast_klines_closed_total{provenance="backfill",symbol="ETHUSDT"} 0.0',
+        'volcast_forecasts_total{provenance="live",symbol="ETHUSDT"} 0.0',
+        'volcast_drift_detected{symbol="ETHUSDT"} 0.0',
+        'volcast_serving_baseline{symbol="ETHUSDT"} 0.0',
+    ):
+        assert line in text
+    assert "_created" not in text
+    assert json.dumps("1")[1:-1] in text
+
+
+def test_every_fact_that_is_told_is_known_to_the_metrics_or_is_no_number() -> None:
+    metrics: Any = Metrics(version="1", symbols=(), model=MODEL)
+    silent = {ports.NodeChanged}
+    assert set(ports.Fact.__subclasses__()) - set(metrics._handlers) == silent
