@@ -16,6 +16,7 @@ from stream import ports
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Model
 from stream.core.features import STATIC_NAMES
+from stream.core.messages import Decision, Forecast
 from stream.core.policy import ANNUAL, REGIMES
 
 # A second series per counter that says when the process first counted: of no use here, and twice the names.
@@ -28,6 +29,17 @@ _FORECAST_BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5,
 HORIZONS = ("next", "1h", "6h", "12h", "24h")
 BASELINES = ("persistence", "ewma", "har")
 PROVENANCES = ("live", "backfill")
+#: The causes that are known; the feed folds others into `http_other` and `closed_other`.
+DISCONNECTS = (
+    *("stall", "unreachable", "connection_lost"),
+    *(f"closed_{code}" for code in ("1000", "1001", "1006", "1008", "1011", "1012", "other")),
+    *(f"http_{status}" for status in ("403", "418", "429", "451", "500", "502", "503", "other")),
+)
+#: `reason` of the dialect's `WireError`s that a frame can raise.
+REJECTIONS = (
+    *("not_json_object", "unknown_event", "kline_fields", "interval", "symbol", "off_grid", "time_range"),
+    *("closed_early", "not_finite", "price_range", "volume_range", "trades_range", "ohlc_order"),
+)
 
 
 class Metrics:
@@ -108,6 +120,10 @@ class Metrics:
             for feature in STATIC_NAMES:
                 threshold = model.contract.reference[feature].threshold
                 self.drift_threshold.labels(symbol, feature).set(threshold)
+        for reason in DISCONNECTS:
+            self.ws_disconnects.labels(reason)
+        for reason in REJECTIONS:
+            self.ws_invalid.labels(reason)
         for kind in ("kline", "kline_closed", "reply", "server_shutdown"):
             self.ws_messages.labels(kind)
         self._handlers: dict[type[ports.Fact], Callable[[Any], None]] = {
@@ -118,6 +134,7 @@ class Metrics:
             ports.CandleDelivered: lambda f: self.delivery.observe(max(0.0, f.delay_s)),
             ports.CandleRepeated: lambda f: (self.out_of_order if f.out_of_order else self.duplicates).inc(),
             ports.CandleProcessed: self._candle,
+            ports.Resumed: self._resumed,
             ports.GapDeclared: lambda f: self.gaps.inc(),
             ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
             ports.Inferred: lambda f: self.inference.observe(f.seconds),
@@ -158,13 +175,24 @@ class Metrics:
 
     def _candle(self, fact: ports.CandleProcessed) -> None:
         self.closed.labels(fact.symbol, fact.provenance).inc()
+        self._took(fact)
+
+    def _resumed(self, fact: ports.Resumed) -> None:
+        """Gauges say again what they said before the restart; nothing is counted twice."""
+        self._took(fact)
+        if fact.forecast is not None and fact.decision is not None:
+            self._show(fact.forecast, fact.decision)
+
+    def _took(self, fact: ports.CandleProcessed | ports.Resumed) -> None:
         self.last_close.labels(fact.symbol).set((fact.open_time + HOUR_MS) / 1_000)
         self.buffer.labels(fact.symbol).set(fact.buffer_hours)
 
     def _forecast(self, fact: ports.ForecastCommitted) -> None:
-        forecast, decision = fact.forecast, fact.decision
+        self.forecasts.labels(fact.forecast.symbol, fact.forecast.provenance).inc()
+        self._show(fact.forecast, fact.decision)
+
+    def _show(self, forecast: Forecast, decision: Decision) -> None:
         symbol = forecast.symbol
-        self.forecasts.labels(symbol, forecast.provenance).inc()
         self.volatility.labels(symbol, "next").set(forecast.volatility.annualized)
         for horizon in forecast.horizons:
             self.volatility.labels(symbol, f"{horizon.hours}h").set(horizon.hourly * ANNUAL)

@@ -168,6 +168,10 @@ class Journal(Protocol):
 
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
 
+    def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
+        """The newest forecast of a symbol, and the decision that rests on it."""
+        ...
+
     def retained(self) -> list[Retained]: ...
 
     def forget_retained(self, topics: Sequence[str]) -> None: ...
@@ -254,6 +258,16 @@ class Inferred(Fact, frozen=True, gc=False):
 class ForecastCommitted(Fact, frozen=True, gc=False):
     forecast: Forecast
     decision: Decision
+
+
+class Resumed(Fact, frozen=True, gc=False):
+    """A symbol goes on where an earlier run left it; its newest messages, where there are any."""
+
+    symbol: str
+    open_time: int
+    buffer_hours: int
+    forecast: Forecast | None
+    decision: Decision | None
 
 
 class ForecastAcknowledged(Fact, frozen=True, gc=False):

@@ -40,6 +40,11 @@ _SUBSCRIBE_BATCH = 100
 _REFUSED_DELAY_S = 30.0
 
 
+#: Told apart in counters; a label may not take as many values as a server likes to send.
+_STATUSES = (403, 418, 429, 451, 500, 502, 503)
+_CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
+
+
 class BinanceFeed:
     """`stream.ports.Feed`: one connection for all symbols."""
 
@@ -89,11 +94,14 @@ class BinanceFeed:
         except InvalidStatus as error:
             status = error.response.status_code
             log.warning("the exchange refused the stream: HTTP %d", status)
-            return f"http_{status}", _REFUSED_DELAY_S if status in (403, 418, 429, 451) else 0.0
+            reason = f"http_{status if status in _STATUSES else 'other'}"
+            return reason, _REFUSED_DELAY_S if status in (403, 418, 429, 451) else 0.0
         except ConnectionClosed as error:
             code = error.rcvd.code if error.rcvd else None
             log.warning("the stream was closed by the exchange: %s", error)
-            return f"closed_{code}" if code else "connection_lost", 0.0
+            if code is None:
+                return "connection_lost", 0.0
+            return f"closed_{code if code in _CLOSE_CODES else 'other'}", 0.0
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
             log.warning("no stream: %s %s", type(error).__name__, error)
             return "unreachable", 0.0

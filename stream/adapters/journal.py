@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from stream.core.candle import Candle
+from stream.core.messages import Decision, Forecast
 from stream.ports import JournalError, Outgoing, Processed, Record, Retained
 
 FILE_NAME = "journal.sqlite"
@@ -242,6 +243,14 @@ class SqliteJournal:
         )
         found = [bytes(payload) for (payload,) in rows]
         return found[::-1] if newest else found
+
+    def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
+        forecasts = self.messages("forecasts", symbol, None, None, 1, newest=True)
+        decisions = self.messages("decisions", symbol, None, None, 1, newest=True)
+        return (
+            msgspec.json.decode(forecasts[0], type=Forecast) if forecasts else None,
+            msgspec.json.decode(decisions[0], type=Decision) if decisions else None,
+        )
 
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*"))

@@ -33,6 +33,7 @@ from stream.ports import (
     Predictor,
     Processed,
     Record,
+    Resumed,
     Retained,
 )
 
@@ -105,6 +106,9 @@ class Processor:
         state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
         self._states[symbol] = state
         log.info("%s: warmed up on %d candles", symbol, len(candles))
+        if expected is not None:
+            forecast, decision = await self.in_journal(self._journal.newest, symbol)
+            self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), forecast, decision))
         if (
             expected is not None
             and (expected.model_version, expected.policy_version) == (model.version, self._rules.policy.version)
