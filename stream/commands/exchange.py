@@ -85,8 +85,9 @@ def make_tape(
         return Tape(simulated, first, length, pace)
     from stream.adapters import candles as files
 
-    table = files.read(candles)
-    names = parse_symbols(symbols, table.symbols)
+    asked = parse_symbols(symbols, ()) if symbols is not None else ()
+    table = files.read(candles, default_symbol=asked[0] if len(asked) == 1 else files.DEFAULT_SYMBOL)
+    names = asked or table.symbols
     played = {symbol: table[symbol] for symbol in names}
     last = max(series[-1].open_time for series in played.values())
     first = parse_time(from_, "--from") if from_ else min(series[0].open_time for series in played.values())

@@ -34,6 +34,11 @@ def _utc(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M}"
 
 
+def _read(candles: Path, symbol: str | None) -> files.CandleTable:
+    """The file; rows without a symbol of their own are taken for the one that was asked for."""
+    return files.read(candles, default_symbol=symbol or files.DEFAULT_SYMBOL)
+
+
 def _write_json(file: Path | None, figures: Any) -> None:
     if file is None:
         return
@@ -48,7 +53,7 @@ def _write_json(file: Path | None, figures: Any) -> None:
 def predict(*, candles: Path, out: Path, from_: str | None, symbol: str | None, model: Path | None) -> None:
     since = parse_time(from_, "--from") if from_ else None
     predictor = predictors.load(model or packaged_model())
-    table = files.read(candles)
+    table = _read(candles, symbol)
     if symbol is None and len(table.symbols) > 1:
         raise RefusedError(f"{candles} holds {', '.join(table.symbols)}: choose one with --symbol")
     name = symbol.upper() if symbol else table.symbols[0]
@@ -181,7 +186,7 @@ def drift(
     champion = data_dir / "champion.onnx"
     loaded = predictors.load(model or (champion if champion.exists() else packaged_model())).model
     if candles is not None:
-        series = files.read(candles)[symbol]
+        series = _read(candles, symbol)[symbol]
     else:
         with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
             newest = journal.last_open_time(symbol)

@@ -117,6 +117,11 @@ def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, 
     return _conclude(rules, state, item)
 
 
+def give_up(state: State) -> State:
+    """The state of a symbol whose model gave no usable answer: its candle is taken, its forecast does not exist."""
+    return msgspec.structs.replace(state, awaiting=False)
+
+
 def _take(state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
     last = state.last_open_time
     if candle.symbol != state.symbol or (last is not None and candle.open_time <= last):

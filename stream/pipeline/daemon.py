@@ -90,6 +90,8 @@ class Daemon:
         self._grace_ms = int(max(_READY_GRACE_MS, _READY_GRACE_REAL_S * 1_000 * time_scale))
         self._queue: asyncio.Queue[Due] = asyncio.Queue(_QUEUE)
         self._beat_s = clock.monotonic_s()
+        #: When the work in hand was begun; None between two rounds.
+        self._busy_since_s: float | None = None
         self._stopping = False
         self._done: dict[str, int] = {}
         self.processor = Processor(
@@ -188,6 +190,7 @@ class Daemon:
             while pending and pending[0].candle.symbol not in batch:
                 due = pending.popleft()
                 batch[due.candle.symbol] = due
+            self._busy_since_s = self._clock.monotonic_s()
             # Finished even when we are told to stop: half a candle does not exist.
             processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
             try:
@@ -195,7 +198,7 @@ class Daemon:
             except asyncio.CancelledError:
                 await asyncio.wait([processing], timeout=_STOP_S)
                 raise
-            self._beat_s = self._clock.monotonic_s()
+            self._busy_since_s = None
             self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
             self._tell_state()
 
@@ -265,7 +268,11 @@ class Daemon:
 
     @property
     def heartbeat_age_s(self) -> float:
-        return self._clock.monotonic_s() - self._beat_s
+        oldest_s = self._beat_s
+        # A journal that cannot be written is waited for, and said elsewhere; a restart would not mend it.
+        if self._busy_since_s is not None and self.processor.failing is None:
+            oldest_s = min(oldest_s, self._busy_since_s)
+        return self._clock.monotonic_s() - oldest_s
 
     def exchange_now_ms(self) -> int | None:
         return self._time.now_ms(self._clock.monotonic_s()) if self._time.known else None

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS, Candle, Provenance
-from stream.core.keyed import Gap, Issued, Ready, Rules, State, step
+from stream.core.forecast import Prediction, PredictorError
+from stream.core.keyed import Gap, Issued, Ready, Rules, State, give_up, step
 from stream.core.messages import Decision, Forecast
 from stream.core.replay import predict_ready, warm
 from stream.ports import (
@@ -145,15 +146,18 @@ class Processor:
         moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
         ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
         started_s = self._clock.monotonic_s()
-        predictions = iter(predict_ready(ready, self._predictor.model, self._predictor))
+        predictions = self._predict(ready)
         seconds = self._clock.monotonic_s() - started_s
         records: list[Record] = []
         states: list[State] = []
         for due, state, events in moved:
             issued: Issued | None = None
-            if state.awaiting:
-                state, concluded = step(self._rules, state, next(predictions))
+            prediction = predictions.get(state.symbol)
+            if prediction is not None:
+                state, concluded = step(self._rules, state, prediction)
                 issued = next(e for e in concluded if isinstance(e, Issued))
+            elif state.awaiting:
+                state = give_up(state)
             gap = next((e for e in events if isinstance(e, Gap)), None)
             records.append(self._record(due, state, gap, issued))
             states.append(state)
@@ -162,6 +166,17 @@ class Processor:
             return turn, self._journal.commit(records), None
         except JournalError as error:
             return turn, [], error
+
+    def _predict(self, ready: Sequence[Ready]) -> dict[str, Prediction]:
+        """Predictions by symbol. A symbol whose answer is no volatility is left out: it must not stop the others."""
+        model = self._predictor.model
+        try:
+            return {p.symbol: p for p in predict_ready(ready, model, self._predictor)}
+        except PredictorError as error:
+            if len(ready) == 1:
+                log.error("%s %d: no forecast: %s", ready[0].symbol, ready[0].open_time, error)
+                return {}
+        return {symbol: p for one in ready for symbol, p in self._predict([one]).items()}
 
     def _record(self, due: Due, state: State, gap: Gap | None, issued: Issued | None) -> Record:
         candle, now_ms = due.candle, self._clock.wall_ms()

@@ -1,0 +1,139 @@
+"""Processing: a commit that fails moves nothing; a model that answers nonsense stops nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream.adapters.journal import SqliteJournal
+from stream.core.candle import HOUR_MS, Candle
+from stream.core.keyed import Rules
+from stream.core.policy import Policy
+from stream.pipeline.processing import Due, Processor
+from stream.ports import Clock, CommitFailed, Fact, ForecastCommitted, JournalError, Outgoing, Record, Retained
+from stream.testing.market import simulate
+from stream.testing.sample_model import sample_model, sample_predict
+
+START = 1_704_067_200_000
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+class Model:
+    """The sample model, except that it answers `nonsense` where the row before it says so."""
+
+    def __init__(self, nonsense: float | None = None) -> None:
+        self.model = sample_model()
+        self.nonsense = nonsense
+
+    def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
+        volatility = sample_predict(sequence, static)
+        if self.nonsense is not None:
+            volatility[0, 0] = self.nonsense
+        return volatility
+
+
+class FullDisk(SqliteJournal):
+    """A journal whose disk is full until `room` is made: the answer SQLite gives, at the place where it gives it."""
+
+    room = True
+
+    def commit(self, records: Sequence[Record]) -> list[int]:
+        if not self.room:
+            raise JournalError("journal cannot be written: database or disk is full")
+        return super().commit(records)
+
+
+class Bench:
+    def __init__(self, data_dir: Path, model: Model) -> None:
+        self.journal = FullDisk(data_dir)
+        self.model = model
+        self.facts: list[Fact] = []
+        self.offered: list[Outgoing] = []
+        self.retained: list[Retained] = []
+        self.failed = asyncio.Event()
+        self.processor = Processor(
+            journal=self.journal,
+            predictor=model,
+            rules=Rules(Policy(), model.model.contract.regimes),
+            clock=Clock(),
+            observe=self._observe,
+            offer=lambda events, retained: (self.offered.extend(events), self.retained.extend(retained))[0],
+        )
+
+    def _observe(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        if isinstance(fact, CommitFailed):
+            self.failed.set()
+
+    def forecasts(self) -> list[tuple[str, int]]:
+        return [(f.forecast.symbol, f.forecast.open_time) for f in self.facts if isinstance(f, ForecastCommitted)]
+
+
+@pytest.fixture(scope="module")
+def tape() -> dict[str, list[Candle]]:
+    return simulate(SYMBOLS, START, 60, 5)
+
+
+@contextlib.asynccontextmanager
+async def bench(data_dir: Path, tape: dict[str, list[Candle]], model: Model):  # type: ignore[no-untyped-def]
+    made = await asyncio.to_thread(Bench, data_dir, model)
+    for symbol in SYMBOLS:
+        await made.processor.warm(symbol, tape[symbol][:50], None)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.journal.close)
+
+
+def round_of(tape: dict[str, list[Candle]], hour: int) -> list[Due]:
+    return [Due(tape[symbol][hour], "live", 0.0) for symbol in SYMBOLS]
+
+
+async def test_nothing_is_said_and_nothing_moves_until_the_journal_has_it(
+    tmp_path: Path, tape: dict[str, list[Candle]]
+) -> None:
+    async with bench(tmp_path, tape, Model()) as made:
+        made.journal.room = False
+        working = asyncio.create_task(made.processor.process(round_of(tape, 50)))
+        await made.failed.wait()
+        assert (made.offered, made.forecasts()) == ([], [])
+        assert "disk is full" in made.processor.failing
+        made.journal.room = True
+        await working
+        assert made.processor.failing is None
+        await made.processor.process(round_of(tape, 51))
+        times = [START + 50 * HOUR_MS] * 2 + [START + 51 * HOUR_MS] * 2
+        assert made.forecasts() == list(zip(SYMBOLS * 2, times, strict=True))
+        # In the journal's order, each numbered once, and only what is in the journal.
+        stored = await made.processor.in_journal(made.journal.outbox)
+        assert [o.seq for o in made.offered] == [o.seq for o in stored]
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), 0.0, -1.0])
+async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody(
+    tmp_path: Path, tape: dict[str, list[Candle]], nonsense: float
+) -> None:
+    model = Model()
+    async with bench(tmp_path, tape, model) as made:
+        # One row a call from here on: the first symbol's answer is nonsense in the batch and alone.
+        model.nonsense = nonsense
+        await made.processor.process(round_of(tape, 50)[:1])
+        assert made.forecasts() == []
+        assert made.offered == []
+        model.nonsense = None
+        await made.processor.process(round_of(tape, 50)[1:])
+        await made.processor.process(round_of(tape, 51))
+        assert made.forecasts() == [
+            ("ETHUSDT", START + 50 * HOUR_MS),
+            ("BTCUSDT", START + 51 * HOUR_MS),
+            ("ETHUSDT", START + 51 * HOUR_MS),
+        ]
+        kept = await made.processor.in_journal(made.journal.candles, "BTCUSDT", START + 50 * HOUR_MS, 2**60)
+        assert [c.open_time for c in kept] == [START + 50 * HOUR_MS, START + 51 * HOUR_MS]

@@ -1,0 +1,152 @@
+"""Speaking, with a publisher that remembers: order, acknowledgement, old decisions, what is said on each connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream.adapters.journal import SqliteJournal
+from stream.core.candle import HOUR_MS, Candle
+from stream.pipeline.speaking import Speaker
+from stream.ports import Clock, Fact, Outgoing, Published, PublishFailed, Record, Retained, UnreachableError
+
+T0 = 1_704_067_200_000
+
+
+class Publisher:
+    """Remembers what it was given. After `accepts` messages the connection is lost."""
+
+    def __init__(self, accepts: int = 1_000) -> None:
+        self.accepts = accepts
+        self.said: list[tuple[str, bytes, bool, int | None]] = []
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+        await asyncio.sleep(0)
+        if len(self.said) >= self.accepts:
+            raise UnreachableError("gone")
+        self.said.append((topic, payload, retain, expiry_s))
+
+    def topics(self) -> list[str]:
+        return [topic for topic, _, _, _ in self.said]
+
+    def states(self) -> list[str]:
+        return [json.loads(payload)["state"] for topic, payload, _, _ in self.said if topic.endswith("node/n/state")]
+
+
+class Stand:
+    def __init__(self, data_dir: Path) -> None:
+        self.journal = SqliteJournal(data_dir)
+        self.now_ms: int | None = T0
+        self.facts: list[Fact] = []
+        self.speaker = Speaker(
+            instance="n",
+            session="s",
+            journal=self.journal,
+            in_journal=self._in_journal,
+            clock=Clock(wall_ms=lambda: 7),
+            exchange_now_ms=lambda: self.now_ms,
+            observe=self.facts.append,
+        )
+
+    async def _in_journal(self, call: Callable[..., Any], *args: object) -> Any:
+        return await asyncio.to_thread(call, *args)
+
+    async def talk(self, publisher: Publisher, *, close: bool = True) -> None:
+        """One session, ended by the speaker's last word or by the publisher."""
+        if close:
+            self.speaker.close()
+        await self.speaker.session(publisher)
+
+
+@pytest.fixture
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    made = await asyncio.to_thread(Stand, tmp_path)
+    yield made
+    await asyncio.to_thread(made.journal.close)
+
+
+async def commit(stand: Stand, hours: int) -> list[Outgoing]:
+    records = [
+        Record(Candle("B", T0 + h * HOUR_MS, 1, 1, 1, 1, 1), "live", events=((f"e/{h}", b"x", 60),))
+        for h in range(hours)
+    ]
+    await asyncio.to_thread(stand.journal.commit, records)
+    return await asyncio.to_thread(stand.journal.outbox)
+
+
+async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 100), [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [t for t in publisher.topics() if t.startswith("e/")] == [f"e/{h}" for h in range(100)]
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+    assert publisher.states() == ["starting", "stopped"]
+
+
+@pytest.mark.parametrize("accepts", range(1, 12))
+async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stand: Stand, accepts: int) -> None:
+    stand.speaker.offer(await commit(stand, 10), [Retained("r", b"new", None)])
+    first, second = Publisher(accepts), Publisher()
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(first, close=False)
+    assert any(isinstance(f, PublishFailed) for f in stand.facts)
+    await stand.talk(second)
+    events = [t for t in (*first.topics(), *second.topics()) if t.startswith("e/")]
+    assert sorted(set(events), key=events.index) == [f"e/{h}" for h in range(10)]
+    assert "r" in second.topics()
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+
+
+async def test_each_connection_begins_with_starting_and_all_retained_values(stand: Stand) -> None:
+    stand.speaker.tell_state("ready")
+    stand.speaker.offer([], [Retained("r/a", b"1", None), Retained("r/b", b"2", None)])
+    for _ in range(2):
+        publisher = Publisher()
+        await stand.talk(publisher)
+        assert publisher.states()[0] == "starting"
+        assert {"r/a", "r/b"} <= set(publisher.topics())
+
+
+async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand) -> None:
+    for i in range(5):
+        stand.speaker.offer([], [Retained("r", str(i).encode(), None)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [p for t, p, _, _ in publisher.said if t == "r"] == [b"4"]
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "expiry_s"),
+    [(T0, 7_200), (T0 + HOUR_MS, 3_600), (T0 + 2 * HOUR_MS - 1, 1), (T0 + 2 * HOUR_MS, None), (None, 7_200)],
+)
+async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
+    stand: Stand, now_ms: int | None, expiry_s: int | None
+) -> None:
+    stand.now_ms = now_ms
+    stand.speaker.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [e for t, _, _, e in publisher.said if t == "d"] == ([] if expiry_s is None else [expiry_s])
+
+
+async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand) -> None:
+    await asyncio.to_thread(stand.journal.post, [], [Retained("old", b"x", None), Retained("ours", b"y", None)])
+    stand.speaker.load([], await asyncio.to_thread(stand.journal.retained), lambda topic: topic == "ours")
+    publisher = Publisher()
+    await stand.talk(publisher)
+    said = {topic: payload for topic, payload, _, _ in publisher.said}
+    assert (said["old"], said["ours"]) == (b"", b"y")
+    assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
+
+
+async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 3), [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [f.topic for f in stand.facts if isinstance(f, Published)] == publisher.topics()
