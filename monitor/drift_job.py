@@ -133,7 +133,8 @@ def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[
         "--json": str(html.with_suffix(".json")),
         "--nice": "10",
     }
-    return [sys.executable, "-m", "stream", "drift", *(part for pair in options.items() for part in pair)]
+    # -P: a folder named stream where the daemon happens to stand must not be imported.
+    return [sys.executable, "-P", "-m", "stream", "drift", *(part for pair in options.items() for part in pair)]
 
 
 def state(period_hours: float) -> str:

@@ -25,6 +25,7 @@ HEARTBEAT_LIMIT_S = 30.0
 HISTORY_LIMIT = 1_000
 
 _SYMBOL = PathParameter(pattern=r"^\w{2,40}$", description="As configured, e.g. BTCUSDT; any case.")
+_FROM = "Open time, ms. Without it: the newest."
 _PAGE = Path(__file__).with_name("page.html")
 
 
@@ -88,8 +89,8 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(
         symbol: Annotated[str, _SYMBOL],
-        from_: Annotated[int | None, QueryParameter(name="from", ge=0, description="Open time, ms.")] = None,
-        to: Annotated[int | None, QueryParameter(ge=0, description="Open time, ms.")] = None,
+        from_: Annotated[int | None, QueryParameter(name="from", ge=0, le=2**53, description=_FROM)] = None,
+        to: Annotated[int | None, QueryParameter(ge=0, le=2**53, description="Open time, ms.")] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=HISTORY_LIMIT)] = 100,
     ) -> Response[bytes]:
         rows = await status.history(known(symbol), from_, to, limit)

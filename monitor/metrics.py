@@ -78,6 +78,7 @@ class Metrics:
             "forecast_delay_seconds", "Closing frame's arrival to the broker's acknowledgement.", _FORECAST_BUCKETS_S
         )
         self.forecasts = counter("forecasts", "Forecasts made durable.", "symbol", "provenance")
+        self.forecast_failures = counter("forecast_failures", "Candles whose model answer was no volatility.", "symbol")
         self.volatility = gauge("forecast_volatility_annualized", "Newest forecast.", "symbol", "horizon")
         self.interval = gauge("forecast_interval_annualized", "Its interval.", "symbol", "bound")
         self.realized = gauge("realized_volatility_annualized", "Realized over the last 24 h.", "symbol")
@@ -111,6 +112,7 @@ class Metrics:
             self.missing.labels(symbol)
             self.buffer.labels(symbol)
             self.serving_baseline.labels(symbol).set(0)
+            self.forecast_failures.labels(symbol)
             self.drift_detected.labels(symbol)
             for provenance in PROVENANCES:
                 self.closed.labels(symbol, provenance)
@@ -139,6 +141,7 @@ class Metrics:
             ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
             ports.Inferred: lambda f: self.inference.observe(f.seconds),
             ports.ForecastCommitted: self._forecast,
+            ports.ForecastFailed: lambda f: self.forecast_failures.labels(f.symbol).inc(),
             ports.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
             ports.BrokerConnected: lambda f: self.mqtt_connected.set(1),
             ports.BrokerLost: lambda f: self.mqtt_connected.set(0),

@@ -32,26 +32,23 @@ class _Door(click.Group):
 
 def _known_errors() -> tuple[type[BaseException], ...]:
     from stream.core.contract import ContractError
+    from stream.core.forecast import PredictorError
     from stream.ports import JournalError, RefusedError, UnreachableError
 
-    known: list[type[BaseException]] = [ContractError, JournalError, RefusedError, UnreachableError]
+    known: list[type[BaseException]] = [ContractError, PredictorError, JournalError, RefusedError, UnreachableError]
     # Only what the command has already imported can have been raised.
-    for module, names in (
-        ("stream.adapters.candles", ("CandleFileError",)),
-        ("stream.core.binance", ("UnknownSymbolError",)),
-        ("stream.testing.broker", ("BrokerError",)),
-        ("stream.web", ("PortInUseError",)),
-        ("monitor.drift", ("DriftError",)),
-        ("training.dataset", ("DatasetError",)),
-        ("training.fit", ("TrainingError",)),
-        ("training.fetch", ("FetchError",)),
-        ("training.evaluate", ("EvaluationError",)),
-        ("export.parity", ("ParityError",)),
-        ("export.bundle", ("ExportError", "BundleError")),
-        ("export.convert", ("ConversionError", "ExportError")),
+    for module, name in (
+        ("stream.adapters.candles", "CandleFileError"),
+        ("stream.core.binance", "UnknownSymbolError"),
+        ("stream.testing.broker", "BrokerError"),
+        ("stream.web", "PortInUseError"),
+        ("monitor.drift", "DriftError"),
+        ("training.dataset", "DatasetError"),
+        ("training.fetch", "FetchError"),
+        ("export.convert", "ExportError"),
     ):
-        loaded = sys.modules.get(module)
-        known += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
+        if module in sys.modules:
+            known.append(getattr(sys.modules[module], name))
     return tuple(known)
 
 
@@ -235,6 +232,7 @@ def train(**options: Any) -> None:
 @cli.command()
 @click.option("--run", "run_dir", type=_DIR, required=True, help="Directory that `volcast train` wrote.")
 @click.option("--out", type=_FILE, required=True, help="ONNX bundle to write.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures here too.")
 def export(**options: Any) -> None:
     """Turn a training run into one ONNX bundle, or refuse where the two disagree (needs the extra `train`).
 

@@ -166,6 +166,10 @@ class Journal(Protocol):
 
     def outbox(self) -> list[Outgoing]: ...
 
+    def symbols(self) -> list[str]:
+        """Every symbol that was ever processed here."""
+        ...
+
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
 
     def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
@@ -258,6 +262,13 @@ class Inferred(Fact, frozen=True, gc=False):
 class ForecastCommitted(Fact, frozen=True, gc=False):
     forecast: Forecast
     decision: Decision
+
+
+class ForecastFailed(Fact, frozen=True, gc=False):
+    """The model's answer for a candle was no volatility; the candle is kept without a forecast."""
+
+    symbol: str
+    open_time: int
 
 
 class Resumed(Fact, frozen=True, gc=False):

@@ -5,6 +5,7 @@ A setting is a field here and nowhere else: its flag, its `VOLCAST_*` variable a
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -128,6 +129,9 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
     for symbol in settings.symbols:
         if not SYMBOL_PATTERN.fullmatch(symbol):
             raise SettingsError(f"{source('symbols')}: {symbol!r} is no symbol; they look like BTCUSDT")
+    for name in ("time_scale", "stall_after_s", "drift_period_hours"):
+        if not math.isfinite(getattr(settings, name)):
+            raise SettingsError(f"{source(name)}: {getattr(settings, name)} will not do: a finite number is needed")
     if not _INSTANCE.fullmatch(settings.instance):
         raise SettingsError(
             f"{source('instance')}: {settings.instance!r} is no instance name: letters, digits, dot, dash, underscore"
@@ -139,6 +143,7 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
+            (host or "").encode("idna")
         except ValueError as error:
             raise SettingsError(f"{source(name)}: {mask(url)} is no URL: {error}") from None
         if parts.scheme not in schemes or not host:

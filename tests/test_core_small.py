@@ -52,12 +52,20 @@ def test_exchange_time_advances_with_the_monotonic_clock_times_the_scale() -> No
         clock.now_ms(0.0)
     clock.observe(T0, 100.0)
     assert clock.now_ms(101.5) == T0 + 90_000
-    assert clock.real_seconds(60_000) == 1.0
 
 
 def candle(**changes: float) -> Candle:
     values = {"open": 10.0, "high": 12.0, "low": 9.0, "close": 11.0, "volume": 5.0} | changes
     return Candle("BTCUSDT", int(values.pop("open_time", T0)), **values)
+
+
+def test_a_clock_of_ours_that_runs_fast_does_not_pull_exchange_time_away() -> None:
+    clock = ExchangeTime()
+    drift = 1 + 30e-6
+    for second in range(0, 30 * 86_400, 60):
+        clock.observe(T0 + second * 1_000, second * drift)
+    ahead_ms = clock.now_ms(second * drift) - (T0 + second * 1_000)
+    assert 0 <= ahead_ms < 50
 
 
 @pytest.mark.parametrize(

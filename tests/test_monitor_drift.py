@@ -139,7 +139,7 @@ async def test_a_child_that_fails_is_a_counter_and_a_line(tmp_path: Path, code: 
 
 def test_the_command_is_our_own_and_niced(tmp_path: Path) -> None:
     command = drift_job.drift_command("BTCUSDT", tmp_path, packaged_model(), tmp_path / "a.html")
-    assert command[:4] == [sys.executable, "-m", "stream", "drift"]
+    assert command[:5] == [sys.executable, "-P", "-m", "stream", "drift"]
     assert command[command.index("--nice") + 1] == "10"
 
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stream.adapters.journal import FILE_NAME, MIGRATIONS, DataDirLock, SqliteJournal
@@ -64,11 +65,27 @@ def test_a_commit_is_there_after_opening_again(journal: SqliteJournal, tmp_path:
 
 def test_a_commit_that_fails_leaves_nothing(journal: SqliteJournal) -> None:
     journal.commit([record(0)])
+    broken = msgspec.structs.replace(record(2), retained=(("r", b"x", 60, object()),))
     with pytest.raises(JournalError):
-        journal.commit([record(1), record(0)])
+        journal.commit([record(1), broken])
     assert journal.candles("BTCUSDT", 0, 2**60) == [candle(0)]
     assert len(journal.outbox()) == 2
     journal.commit([record(1)])
+
+
+def test_a_commit_whose_fate_was_unknown_can_be_made_again(journal: SqliteJournal) -> None:
+    journal.commit([record(0)])
+    journal.commit([record(0)])
+    assert journal.candles("BTCUSDT", 0, 2**60) == [candle(0)]
+
+
+def test_what_cannot_be_read_is_told_as_such(journal: SqliteJournal, tmp_path: Path) -> None:
+    journal.commit([record(h) for h in range(200)])
+    journal.close()
+    damaged = SqliteJournal(tmp_path)
+    damaged.close()
+    with pytest.raises(JournalError, match="cannot be read"):
+        damaged.outbox()
 
 
 def test_the_outbox_forgets_what_was_acknowledged_and_never_uses_a_number_twice(journal: SqliteJournal) -> None:

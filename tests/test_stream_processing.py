@@ -12,11 +12,23 @@ import pytest
 from numpy.typing import NDArray
 
 from stream.adapters.journal import SqliteJournal
+from stream.core import features
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.keyed import Rules
 from stream.core.policy import Policy
+from stream.core.replay import to_grid
 from stream.pipeline.processing import Due, Processor
-from stream.ports import Clock, CommitFailed, Fact, ForecastCommitted, JournalError, Outgoing, Record, Retained
+from stream.ports import (
+    Clock,
+    CommitFailed,
+    Fact,
+    ForecastCommitted,
+    ForecastFailed,
+    JournalError,
+    Outgoing,
+    Record,
+    Retained,
+)
 from stream.testing.market import simulate
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -25,16 +37,17 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 class Model:
-    """The sample model, except that it answers `nonsense` where the row before it says so."""
+    """The sample model, except that from `poisoned` on it answers nonsense for rows that look like that symbol's."""
 
-    def __init__(self, nonsense: float | None = None) -> None:
+    def __init__(self) -> None:
         self.model = sample_model()
-        self.nonsense = nonsense
+        self.nonsense = 0.0
+        self.rows: NDArray[np.float32] | None = None
 
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
         volatility = sample_predict(sequence, static)
-        if self.nonsense is not None:
-            volatility[0, 0] = self.nonsense
+        if self.rows is not None:
+            volatility[[bool((row == self.rows).all(axis=1).any()) for row in static]] = self.nonsense
         return volatility
 
 
@@ -117,23 +130,27 @@ async def test_nothing_is_said_and_nothing_moves_until_the_journal_has_it(
 
 
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), 0.0, -1.0])
-async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody(
+async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_restart(
     tmp_path: Path, tape: dict[str, list[Candle]], nonsense: float
 ) -> None:
     model = Model()
+    model.nonsense = nonsense
+    # The features of BTCUSDT's fiftieth hour, by which the model will know it, live and at the next start.
+    model.rows = features.compute(*to_grid(tape["BTCUSDT"][:51]), newest=1).static
     async with bench(tmp_path, tape, model) as made:
-        # One row a call from here on: the first symbol's answer is nonsense in the batch and alone.
-        model.nonsense = nonsense
-        await made.processor.process(round_of(tape, 50)[:1])
-        assert made.forecasts() == []
-        assert made.offered == []
-        model.nonsense = None
-        await made.processor.process(round_of(tape, 50)[1:])
+        await made.processor.process(round_of(tape, 50))
+        assert made.forecasts() == [("ETHUSDT", START + 50 * HOUR_MS)]
+        assert made.processor.unforecast == {"BTCUSDT"}
         await made.processor.process(round_of(tape, 51))
-        assert made.forecasts() == [
-            ("ETHUSDT", START + 50 * HOUR_MS),
-            ("BTCUSDT", START + 51 * HOUR_MS),
-            ("ETHUSDT", START + 51 * HOUR_MS),
-        ]
+        assert made.forecasts()[1:] == [(symbol, START + 51 * HOUR_MS) for symbol in SYMBOLS]
+        assert made.processor.unforecast == set()
+        assert [f.symbol for f in made.facts if isinstance(f, ForecastFailed)] == ["BTCUSDT"]
         kept = await made.processor.in_journal(made.journal.candles, "BTCUSDT", START + 50 * HOUR_MS, 2**60)
         assert [c.open_time for c in kept] == [START + 50 * HOUR_MS, START + 51 * HOUR_MS]
+        # A start finds the same hour in its past and must not stumble over it.
+        live = made.processor._states["BTCUSDT"]
+        done = await made.processor.in_journal(made.journal.processed, "BTCUSDT")
+        await made.processor.warm("BTCUSDT", tape["BTCUSDT"][:52], done)
+        again = made.processor._states["BTCUSDT"]
+        assert (again.memory, again.recent, again.anchor) == (live.memory, live.recent, live.anchor)
+        np.testing.assert_array_equal(again.volatilities, live.volatilities)

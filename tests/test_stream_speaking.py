@@ -25,12 +25,14 @@ class Publisher:
     def __init__(self, accepts: int = 1_000) -> None:
         self.accepts = accepts
         self.said: list[tuple[str, bytes, bool, int | None]] = []
+        self.spoke = asyncio.Event()
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
         await asyncio.sleep(0)
         if len(self.said) >= self.accepts:
             raise UnreachableError("gone")
         self.said.append((topic, payload, retain, expiry_s))
+        self.spoke.set()
 
     def topics(self) -> list[str]:
         return [topic for topic, _, _, _ in self.said]
@@ -43,13 +45,14 @@ class Stand:
     def __init__(self, data_dir: Path) -> None:
         self.journal = SqliteJournal(data_dir)
         self.now_ms: int | None = T0
+        self.now_s = 0.0
         self.facts: list[Fact] = []
         self.speaker = Speaker(
             instance="n",
             session="s",
             journal=self.journal,
             in_journal=self._in_journal,
-            clock=Clock(wall_ms=lambda: 7),
+            clock=Clock(wall_ms=lambda: 7, monotonic_s=lambda: self.now_s),
             exchange_now_ms=lambda: self.now_ms,
             observe=self.facts.append,
         )
@@ -123,7 +126,7 @@ async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand)
 
 @pytest.mark.parametrize(
     ("now_ms", "expiry_s"),
-    [(T0, 7_200), (T0 + HOUR_MS, 3_600), (T0 + 2 * HOUR_MS - 1, 1), (T0 + 2 * HOUR_MS, None), (None, 7_200)],
+    [(T0, 7_200), (T0 + HOUR_MS, 3_600), (T0 + 2 * HOUR_MS - 1, 1), (T0 + 2 * HOUR_MS, None), (None, None)],
 )
 async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
     stand: Stand, now_ms: int | None, expiry_s: int | None
@@ -135,13 +138,36 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
     assert [e for t, _, _, e in publisher.said if t == "d"] == ([] if expiry_s is None else [expiry_s])
 
 
+async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: Stand) -> None:
+    stand.now_ms = None
+    stand.speaker.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
+    publisher = Publisher()
+    talking = asyncio.create_task(stand.talk(publisher, close=False))
+    await publisher.spoke.wait()
+    stand.now_ms = T0
+    stand.speaker.time_is_known()
+    stand.speaker.close()
+    await talking
+    assert [(t, e) for t, _, _, e in publisher.said if t in ("d", "old")] == [("d", 3_600)]
+
+
+async def test_a_stop_does_not_wait_for_a_backlog(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 50), [])
+    stand.speaker.close()
+    stand.now_s += 2.0
+    publisher = Publisher()
+    await stand.talk(publisher, close=False)
+    assert publisher.states() == ["starting", "stopped"]
+    assert len(await asyncio.to_thread(stand.journal.outbox)) == 50
+
+
 async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand) -> None:
     await asyncio.to_thread(stand.journal.post, [], [Retained("old", b"x", None), Retained("ours", b"y", None)])
-    stand.speaker.load([], await asyncio.to_thread(stand.journal.retained), lambda topic: topic == "ours")
+    stand.speaker.load([], await asyncio.to_thread(stand.journal.retained), ["old", "never-said"])
     publisher = Publisher()
     await stand.talk(publisher)
     said = {topic: payload for topic, payload, _, _ in publisher.said}
-    assert (said["old"], said["ours"]) == (b"", b"y")
+    assert (said["old"], said["never-said"], said["ours"]) == (b"", b"", b"y")
     assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
 
 

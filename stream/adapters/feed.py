@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -43,6 +44,11 @@ _REFUSED_DELAY_S = 30.0
 #: Told apart in counters; a label may not take as many values as a server likes to send.
 _STATUSES = (403, 418, 429, 451, 500, 502, 503)
 _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
+
+
+def proxy_for(url: str) -> Literal[True] | None:
+    """Whether the environment's proxy applies: to everything but this machine."""
+    return None if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1") else True
 
 
 class BinanceFeed:
@@ -80,11 +86,10 @@ class BinanceFeed:
     async def _connection(self, listener: FeedListener) -> tuple[str, float]:
         """One connection from handshake to end: why it ended, and how long to wait at least."""
         url = binance.stream_url(self._base_url, self._symbols)
-        local = urlsplit(self._base_url).hostname in ("127.0.0.1", "localhost", "::1")
         try:
             async with connect(
                 url,
-                proxy=None if local else True,
+                proxy=proxy_for(url),
                 compression=None,
                 open_timeout=_OPEN_TIMEOUT_S,
                 close_timeout=_CLOSE_TIMEOUT_S,
@@ -102,7 +107,7 @@ class BinanceFeed:
             if code is None:
                 return "connection_lost", 0.0
             return f"closed_{code if code in _CLOSE_CODES else 'other'}", 0.0
-        except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, UnicodeError) as error:
             log.warning("no stream: %s %s", type(error).__name__, error)
             return "unreachable", 0.0
 

@@ -7,7 +7,6 @@ asked for its time, so a row that was still forming then is never taken for clos
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -17,13 +16,13 @@ import httpx
 from stream.core import binance
 from stream.core.binance import ExchangeInfo, WireError
 from stream.core.candle import HOUR_MS, Candle
-from stream.ports import Answer, Clock, Observer, UnreachableError, WeightUsed
-
-log = logging.getLogger(__name__)
+from stream.ports import Answer, Clock, FrameRejected, Observer, UnreachableError, WeightUsed
 
 _TIMEOUT_S = 10.0
 #: Where a 429 or 418 does not say how long.
 _DEFAULT_RETRY_AFTER_S = 30.0
+#: The longest the exchange bans anybody: three days.
+_LONGEST_BAN_S = 259_200.0
 #: The exchange's limit until exchangeInfo has told ours.
 _WEIGHT_PER_MINUTE = 6_000
 
@@ -83,7 +82,7 @@ class BinanceHistory:
             except WireError as error:
                 raise UnreachableError(str(error)) from None
             for reason in page.rejected:
-                log.warning("%s: a row of the exchange's history was set aside: %s", symbol, reason)
+                self._observe(FrameRejected(reason, f"a row of {symbol}'s history"))
             found += [c for c in page.candles if c.open_time >= start]
             if page.rows < binance.KLINES_PAGE or page.forming:
                 break
@@ -101,13 +100,13 @@ class BinanceHistory:
         except httpx.HTTPError as error:
             raise UnreachableError(f"{self._client.base_url}: {type(error).__name__} {error}".strip()) from None
         used = answer.headers.get("x-mbx-used-weight-1m", "")
-        if used.isdigit():
+        if _is_count(used):
             self._observe(WeightUsed(int(used) / self._weight_limit))
         if answer.status_code == 200:
             return answer.content
         if answer.status_code in (418, 429):
             asked = answer.headers.get("retry-after", "")
-            wait_s = float(asked) if asked.isdigit() else _DEFAULT_RETRY_AFTER_S
+            wait_s = min(float(asked), _LONGEST_BAN_S) if _is_count(asked) else _DEFAULT_RETRY_AFTER_S
             self._not_before_s = self._clock.monotonic_s() + wait_s
             raise UnreachableError(f"HTTP {answer.status_code}: the exchange wants silence for {wait_s:g} s")
         if answer.status_code == 400:
@@ -116,3 +115,8 @@ class BinanceHistory:
             except WireError as error:
                 raise UnreachableError(str(error)) from None
         raise UnreachableError(f"HTTP {answer.status_code} from {path}")
+
+
+def _is_count(text: str) -> bool:
+    # isdigit alone takes "²", which int does not.
+    return text.isascii() and text.isdigit()

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -135,15 +136,25 @@ class SqliteJournal:
         except sqlite3.Error as error:
             raise JournalError(f"journal {self._path} cannot be written: {error}") from None
 
+    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {self._path} cannot be read: {error}") from None
+
     def processed(self, symbol: str) -> Processed | None:
-        row = self._db.execute(
+        rows = self._read(
             "SELECT open_time, anchor, exposure, model_version, policy_version FROM operator_state WHERE symbol = ?",
             (symbol,),
-        ).fetchone()
-        return Processed(*row) if row else None
+        )
+        return Processed(*rows[0]) if rows else None
+
+    def symbols(self) -> list[str]:
+        """Every symbol that was ever processed here."""
+        return [symbol for (symbol,) in self._read("SELECT symbol FROM operator_state ORDER BY symbol")]
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]:
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT symbol, open_time, open, high, low, close, volume FROM candles "
             "WHERE symbol = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
             (symbol, from_open_time, to_open_time),
@@ -152,7 +163,7 @@ class SqliteJournal:
 
     def last_open_time(self, symbol: str) -> int | None:
         """The newest candle of a symbol, processed or not."""
-        (newest,) = self._db.execute("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,)).fetchone()
+        ((newest,),) = self._read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
         return None if newest is None else int(newest)
 
     def store_history(self, candles: Sequence[Candle]) -> None:
@@ -171,19 +182,20 @@ class SqliteJournal:
         return seqs
 
     def _store(self, db: sqlite3.Connection, record: Record) -> list[int]:
+        # OR REPLACE: a commit whose fate is unknown (an I/O error after the write) is tried again.
         candle = record.candle
         db.execute(
-            "INSERT INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (candle.symbol, candle.open_time, *candle.ohlcv, record.provenance),
         )
         for table, message in (("forecasts", record.forecast), ("decisions", record.decision)):
             if message is not None:
                 db.execute(
-                    f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)",
+                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
                     (message.id, message.revision, message.symbol, message.open_time, msgspec.json.encode(message)),
                 )
         if record.gap is not None:
-            db.execute("INSERT INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
+            db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
         db.execute(
             "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -214,7 +226,7 @@ class SqliteJournal:
             ]
 
     def outbox(self) -> list[Outgoing]:
-        rows = self._db.execute("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
+        rows = self._read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
         return [Outgoing(*row) for row in rows]
 
     def acknowledge(self, seqs: Sequence[int]) -> None:
@@ -222,7 +234,7 @@ class SqliteJournal:
             db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
 
     def retained(self) -> list[Retained]:
-        rows = self._db.execute("SELECT topic, payload, expiry_s, valid_until FROM retained ORDER BY topic")
+        rows = self._read("SELECT topic, payload, expiry_s, valid_until FROM retained ORDER BY topic")
         return [Retained(*row) for row in rows]
 
     def forget_retained(self, topics: Sequence[str]) -> None:
@@ -230,13 +242,13 @@ class SqliteJournal:
             db.executemany("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in topics])
 
     def messages(
-        self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, *, newest: bool = False
+        self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, newest: bool = False
     ) -> list[bytes]:
         """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first; with `newest`, the newest
         `limit` of them."""
         if table not in ("forecasts", "decisions"):
             raise ValueError(f"no messages in table {table!r}")
-        rows = self._db.execute(
+        rows = self._read(
             f"SELECT payload FROM {table} WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             f"ORDER BY open_time {'DESC' if newest else 'ASC'}, revision LIMIT ?",
             (symbol, from_ms if from_ms is not None else 0, to_ms if to_ms is not None else 2**62, limit),

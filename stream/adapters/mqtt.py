@@ -7,10 +7,12 @@ journal's outbox, and a publish counts only when the broker has acknowledged it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
+_LAST_WORD_S = 1.0
 
 
 def _properties(packet: int, expiry_s: int | None = None) -> Properties:
@@ -37,10 +40,21 @@ def _properties(packet: int, expiry_s: int | None = None) -> Properties:
     return properties
 
 
-class _Session:
-    """`stream.ports.Publisher` on one live connection."""
+class _Client(aiomqtt.Client):
+    """The library takes any PUBACK for an acknowledgement, also one that says "not authorized" or "quota exceeded"."""
 
-    def __init__(self, client: aiomqtt.Client) -> None:
+    refusal: str | None = None
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
+        if reason_code.is_failure:
+            self.refusal = str(reason_code)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+class _Session:
+    """`stream.ports.Publisher` on one live connection; one message at a time."""
+
+    def __init__(self, client: _Client) -> None:
         self._client = client
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
@@ -50,6 +64,8 @@ class _Session:
             )
         except aiomqtt.MqttError as error:
             raise UnreachableError(f"the broker did not acknowledge: {error}") from None
+        if self._client.refusal is not None:
+            raise UnreachableError(f"the broker refused {topic}: {self._client.refusal}")
 
 
 class MqttBroker:
@@ -76,7 +92,7 @@ class MqttBroker:
                     known = None
                     await self._attend(client, session)
                     return
-            except (aiomqtt.MqttError, UnreachableError, OSError) as error:
+            except (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError) as error:
                 # Said once per cause, not once per attempt.
                 reason = f"{type(error).__name__}: {error}"
                 self._observe(BrokerLost(reason))
@@ -85,7 +101,7 @@ class MqttBroker:
                     known = reason
             await asyncio.sleep(self._backoff.next_s())
 
-    async def _attend(self, client: aiomqtt.Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
+    async def _attend(self, client: _Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
         """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
         speaking = asyncio.ensure_future(session(_Session(client)))
         listening = asyncio.ensure_future(self._listen(client))
@@ -96,11 +112,19 @@ class MqttBroker:
             if not speaking.done():
                 speaking.cancel()
             await asyncio.gather(speaking, listening, return_exceptions=True)
+            if speaking.cancelled() or speaking.exception() is not None:
+                await self._say_will(client)
         if not listening.cancelled():
             listening.result()
         speaking.result()
 
-    async def _listen(self, client: aiomqtt.Client) -> None:
+    async def _say_will(self, client: _Client) -> None:
+        """Leaving politely makes the broker drop the will; a session that did not end with its last word says it."""
+        with contextlib.suppress(aiomqtt.MqttError, UnreachableError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_S):
+                await _Session(client).publish(self._will.topic, self._will.payload, retain=True)  # type: ignore[arg-type]
+
+    async def _listen(self, client: _Client) -> None:
         # A connection that lives this long forgives the failures before it; a flapping one does not.
         healthy = asyncio.get_running_loop().call_later(_HEALTHY_AFTER_S, self._backoff.healthy)
         try:
@@ -110,11 +134,11 @@ class MqttBroker:
             healthy.cancel()
 
 
-def broker_client(url: str, client_id: str, will: aiomqtt.Will | None = None) -> aiomqtt.Client:
+def broker_client(url: str, client_id: str, will: aiomqtt.Will | None = None) -> _Client:
     """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, TLS verified; not yet connected."""
     parts = urlsplit(url)
     encrypted = parts.scheme == "mqtts"
-    client = aiomqtt.Client(
+    client = _Client(
         parts.hostname or "127.0.0.1",
         parts.port or (8883 if encrypted else 1883),
         username=unquote(parts.username) if parts.username else None,

@@ -15,8 +15,9 @@ from websockets.exceptions import WebSocketException
 
 from stream import web
 from stream.adapters import predictor as predictors
+from stream.adapters.feed import proxy_for
 from stream.adapters.history import BinanceHistory
-from stream.adapters.journal import DataDirLock, SqliteJournal
+from stream.adapters.journal import FILE_NAME, DataDirLock, SqliteJournal
 from stream.adapters.mqtt import broker_client
 from stream.commands.node import model_path
 from stream.core import binance
@@ -70,7 +71,10 @@ def _data_dir(settings: Settings, refusals: list[str]) -> None:
     try:
         lock = DataDirLock(settings.data_dir)
         try:
-            with contextlib.closing(SqliteJournal(settings.data_dir)) as journal:
+            if not (settings.data_dir / FILE_NAME).exists():
+                _say("ok", "data", f"{settings.data_dir}, no journal yet")
+                return
+            with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
                 _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
         finally:
             lock.release()
@@ -93,7 +97,7 @@ async def _reach(settings: Settings, refusals: list[str]) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             url = binance.stream_url(settings.ws_url, settings.symbols)
-            async with connect(url, proxy=None, open_timeout=_TIMEOUT_S, close_timeout=1.0):
+            async with connect(url, proxy=proxy_for(url), open_timeout=_TIMEOUT_S, close_timeout=1.0):
                 _say("ok", "stream", settings.ws_url)
     except (OSError, TimeoutError, WebSocketException) as error:
         _say("warning", "stream", f"{settings.ws_url} does not answer: {error or type(error).__name__}")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from stream.commands import node
 from stream.settings import Settings
+
+T = TypeVar("T")
 
 
 def run(settings: Settings) -> None:
@@ -19,9 +25,31 @@ async def _run(settings: Settings) -> None:
     await node.run(settings, stop)
 
 
+class _Unjoined(ThreadPoolExecutor):
+    """The loop's threads for calls that may hang: a name that does not resolve, a host that swallows packets.
+
+    asyncio.run waits for the threads of its executor, and such a call takes longer than a stop may.
+    """
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(call(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and Ctrl-C set `stop`; a second one no longer waits."""
+    """SIGTERM and Ctrl-C set `stop`; a second one no longer waits. What hangs in a thread is not waited for."""
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(_Unjoined())
 
     def heard(number: signal.Signals) -> None:
         stop.set()

@@ -33,6 +33,7 @@ from stream.ports import (
     GapDeclared,
     OutboxCounted,
     RefusedError,
+    Resumed,
 )
 from stream.settings import Settings
 from stream.testing.exchange import Exchange
@@ -65,7 +66,7 @@ class _Tally:
     def __call__(self, fact: Fact) -> None:
         if isinstance(fact, ForecastCommitted):
             self._forecast(fact.forecast, fact.decision)
-        elif isinstance(fact, CandleProcessed):
+        elif isinstance(fact, CandleProcessed | Resumed):
             self.processed[fact.symbol] = fact.open_time
         elif isinstance(fact, ForecastAcknowledged):
             self.delays_s.append(fact.delay_s)
@@ -175,10 +176,12 @@ async def _show(
 async def _await_end(running: node.Node, exchange: Exchange, tape: Tape, tally: _Tally, stop: asyncio.Event) -> None:
     """Sets `stop` once every candle of the tape is processed and spoken of, and drift has run once."""
     await exchange.finished.wait()
-    last = {
-        symbol: max(c.open_time for c in series if c.open_time < tape.from_ms + tape.hours * HOUR_MS)
+    ends_ms = tape.from_ms + tape.hours * HOUR_MS
+    played = {
+        symbol: [c.open_time for c in series if tape.from_ms <= c.open_time < ends_ms]
         for symbol, series in tape.candles.items()
     }
+    last = {symbol: times[-1] for symbol, times in played.items() if times}
     while any(tally.processed.get(symbol, 0) < open_time for symbol, open_time in last.items()) or tally.outbox:
         tally.changed.clear()
         await tally.changed.wait()
@@ -240,7 +243,9 @@ def _table(running: node.Node, exchange: Exchange, tally: _Tally) -> Group:
 
 def _summarize(tally: _Tally, console: Console, json_file: Path | None, *, paced: bool) -> None:
     if not tally.issued:
-        raise RefusedError("the demo ended before its first forecast")
+        raise RefusedError(
+            "the demo ended without a forecast: everything was in the journal already, or it was stopped too early"
+        )
     # At max speed frames queue, and their wait says nothing about the node.
     delays = sorted(tally.delays_s) if paced else []
     errors = {s: (sum(e) / len(e)) ** 0.5 for s, e in sorted(tally.squared_errors.items())}

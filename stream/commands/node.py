@@ -13,10 +13,11 @@ import logging
 import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from monitor import drift_job, http
 from monitor.metrics import Metrics
@@ -190,7 +191,8 @@ async def _run(
             clock=clock,
             observe=observe,
         )
-        await _preflight(settings, ground, history)
+        if not await _unless(stop, _preflight(settings, ground, history)):
+            return
         mqtt_url = ground.broker.url if ground.broker else settings.mqtt_url
         drift = drift_job.Schedule(
             daemon,
@@ -233,6 +235,22 @@ async def _run(
 
             await daemon.run(broker, stop, (accompany, drift.run))
         log.info("stopped")
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Does the work unless `stop` comes first; whether it was done."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    if working.cancelled():
+        return False
+    working.result()
+    return True
 
 
 async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:

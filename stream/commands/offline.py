@@ -152,11 +152,16 @@ def train(
     _write_json(json_file, figures)
 
 
-def export(*, run_dir: Path, out: Path) -> None:
+def export(*, run_dir: Path, out: Path, json_file: Path | None) -> None:
     _need("train", "tensorflow", "keras", "tf2onnx", "onnx")
     from export import bundle
 
-    click.echo(bundle.export(run_dir, out))
+    made = bundle.export(run_dir, out)
+    click.echo(
+        f"{made['bundle']}: version {made['version']}, {made['bytes']} bytes; "
+        f"max |Δ log σ| {made['parity']:.1e} against Keras over {made['windows']} windows"
+    )
+    _write_json(json_file, made)
 
 
 def evaluate(*, candles: Path, model: Path | None, symbol: str, start: str, end: str, json_file: Path | None) -> None:

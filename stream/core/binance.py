@@ -18,9 +18,8 @@ import msgspec
 
 from stream.core.candle import EARLIEST_MS, HOUR_MS, INTERVAL, LATEST_MS, Candle, CandleError, check, to_ms
 
-#: Rows in one REST page, and its weight in the exchange's limits.
+#: Rows in one REST page.
 KLINES_PAGE = 1_000
-KLINES_WEIGHT = 2
 #: Streams in one URL stay well under the ~8,000 characters that the exchange accepts.
 STREAMS_PER_URL = 100
 
@@ -178,7 +177,8 @@ def _kline_update(event: _Event) -> KlineUpdate:
     if to_ms(k.T) != open_time + HOUR_MS - 1:
         raise WireError("off_grid", f"the kline closes at {k.T}, not an hour after {k.t}")
     event_time = to_ms(event.E)
-    if not EARLIEST_MS <= event_time < LATEST_MS:
+    # An absurd time would lead the whole node astray: it must lie near the candle that it speaks of.
+    if not open_time <= event_time <= open_time + 25 * HOUR_MS:
         raise WireError("time_range", f"event time {event.E} is not a time of this exchange")
     if k.x and event_time < open_time + HOUR_MS - 1:
         raise WireError("closed_early", f"closed at {event_time}, before its hour was over")
@@ -247,9 +247,15 @@ class _Time(msgspec.Struct):
 def decode_time(body: bytes) -> int:
     """Server time in ms."""
     try:
-        return to_ms(msgspec.json.decode(body, type=_Time).serverTime)
+        return _server_time(msgspec.json.decode(body, type=_Time).serverTime)
     except UNREADABLE as error:
         raise WireError("time_body", f"not a time answer: {error}") from None
+
+
+def _server_time(told: int) -> int:
+    if not EARLIEST_MS <= to_ms(told) < LATEST_MS:
+        raise WireError("time_range", f"server time {told} is not a time of this exchange")
+    return to_ms(told)
 
 
 class SymbolInfo(msgspec.Struct, frozen=True):

@@ -1,36 +1,48 @@
-"""The exchange's clock, as far as we know it: its last word, advanced by our monotonic clock.
+"""The exchange's clock, as far as we know it: what it said lately, advanced by our monotonic clock.
 
-The monotonic reading is passed in, so nothing here can look at a clock by itself.
+The monotonic reading is passed in, so nothing here can look at a clock by itself. What arrives late makes the
+exchange look slow, so the largest of the recent readings counts; that only the last minutes do keeps a clock of ours
+that runs a little fast from pulling the estimate away over months.
 """
 
 from __future__ import annotations
 
+#: Readings of this much real time, and of as much before it, count.
+_WINDOW_S = 300.0
+
 
 class ExchangeTime:
-    """Never runs backwards; `scale` is how much faster than ours the exchange's clock runs."""
+    """What it tells never runs backwards; `scale` is how much faster than ours the exchange's clock runs."""
 
     def __init__(self, scale: float = 1.0) -> None:
-        if not scale >= 0:
-            raise ValueError(f"time scale {scale} must not be negative")
+        if not 0 <= scale < float("inf"):
+            raise ValueError(f"time scale {scale} must be a number of at least 0")
         self._scale = scale
-        self._server_ms: int | None = None
-        self._heard_at = 0.0
+        self._began_s = 0.0
+        #: Largest server time minus our scaled clock, in this window and in the one before it.
+        self._offset_ms: float | None = None
+        self._before_ms: float | None = None
+        self._told_ms = 0
 
     @property
     def known(self) -> bool:
-        return self._server_ms is not None
+        return self._offset_ms is not None
 
     def observe(self, server_ms: int, monotonic_s: float) -> None:
-        """Takes a server time that arrived at `monotonic_s`; an older one than we stand at is ignored."""
-        if self._server_ms is None or server_ms >= self.now_ms(monotonic_s):
-            self._server_ms, self._heard_at = server_ms, monotonic_s
+        """Takes a server time that arrived at `monotonic_s`."""
+        offset_ms = server_ms - monotonic_s * self._scale * 1_000
+        if self._offset_ms is None:
+            self._offset_ms, self._began_s = offset_ms, monotonic_s
+        elif monotonic_s - self._began_s >= _WINDOW_S:
+            self._before_ms, self._offset_ms, self._began_s = self._offset_ms, offset_ms, monotonic_s
+        else:
+            self._offset_ms = max(self._offset_ms, offset_ms)
 
     def now_ms(self, monotonic_s: float) -> int:
         """Exchange time in ms; `LookupError` before the exchange has said anything."""
-        if self._server_ms is None:
+        if self._offset_ms is None:
             raise LookupError("the exchange has not told its time yet")
-        return self._server_ms + int(max(0.0, monotonic_s - self._heard_at) * self._scale * 1_000)
-
-    def real_seconds(self, exchange_ms: float) -> float:
-        """How long our clock takes for `exchange_ms` of the exchange's (infinite at scale 0)."""
-        return exchange_ms / 1_000 / self._scale if self._scale else float("inf")
+        offset_ms = self._offset_ms if self._before_ms is None else max(self._offset_ms, self._before_ms)
+        # Rounded before it is cut: a millisecond must not be lost to the last bit of a float.
+        self._told_ms = max(self._told_ms, int(round(monotonic_s * self._scale * 1_000 + offset_ms, 3)))
+        return self._told_ms

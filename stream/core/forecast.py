@@ -71,12 +71,13 @@ def assemble(
 ) -> list[Prediction]:
     """Predictions of `rows` of one symbol's features, given the model's output for them ([n, 5]).
 
-    `PredictorError` where the output is not a positive finite volatility.
+    A row for which the model gave no positive finite volatility has no prediction and is left out.
+    `PredictorError` where the output does not fit the rows at all.
     """
     if volatility.shape != (len(rows), OUTPUT_WIDTH):
         raise PredictorError(f"the model answered with shape {volatility.shape} to {len(rows)} rows")
-    if not np.all(np.isfinite(volatility)) or np.any(volatility <= 0):
-        raise PredictorError(f"the model answered {symbol} with a volatility that is not a positive number")
+    usable = np.all(np.isfinite(volatility) & (volatility > 0), axis=1)
+    rows, volatility = rows[usable], volatility[usable]
     sigma = np.maximum(volatility.astype(np.float64), SIGMA_FLOOR)
     calibration = model.contract.calibration
     columns = (

@@ -16,7 +16,7 @@ from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Model
 from stream.core.features import Features
 from stream.core.forecast import Prediction, assemble
-from stream.core.keyed import Event, Ready, Rules, State, anchor, step
+from stream.core.keyed import Event, Ready, Rules, State, anchor, give_up, step
 from stream.core.windows import Array
 
 #: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.
@@ -79,7 +79,8 @@ def replay(
             continue
         prediction = predictions.get(candle.open_time)
         if prediction is None:
-            state = State(state.symbol, state.last_open_time, state.window, state.volatilities)
+            # Before the fold nobody asked; within it the model gave no usable answer. Both are as if never forecast.
+            state = give_up(state)
             continue
         state, events = step(rules, state, prediction)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
@@ -95,7 +96,10 @@ def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, pre
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
-    """Predictions for operators that wait, in their order: one model call for those that closed together."""
+    """Predictions for operators that wait, in their order: one model call for those that closed together.
+
+    Whoever the model gave no usable answer for is not among them.
+    """
     found: dict[tuple[str, int], Prediction] = {}
     last = feature_room.LOOKBACK_HOURS - 1
     for open_time in sorted({r.open_time for r in ready}):
@@ -105,5 +109,6 @@ def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> lis
         row = np.array([0])
         volatility = predict(table.sequences(row)[:, 0], table.static[:, 0])
         for i, r in enumerate(together):
-            found[r.symbol, open_time] = assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model)[0]
-    return [found[r.symbol, r.open_time] for r in ready]
+            for prediction in assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model):
+                found[r.symbol, open_time] = prediction
+    return [found[r.symbol, r.open_time] for r in ready if (r.symbol, r.open_time) in found]

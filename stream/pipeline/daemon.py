@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ _TICK_S = 1.0
 _LAG_PROBE_S = 0.1
 _STORAGE_EVERY_TICKS = 30
 _STOP_S = 3.0
-_QUEUE = 1_024
 
 
 class Daemon:
@@ -88,7 +86,7 @@ class Daemon:
         self._observe = observe
         self._instance, self._session = instance, session
         self._grace_ms = int(max(_READY_GRACE_MS, _READY_GRACE_REAL_S * 1_000 * time_scale))
-        self._queue: asyncio.Queue[Due] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[Due] = asyncio.Queue()
         self._beat_s = clock.monotonic_s()
         #: When the work in hand was begun; None between two rounds.
         self._busy_since_s: float | None = None
@@ -166,10 +164,16 @@ class Daemon:
 
     async def _load(self) -> None:
         """What an earlier run left, and what it left for symbols that are no longer ours."""
-        prefixes = tuple(messages.symbol_topic(s, "feed").removesuffix("feed") for s in self._symbols)
         outbox = await self.processor.in_journal(self._journal.outbox)
         retained = await self.processor.in_journal(self._journal.retained)
-        self.speaker.load(outbox, retained, lambda topic: topic.startswith(prefixes))
+        known = await self.processor.in_journal(self._journal.symbols)
+        gone = [
+            messages.symbol_topic(symbol, leaf)
+            for symbol in known
+            if symbol not in self._symbols
+            for leaf in messages.RETAINED_TOPICS
+        ]
+        self.speaker.load(outbox, retained, gone)
 
     def introduce(self, info: NodeInfo) -> None:
         self.speaker.introduce(info)
@@ -179,17 +183,17 @@ class Daemon:
         await self._feed.run(self.intake)
 
     async def _work(self) -> None:
-        pending: deque[Due] = deque()
+        waiting: Due | None = None
         while True:
-            if not pending:
-                pending.append(await self._queue.get())
-            while not self._queue.empty():
-                pending.append(self._queue.get_nowait())
-            batch: dict[str, Due] = {}
+            due = waiting or await self._queue.get()
             # One candle of each symbol: those that closed together are predicted together.
-            while pending and pending[0].candle.symbol not in batch:
-                due = pending.popleft()
-                batch[due.candle.symbol] = due
+            batch, waiting = {due.candle.symbol: due}, None
+            while waiting is None and not self._queue.empty():
+                due = self._queue.get_nowait()
+                if due.candle.symbol in batch:
+                    waiting = due
+                else:
+                    batch[due.candle.symbol] = due
             self._busy_since_s = self._clock.monotonic_s()
             # Finished even when we are told to stop: half a candle does not exist.
             processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
@@ -200,6 +204,7 @@ class Daemon:
                 raise
             self._busy_since_s = None
             self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
+            self.intake.took()
             self._tell_state()
 
     async def _tick(self) -> None:
@@ -210,6 +215,7 @@ class Daemon:
             self._tell_state()
             now_ms = self.exchange_now_ms()
             if now_ms is not None:
+                self.speaker.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._measure_storage()
@@ -221,7 +227,7 @@ class Daemon:
             size = await self.processor.in_journal(self._journal.size_bytes)
             free = await self.processor.in_journal(shutil.disk_usage, self._data_dir)
         except OSError as error:
-            self._observe(CommitFailed(str(error)))
+            log.warning("the data directory cannot be measured: %s", error)
             return
         self._observe(StorageMeasured(size, free.free))
 
@@ -292,6 +298,8 @@ class Daemon:
             for symbol in self._symbols:
                 if symbol in halted:
                     continue
+                if symbol in self.processor.unforecast:
+                    reasons.append(f"{symbol}: the model gives no usable forecast")
                 done = self._done.get(symbol, self._warmed(symbol))
                 if done is None:
                     reasons.append(f"{symbol}: warming up")
@@ -329,4 +337,6 @@ class Daemon:
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
-        return await self.processor.in_journal(self._journal.messages, "forecasts", symbol, from_ms, to_ms, limit)
+        return await self.processor.in_journal(
+            self._journal.messages, "forecasts", symbol, from_ms, to_ms, limit, from_ms is None
+        )

@@ -1,14 +1,15 @@
 """Intake: from frames to candles whose turn it is. The socket brings the news; REST settles what is missing.
 
-Each symbol has a lane. While a lane is being repaired, what the socket brings for it is held; the answer from REST
-and the held candles are merged, and an hour that had ended before REST was asked and is in neither does not
-exist. Then the lane runs on, in order, each candle once.
+Each symbol has a lane. What the socket brings in order passes at once; what lies behind a hole is held until REST has
+been asked. Its answer and the held candles are merged, and an hour that had ended before REST was asked and is in
+neither does not exist. So every candle passes once, in order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +28,10 @@ from stream.ports import (
     CandleDelivered,
     CandleRepeated,
     Clock,
+    CommitFailed,
     History,
     Journal,
+    JournalError,
     MissingCounted,
     Observer,
     RefusedError,
@@ -44,6 +47,8 @@ REST_LAG_MS = 5_000
 #: A due candle may be this late on the socket before REST is asked: exchange time, and real time at least.
 _LATE_AFTER_MS = 60_000
 _LATE_AFTER_REAL_S = 2.0
+#: Candles that may wait for the worker before the socket and REST are made to wait.
+_BACKLOG = 256
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.5, 30.0
 #: How often REST is asked about a candle that it did not have either.
 _ASK_AGAIN_S = 30.0
@@ -102,6 +107,7 @@ class Intake:
         self._tell_feed = tell_feed
         self._grace_ms = int(max(_LATE_AFTER_MS, _LATE_AFTER_REAL_S * 1_000 * time_scale))
         self._group: asyncio.TaskGroup | None = None
+        self._taken = asyncio.Event()
         self.feed_connected = False
 
     async def run(self) -> None:
@@ -138,7 +144,8 @@ class Intake:
     def forming(self, update: KlineUpdate, received_at_s: float) -> None:
         self._time.observe(update.event_time, received_at_s)
         lane = self.lanes.get(update.candle.symbol)
-        if lane is not None and lane.state == "stale" and lane.repairing is None and not self._overdue(lane):
+        settled = lane is not None and lane.warmed and lane.repairing is None and not lane.halted
+        if lane is not None and settled and lane.state != "live" and not self._overdue(lane):
             self._tell(lane, "live")
 
     async def closed(self, update: KlineUpdate, received_at_s: float) -> None:
@@ -148,15 +155,19 @@ class Intake:
         if lane is None:
             return
         self._observe(CandleDelivered(max(0, update.event_time - candle.close_time) / 1_000))
-        if lane.repairing is not None or not lane.warmed:
-            if candle.open_time in lane.held:
-                self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order=False))
+        if not lane.warmed:
             lane.held[candle.open_time] = (update, received_at_s)
             return
         verdict = judge(lane.last_open_time, candle.open_time)
         if verdict is Verdict.DUE:
-            await self._pass_on(lane, Due(candle, "live", received_at_s))
+            # Also during a repair: a REST that does not answer must not hold up what the socket brings in order.
+            self._pass_on(lane, Due(candle, "live", received_at_s))
+            if not self._overdue(lane):
+                self._tell(lane, "live")
+            await self._room()
         elif verdict is Verdict.HOLE:
+            if candle.open_time in lane.held:
+                self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order=False))
             lane.held[candle.open_time] = (update, received_at_s)
             self._repair(lane)
         else:
@@ -204,7 +215,12 @@ class Intake:
                 # The newest hours are too young for REST to be believed about them.
                 await asyncio.sleep(_RETRY_FIRST_S)
             elif not lane.ask_once_more:
-                break
+                if self._overdue(lane):
+                    # REST has nothing newer either: is the symbol still traded?
+                    info = await self._ask(lane, partial(self._history.exchange_info, lane.symbol))
+                    lane.halted = not any(s.trading for s in info.symbols if s.symbol == lane.symbol)
+                if not lane.ask_once_more:
+                    break
         lane.ask_again_at_s = self._clock.monotonic_s() + _ASK_AGAIN_S
         lane.repairing = None
         if self._overdue(lane):
@@ -215,13 +231,15 @@ class Intake:
     async def _merge(self, lane: Lane, fetched: list[Candle], proven_ms: int) -> bool:
         """Passes on REST's candles and the held ones. False where a hole remains that REST was not asked about."""
         settled = {candle.open_time: candle for candle in fetched}
+        order = deque(settled)
         while True:
             # Looked at anew after every wait: the socket goes on holding candles meanwhile.
             last = lane.last_open_time
             for open_time in [t for t in lane.held if last is not None and t <= last]:
                 del lane.held[open_time]
-                settled.pop(open_time, None)
-            ahead = [t for t in (*settled, *lane.held) if last is None or t > last]
+            while order and last is not None and order[0] <= last:
+                order.popleft()
+            ahead = [*lane.held, *([order[0]] if order else [])]
             if not ahead:
                 return True
             open_time = min(ahead)
@@ -230,15 +248,28 @@ class Intake:
             candle = settled.pop(open_time, None)
             update, received_at_s = lane.held.pop(open_time, (None, None))
             if update is not None and (candle is None or candle.ohlcv == update.candle.ohlcv):
-                await self._pass_on(lane, Due(update.candle, "live", received_at_s))
+                self._pass_on(lane, Due(update.candle, "live", received_at_s))
             elif candle is not None:
                 # Where the two disagree REST is the truth.
-                await self._pass_on(lane, Due(candle, "backfill"))
+                self._pass_on(lane, Due(candle, "backfill"))
+            await self._room()
 
-    async def _pass_on(self, lane: Lane, due: Due) -> None:
+    def _pass_on(self, lane: Lane, due: Due) -> None:
+        """Not a coroutine: between knowing that a candle is passed and passing it nobody may be cancelled."""
         lane.last_open_time = due.candle.open_time
         lane.next_open_time = due.candle.open_time + HOUR_MS
-        await self._queue.put(due)
+        lane.halted = False
+        self._queue.put_nowait(due)
+
+    async def _room(self) -> None:
+        """Back-pressure: waits while too much is queued."""
+        while self._queue.qsize() > _BACKLOG:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def took(self) -> None:
+        """The worker has finished a round."""
+        self._taken.set()
 
     # --- start-up, which is recovery ---------------------------------------------------------------------------
 
@@ -259,14 +290,29 @@ class Intake:
         if done is None and candles:
             # Nothing was ever forecast here: the newest closed candle is the first.
             candles, first_due = candles[:-1], candles[-1:]
-        await self._processor.in_journal(self._journal.store_history, candles)
+        await self._store_history(candles)
         await self._processor.warm(symbol, candles, done)
         lane.last_open_time = candles[-1].open_time if candles else None
         lane.next_open_time = newest + HOUR_MS if not candles else candles[-1].open_time + HOUR_MS
         lane.warmed = True
         lane.settled.set()
         for candle in first_due:
-            await self._pass_on(lane, Due(candle, "backfill"))
+            self._pass_on(lane, Due(candle, "backfill"))
+
+    async def _store_history(self, candles: list[Candle]) -> None:
+        """Until the journal takes it: a full disk at the start is waited out like one later on."""
+        while True:
+            try:
+                await self._processor.in_journal(self._journal.store_history, candles)
+            except JournalError as error:
+                if self._processor.failing is None:
+                    log.error("%s; waiting until it can be written", error)
+                self._processor.failing = str(error)
+                self._observe(CommitFailed(str(error)))
+                await asyncio.sleep(_RETRY_FIRST_S)
+            else:
+                self._processor.failing = None
+                return
 
     async def _ask(self, lane: Lane, question: Callable[[], Awaitable[T]]) -> T:
         """Asks REST until it answers. `RefusedError` where the symbol is unknown to exchange and journal."""
@@ -287,7 +333,8 @@ class Intake:
                 lane.halted = True
             self._observe(BackfillFailed(lane.symbol, reason))
             lane.settled.set()
-            self._tell(lane, "halted" if lane.halted else "stale")
+            if lane.halted or lane.held or not lane.warmed or self._overdue(lane):
+                self._tell(lane, "halted" if lane.halted else "stale")
             if reason != known:
                 log.warning("%s: no answer from the exchange, asking on: %s", lane.symbol, reason)
                 known = reason

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS, Candle, Provenance
-from stream.core.forecast import Prediction, PredictorError
 from stream.core.keyed import Gap, Issued, Ready, Rules, State, give_up, step
 from stream.core.messages import Decision, Forecast
 from stream.core.replay import predict_ready, warm
@@ -25,6 +24,7 @@ from stream.ports import (
     Clock,
     CommitFailed,
     ForecastCommitted,
+    ForecastFailed,
     GapDeclared,
     Inferred,
     Journal,
@@ -64,6 +64,8 @@ class _Turn:
     states: list[State]
     predicted: int
     seconds: float
+    #: Symbols for which the model gave no usable answer.
+    refused: list[str]
 
 
 class Processor:
@@ -89,6 +91,8 @@ class Processor:
         self._states: dict[str, State] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
         self.failing: str | None = None
+        #: Symbols whose newest candle has no forecast because the model's answer was none.
+        self.unforecast: set[str] = set()
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -140,13 +144,14 @@ class Processor:
             ]
             self._offer(outgoing, [Retained(*r) for r in record.retained])
             self._tell(due, record)
+            self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in turn.refused)
 
     def _turn(self, batch: Sequence[Due]) -> tuple[_Turn, list[int], JournalError | None]:
         """On the work thread: step, predict, step, and a first attempt to commit."""
         moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
         ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
         started_s = self._clock.monotonic_s()
-        predictions = self._predict(ready)
+        predictions = {p.symbol: p for p in predict_ready(ready, self._predictor.model, self._predictor)}
         seconds = self._clock.monotonic_s() - started_s
         records: list[Record] = []
         states: list[State] = []
@@ -161,22 +166,11 @@ class Processor:
             gap = next((e for e in events if isinstance(e, Gap)), None)
             records.append(self._record(due, state, gap, issued))
             states.append(state)
-        turn = _Turn(records, states, len(ready), seconds)
+        turn = _Turn(records, states, len(ready), seconds, [r.symbol for r in ready if r.symbol not in predictions])
         try:
             return turn, self._journal.commit(records), None
         except JournalError as error:
             return turn, [], error
-
-    def _predict(self, ready: Sequence[Ready]) -> dict[str, Prediction]:
-        """Predictions by symbol. A symbol whose answer is no volatility is left out: it must not stop the others."""
-        model = self._predictor.model
-        try:
-            return {p.symbol: p for p in predict_ready(ready, model, self._predictor)}
-        except PredictorError as error:
-            if len(ready) == 1:
-                log.error("%s %d: no forecast: %s", ready[0].symbol, ready[0].open_time, error)
-                return {}
-        return {symbol: p for one in ready for symbol, p in self._predict([one]).items()}
 
     def _record(self, due: Due, state: State, gap: Gap | None, issued: Issued | None) -> Record:
         candle, now_ms = due.candle, self._clock.wall_ms()
@@ -235,6 +229,15 @@ class Processor:
             log.info("the journal can be written again")
             self.failing = None
             return seqs
+
+    def _judge(self, symbol: str, open_time: int, *, usable: bool) -> None:
+        if usable:
+            self.unforecast.discard(symbol)
+            return
+        if symbol not in self.unforecast:
+            log.error("%s: the model's answer is no volatility; no forecast until it gives one", symbol)
+        self.unforecast.add(symbol)
+        self._observe(ForecastFailed(symbol, open_time))
 
     def _tell(self, due: Due, record: Record) -> None:
         symbol, open_time = due.candle.symbol, due.candle.open_time

@@ -7,13 +7,14 @@ retained payload past its `valid_until` is not published: an old decision must n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from stream.core import messages
-from stream.core.messages import Message, NodeInfo, NodeState, NodeStateName
+from stream.core.messages import NodeInfo, NodeState, NodeStateName
 from stream.ports import (
     Clock,
     ForecastAcknowledged,
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Acknowledgements wait for company up to this many; a crash before they are noted repeats messages, harmlessly.
 _ACKNOWLEDGE_BATCH = 64
+#: How long a stop may go on emptying the outbox, which is durable and can wait.
+_LAST_WORDS_S = 1.5
 
 
 class Speaker:
@@ -70,21 +73,19 @@ class Speaker:
         self._said: tuple[NodeStateName, tuple[str, ...]] | None = None
         self._info: NodeInfo | None = None
         self._closing = False
+        self._close_by_s = 0.0
         self.connected = False
 
     @property
     def state(self) -> NodeStateName:
         return self._state
 
-    def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], keep: Callable[[str], bool]) -> None:
-        """What an earlier run left: unacknowledged events, and the retained topics. A topic that `keep` refuses
-        has left the configuration and is cleared at the broker."""
+    def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], gone: Sequence[str]) -> None:
+        """What an earlier run left: unacknowledged events, and retained topics. Those in `gone` have left the
+        configuration and are cleared at the broker."""
         self._events.extend(outbox)
-        for item in retained:
-            if keep(item.topic):
-                self._retained[item.topic] = item
-            else:
-                self._cleared.append(item.topic)
+        self._cleared.extend(gone)
+        self._retained |= {item.topic: item for item in retained if item.topic not in gone}
         self._observe(OutboxCounted(len(self._events)))
 
     def introduce(self, info: NodeInfo) -> None:
@@ -113,9 +114,17 @@ class Speaker:
         self._wake.set()
 
     def close(self) -> None:
-        """Say what is left, then `stopped`, and end the session."""
+        """Say what can be said in `_LAST_WORDS_S`, then `stopped`, and end the session. The rest stays durable."""
         self._closing = True
+        self._close_by_s = self._clock.monotonic_s() + _LAST_WORDS_S
         self._wake.set()
+
+    def time_is_known(self) -> None:
+        """What was not said because nobody knew whether it was out of date can be judged now."""
+        self._wake.set()
+
+    def _late(self) -> bool:
+        return self._closing and self._clock.monotonic_s() >= self._close_by_s
 
     def node_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> NodeState:
         return NodeState(
@@ -157,7 +166,7 @@ class Speaker:
         self._said = (state, reasons)
 
     async def _speak_events(self, publisher: Publisher) -> None:
-        while self._events:
+        while self._events and not self._late():
             event = self._events[0]
             await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
             self._events.popleft()
@@ -182,9 +191,13 @@ class Speaker:
         del self._acknowledged[: len(seqs)]
 
     async def _speak_retained(self, publisher: Publisher) -> None:
-        while self._unsent:
-            topic = next(iter(self._unsent))
+        for topic in list(self._unsent):
+            if self._late():
+                return
             item = self._retained[topic]
+            if item.valid_until is not None and self._exchange_now_ms() is None:
+                # After a restart it may be long out of date: it waits for the exchange's time.
+                continue
             expiry_s = self._remaining_s(item)
             if expiry_s is None or expiry_s > 0:
                 await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s)
@@ -194,7 +207,9 @@ class Speaker:
         while self._cleared:
             await self._publish(publisher, self._cleared[0], b"", retain=True)
             topic = self._cleared.pop(0)
-            await self._in_journal(self._journal.forget_retained, [topic])
+            # Not noted is cleared once more at the next start, harmlessly.
+            with contextlib.suppress(JournalError):
+                await self._in_journal(self._journal.forget_retained, [topic])
 
     def _remaining_s(self, item: Retained) -> int | None:
         """Seconds this payload may still live at the broker; None for ever, 0 not at all."""
@@ -212,7 +227,3 @@ class Speaker:
             self._observe(PublishFailed(topic, str(error)))
             raise
         self._observe(Published(topic))
-
-
-def retained_message(topic: str, message: Message, expiry_s: int | None = None) -> Retained:
-    return Retained(topic, messages.encode(message), expiry_s)

@@ -95,7 +95,8 @@ class Process:
 class Mosquitto:
     """A real broker that can be taken away and brought back, its state on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rules: str = "") -> None:
+        """`rules`: an access list; without one everybody may do everything."""
         self._program = need("mosquitto", "mosquitto")
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
@@ -104,6 +105,9 @@ class Mosquitto:
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
             f"persistence_location {folder}/\nmax_queued_messages 0\nmax_inflight_messages 0\n"
         )
+        if rules:
+            (folder / "acl").write_text(rules)
+            self._config.write_text(f"{self._config.read_text()}acl_file {folder}/acl\n")
         if os.geteuid() == 0:
             # Started by root it would become its own user, who may not write into the test's folder.
             self._config.write_text(self._config.read_text() + "user root\n")
@@ -165,6 +169,19 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     folder = tmp_path / "mosquitto"
     folder.mkdir()
     broker = Mosquitto(folder)
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def strict_mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """Takes everything but events."""
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    broker = Mosquitto(
+        folder, "topic read #\ntopic write volcast/v1/node/#\ntopic write volcast/v1/binance/spot/+/1h/+\n"
+    )
     broker.start()
     yield broker
     broker.stop()

@@ -187,3 +187,42 @@ def test_a_running_daemon_has_neither_training_nor_drift_libraries_in_memory(
     maps = Path(f"/proc/{running.popen.pid}/maps").read_text()
     assert "onnxruntime" in maps
     assert not [name for name in ("tensorflow", "/pandas/", "evidently", "/scipy/", "polars") if name in maps]
+
+
+def test_sigterm_ends_within_ten_seconds_while_a_broker_swallows_every_packet(
+    volcast: Callable[..., Any], tmp_path: Path
+) -> None:
+    # A listener that never accepts and whose queue is full: connecting hangs, as with a host that drops packets.
+    with socket.socket() as deaf, socket.socket() as filler, socket.socket() as second:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for client in (filler, second):
+            client.setblocking(False)
+            client.connect_ex(deaf.getsockname())
+        running = volcast(
+            "run", "--ws-url", f"ws://127.0.0.1:{free_port()}", "--rest-url", f"http://127.0.0.1:{free_port()}",
+            "--mqtt-url", f"mqtt://127.0.0.1:{deaf.getsockname()[1]}", "--http-port", 0, "--data-dir", tmp_path / "var",
+        )  # fmt: skip
+        running.find(r"(asking on)")
+        assert running.stop(timeout_s=10) == 0
+
+
+def test_a_message_the_broker_refuses_stays_in_the_outbox(
+    volcast: Callable[..., Any], exchange: tuple[str, str], strict_mosquitto: Any, tmp_path: Path, until: Any
+) -> None:
+    running = volcast(
+        "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", strict_mosquitto.url,
+        "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", 36_000, "--drift-period-hours", 0,
+    )  # fmt: skip
+    http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
+    until(lambda: "refused volcast/v1/binance" in running.err, "the refusal in the log")
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(f"{http}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"volcast_{name} ")).split()[1])
+
+    until(lambda: metric("mqtt_publish_failures_total") >= 1, "a counted refusal")
+    # Nothing that was refused counts as said: two events a candle wait.
+    until(lambda: metric("outbox_messages") >= 10, "waiting events")
+    assert running.stop() == 0
