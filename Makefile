@@ -33,10 +33,12 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing what the demo needs (about a minute) ..."
 	$(PIP) -e '.[demo,drift]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing everything, TensorFlow included (some minutes) ..."
 	$(PIP) -e '.[demo,drift,train]' --group dev
 	touch $@ $(VENV)/.demo
 

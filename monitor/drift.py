@@ -41,7 +41,7 @@ def evidently_missing() -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("evidently") is None:
-        return "evidently is not installed: pip install 'volcast[drift]'"
+        return "evidently is not installed: pip install -c constraints.txt '.[drift]' in the clone"
     return None
 
 
@@ -60,7 +60,7 @@ def run(
     """
     missing = evidently_missing()
     if missing is not None:
-        raise DriftError(f"drift is off: {missing}")
+        raise DriftError(f"drift needs Evidently: {missing}")
     grid, ohlcv = to_grid(candles)
     if len(grid) < WINDOW_HOURS + features.LOOKBACK_HOURS - 1:
         raise DriftError(

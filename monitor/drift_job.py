@@ -142,7 +142,7 @@ def state(period_hours: float) -> str:
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
     if importlib.util.find_spec("evidently") is None:
-        return "off: evidently is not installed; pip install 'volcast[drift]'"
+        return "off: evidently is not installed; pip install -c constraints.txt '.[drift]' in the clone"
     return "on"
 
 

@@ -77,11 +77,11 @@ def _settings_options(command: F) -> F:
         click.option("--http-port", metavar="PORT", help="0 = any free, printed.  [default: 9464]"),
         click.option("--data-dir", type=_DIR, help="Journal and reports.  [default: var]"),
         click.option("--instance", help="Name of this node in its MQTT topics.  [default: volcast]"),
-        click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]"),
+        click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines on stderr.  [default: text]"),
         click.option("--allow-plaintext", is_flag=True, default=None, help="Unencrypted URLs beyond loopback."),
         click.option("--time-scale", metavar="X", help="Speed of the exchange's clock against ours.  [default: 1]"),
         click.option("--stall-after-s", metavar="S", help="Seconds without data before a reconnect.  [default: 60]"),
-        click.option("--drift-period-hours", metavar="H", help="Hours between drift runs; 0 = off.  [default: 24]"),
+        click.option("--drift-period-hours", metavar="H", help="Exchange hours per drift run; 0 = off.  [default: 24]"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -101,7 +101,9 @@ def _load(flags: dict[str, Any]) -> Any:
 def run(**flags: Any) -> None:
     """Run the daemon against a real exchange and broker, until SIGTERM or Ctrl-C.
 
-    Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://user:secret@broker.example
+    Each option is also a variable VOLCAST_<NAME> and a key in volcast.toml; a password belongs there.
+
+    Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://broker.example
     """
     settings = _load(flags)
     from stream.commands import daemon
@@ -165,7 +167,8 @@ def demo(**options: Any) -> None:
 def exchange(**options: Any) -> None:
     """The embedded exchange on its own: Binance's dialect, a tape, faults on order (POST /control/fault).
 
-    Its clock stands still until the first subscription.
+    Its clock stands still until the first subscription. Faults: drop, duplicate_close, withhold_close, mute, unmute,
+    refuse, flap, rest_status; for instance curl -d '{"fault":"drop"}' http://127.0.0.1:9080/control/fault
 
     Example: volcast exchange --candles btc.parquet --from 2024-03-01 --speed 3600
     """
@@ -181,7 +184,8 @@ def exchange(**options: Any) -> None:
 @click.option("--symbol", help="Which symbol of the file.  [default: its only one]")
 @click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
 def predict(**options: Any) -> None:
-    """Forecasts and decisions for a candle file: the same numbers as the daemon's, one row per closed candle.
+    """Forecasts and decisions for a candle file, one row per closed candle: the same numbers as the daemon's for every
+    row with 120 days of candles before it, which is what the daemon fetches.
 
     Volatilities are hourly; annualized = hourly × √8760.
 

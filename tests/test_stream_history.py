@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from stream.adapters.history import BinanceHistory
@@ -13,6 +15,7 @@ from stream.core.candle import HOUR_MS, Candle
 from stream.ports import Clock, Fact, UnreachableError, WeightUsed
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate_symbol
+from stream.testing.wire import kline_row
 
 START = 1_704_067_200_000
 HOURS = 2_500
@@ -104,3 +107,67 @@ async def test_used_weight_is_told(exchange: Exchange) -> None:
     ratios = [f.ratio for f in facts if isinstance(f, WeightUsed)]
     assert ratios == sorted(ratios)
     assert 0 < ratios[-1] < 0.01
+
+
+async def answering(body: bytes, headers: str = "") -> asyncio.Server:
+    """A server that says the same thing to every request."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            length = len(body)
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n".encode())
+            writer.write(body)
+            await writer.drain()
+        writer.close()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+def address_of(server: asyncio.Server) -> str:
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "words"),
+    [
+        (b'{"serverTime":9000000000000}', "", "server time"),
+        (b'{"serverTime":0}', "", "server time"),
+        (b"<html>", "", "not a time answer"),
+        (b"x" * 5_000_000, "", "over 4194304 bytes"),
+    ],
+)
+async def test_an_answer_that_is_none_is_unreachable(body: bytes, headers: str, words: str) -> None:
+    server = await answering(body, headers)
+    async with (
+        server,
+        BinanceHistory(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock=Clock()) as client,
+    ):
+        with pytest.raises(UnreachableError, match=words):
+            await client.server_time_ms()
+
+
+async def test_a_weight_that_is_no_count_is_left_alone() -> None:
+    server = await answering(b'{"serverTime":1704067200000}', f"X-MBX-USED-WEIGHT-1M: {'9' * 4_400}\r\n")
+    async with (
+        server,
+        BinanceHistory(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock=Clock()) as client,
+    ):
+        assert await client.server_time_ms() == START
+
+
+async def test_a_rest_that_repeats_one_old_page_is_not_asked_for_ever(candles: list[Candle]) -> None:
+    class Stuck(BinanceHistory):
+        asked = 0
+
+        async def server_time_ms(self) -> int:
+            return START + 9_000 * HOUR_MS
+
+        async def _get(self, path: str, params: dict[str, str]) -> bytes:
+            self.asked += 1
+            return msgspec.json.encode([kline_row(c) for c in candles[:1_000]])
+
+    async with Stuck("http://127.0.0.1:9", clock=Clock()) as client:
+        with pytest.raises(UnreachableError, match="without a candle"):
+            await client.candles("BTCUSDT", START + 5_000 * HOUR_MS)
+        assert client.asked == 1

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stream.adapters.journal import SqliteJournal
@@ -17,7 +18,7 @@ from stream.core.keyed import Rules
 from stream.core.policy import Policy
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
-from stream.ports import Answer, CandleRepeated, Clock, Fact, RefusedError, UnreachableError
+from stream.ports import Answer, CandleRepeated, Clock, Fact, FrameRejected, RefusedError, UnreachableError
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -189,6 +190,25 @@ async def test_where_rest_and_socket_disagree_rest_is_the_truth(stand: Stand) ->
     stand.rest.now_ms = spoken.close_time + 60_000
     await stand.intake.closed(KlineUpdate(wrong, spoken.close_time + 80, True), 0.0)
     assert await stand.passed(2) == [(NEWEST + 1, "backfill"), (NEWEST + 2, "backfill")]
+
+
+async def test_a_frame_from_far_ahead_leads_nobody_astray(stand: Stand) -> None:
+    await stand.passed(1)
+    await stand.idle()
+    stand.now_s = 100.0
+    now_ms = START + (NEWEST + 1) * HOUR_MS + 60_000
+    stand.time.observe(now_ms, stand.now_s)
+    known = stand.tape[NEWEST]
+    later = msgspec.structs.replace(known, open_time=4_070_908_800_000)
+    for candle in (later, msgspec.structs.replace(later, symbol="DOGEUSDT")):
+        stand.intake.forming(KlineUpdate(candle, candle.open_time + 5_000, False), stand.now_s)
+        await stand.intake.closed(KlineUpdate(candle, candle.close_time + 80, True), stand.now_s)
+    assert stand.time.now_ms(stand.now_s) == now_ms
+    assert [f.reason for f in stand.facts if isinstance(f, FrameRejected)] == ["time_range"] * 2
+    await stand.idle()
+    assert stand.queue.empty()
+    await stand.close(NEWEST + 1)
+    assert await stand.passed(1) == [(NEWEST + 1, "live")]
 
 
 async def test_repetitions_are_counted_and_never_pass(stand: Stand) -> None:

@@ -154,3 +154,14 @@ async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_
         again = made.processor._states["BTCUSDT"]
         assert (again.memory, again.recent, again.anchor) == (live.memory, live.recent, live.anchor)
         np.testing.assert_array_equal(again.volatilities, live.volatilities)
+
+
+async def test_a_start_whose_newest_candle_gets_no_answer_goes_on_with_the_next(
+    tmp_path: Path, tape: dict[str, list[Candle]]
+) -> None:
+    model = Model()
+    model.nonsense = float("nan")
+    model.rows = features.compute(*to_grid(tape["BTCUSDT"][:50]), newest=1).static
+    async with bench(tmp_path, tape, model) as made:
+        await made.processor.process(round_of(tape, 50))
+        assert made.forecasts() == [(symbol, START + 50 * HOUR_MS) for symbol in SYMBOLS]

@@ -161,7 +161,7 @@ def render(result: dict[str, Any]) -> Table:
     table = Table(
         title=f"{result['symbol']} {result['start']} to {result['end']}, {result['rows']:,} hours, "
         f"model {result['model_version']}",
-        caption=f"σ hourly; the {level:.0%} interval held {coverage:.1%} of outcomes (before online calibration)",
+        caption=f"σ hourly; the {level:.0%} interval held {coverage:.1%} of outcomes",
     )
     table.add_column("quantity")
     table.add_column("forecast")

@@ -21,8 +21,11 @@ from stream.ports import Answer, Clock, FrameRejected, Observer, UnreachableErro
 _TIMEOUT_S = 10.0
 #: Where a 429 or 418 does not say how long.
 _DEFAULT_RETRY_AFTER_S = 30.0
-#: The longest the exchange bans anybody: three days.
+_REQUEST_S = 20.0
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+#: The longest the exchange bans anybody (418): three days; and the longest pause (429) that makes sense.
 _LONGEST_BAN_S = 259_200.0
+_LONGEST_PAUSE_S = 600.0
 #: The exchange's limit until exchangeInfo has told ours.
 _WEIGHT_PER_MINUTE = 6_000
 
@@ -86,9 +89,9 @@ class BinanceHistory:
             found += [c for c in page.candles if c.open_time >= start]
             if page.rows < binance.KLINES_PAGE or page.forming:
                 break
-            # A full page without one usable row must still move on.
-            last = page.candles[-1].open_time if page.candles else start + (binance.KLINES_PAGE - 1) * HOUR_MS
-            start = max(start, last) + HOUR_MS
+            if not page.candles or page.candles[-1].open_time < start:
+                raise UnreachableError(f"a full page of {symbol} without a candle from {start} on")
+            start = page.candles[-1].open_time + HOUR_MS
         return Answer(found, server_ms)
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
@@ -96,27 +99,40 @@ class BinanceHistory:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         try:
-            answer = await self._client.get(path, params=params)
+            # The client's own timeout is per read: an answer that drips would never end.
+            async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:
+                body = await self._body(answer)
+        except TimeoutError:
+            raise UnreachableError(f"{self._client.base_url}: no whole answer in {_REQUEST_S:g} s") from None
         except httpx.HTTPError as error:
             raise UnreachableError(f"{self._client.base_url}: {type(error).__name__} {error}".strip()) from None
         used = answer.headers.get("x-mbx-used-weight-1m", "")
         if _is_count(used):
             self._observe(WeightUsed(int(used) / self._weight_limit))
         if answer.status_code == 200:
-            return answer.content
+            return body
         if answer.status_code in (418, 429):
             asked = answer.headers.get("retry-after", "")
-            wait_s = min(float(asked), _LONGEST_BAN_S) if _is_count(asked) else _DEFAULT_RETRY_AFTER_S
+            longest_s = _LONGEST_BAN_S if answer.status_code == 418 else _LONGEST_PAUSE_S
+            wait_s = min(float(asked), longest_s) if _is_count(asked) else _DEFAULT_RETRY_AFTER_S
             self._not_before_s = self._clock.monotonic_s() + wait_s
             raise UnreachableError(f"HTTP {answer.status_code}: the exchange wants silence for {wait_s:g} s")
         if answer.status_code == 400:
             try:
-                binance.raise_refusal(answer.status_code, answer.content)
+                binance.raise_refusal(answer.status_code, body)
             except WireError as error:
                 raise UnreachableError(str(error)) from None
         raise UnreachableError(f"HTTP {answer.status_code} from {path}")
 
+    async def _body(self, answer: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in answer.aiter_bytes():
+            body += chunk
+            if len(body) > _MAX_BODY_BYTES:
+                raise UnreachableError(f"{self._client.base_url}: an answer of over {_MAX_BODY_BYTES} bytes")
+        return bytes(body)
+
 
 def _is_count(text: str) -> bool:
-    # isdigit alone takes "²", which int does not.
-    return text.isascii() and text.isdigit()
+    # isdigit alone takes "²", which int does not; and a count of more digits than this is none.
+    return text.isascii() and text.isdigit() and len(text) <= 9

@@ -29,6 +29,7 @@ _TIMEOUT_S = 5.0
 _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
+_CANCEL_AGAIN_S = 0.2
 
 
 def _properties(packet: int, expiry_s: int | None = None) -> Properties:
@@ -51,7 +52,7 @@ class _Client(aiomqtt.Client):
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
 
-class _Session:
+class Session:
     """`stream.ports.Publisher` on one live connection; one message at a time."""
 
     def __init__(self, client: _Client) -> None:
@@ -103,15 +104,17 @@ class MqttBroker:
 
     async def _attend(self, client: _Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
         """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
-        speaking = asyncio.ensure_future(session(_Session(client)))
+        speaking = asyncio.ensure_future(session(Session(client)))
         listening = asyncio.ensure_future(self._listen(client))
         try:
             await asyncio.wait((speaking, listening), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            listening.cancel()
-            if not speaking.done():
-                speaking.cancel()
-            await asyncio.gather(speaking, listening, return_exceptions=True)
+            for task in (listening, speaking):
+                # Again and again: Python 3.11's wait_for, which the library uses, loses a cancellation that meets
+                # the acknowledgement.
+                while not task.done():
+                    task.cancel()
+                    await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
             if speaking.cancelled() or speaking.exception() is not None:
                 await self._say_will(client)
         if not listening.cancelled():
@@ -122,7 +125,7 @@ class MqttBroker:
         """Leaving politely makes the broker drop the will; a session that did not end with its last word says it."""
         with contextlib.suppress(aiomqtt.MqttError, UnreachableError, TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):
-                await _Session(client).publish(self._will.topic, self._will.payload, retain=True)  # type: ignore[arg-type]
+                await Session(client).publish(self._will.topic, self._will.payload, retain=True)  # type: ignore[arg-type]
 
     async def _listen(self, client: _Client) -> None:
         # A connection that lives this long forgives the failures before it; a flapping one does not.

@@ -38,6 +38,8 @@ from stream.ports import (
 from stream.settings import Settings
 from stream.testing.exchange import Exchange
 
+#: And so long for a broker that has not acknowledged everything yet.
+_BROKER_WAIT_S = 15.0
 #: A demo that ends waits so long for its first drift result, which an own process computes.
 _DRIFT_WAIT_S = 60.0
 _REFRESH_S = 0.25
@@ -182,9 +184,14 @@ async def _await_end(running: node.Node, exchange: Exchange, tape: Tape, tally: 
         for symbol, series in tape.candles.items()
     }
     last = {symbol: times[-1] for symbol, times in played.items() if times}
-    while any(tally.processed.get(symbol, 0) < open_time for symbol, open_time in last.items()) or tally.outbox:
+    while any(tally.processed.get(symbol, 0) < open_time for symbol, open_time in last.items()):
         tally.changed.clear()
         await tally.changed.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BROKER_WAIT_S):
+            while tally.outbox:
+                tally.changed.clear()
+                await tally.changed.wait()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRIFT_WAIT_S):
             while running.drift == "on" and not tally.drifts and tally.drift_failure is None:
@@ -207,17 +214,7 @@ def _addresses(running: node.Node, exchange: Exchange) -> list[str]:
 def _table(running: node.Node, exchange: Exchange, tally: _Tally) -> Group:
     clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime(exchange.now_ms() / 1_000))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "symbol",
-        "candle closed",
-        "next 24 h",
-        "90 % interval",
-        "realized",
-        "HAR",
-        "hold",
-        "action",
-        "regime",
-    ):
+    for name in ("symbol", "closed", "24 h σ", "90 %", "realized", "HAR", "exposure", "action", "regime"):
         table.add_column(name, justify="left" if name in ("symbol", "action", "regime") else "right")
     for symbol in running.daemon.symbols:
         forecast, decision = tally.forecasts.get(symbol), tally.decisions.get(symbol)
@@ -229,7 +226,7 @@ def _table(running: node.Node, exchange: Exchange, tally: _Tally) -> Group:
             symbol,
             time.strftime("%m-%d %H:%M", time.gmtime((forecast.close_time + 1) / 1_000)),
             f"{v.annualized:.1%}",
-            f"{v.low * ANNUAL:.1%} to {v.high * ANNUAL:.1%}",
+            f"{v.low * ANNUAL:.0%}-{v.high * ANNUAL:.0%}",
             f"{forecast.realized_24h * ANNUAL:.1%}",
             f"{forecast.baselines.har * ANNUAL:.1%}",
             f"{decision.exposure:.0%}",
@@ -246,6 +243,8 @@ def _summarize(tally: _Tally, console: Console, json_file: Path | None, *, paced
         raise RefusedError(
             "the demo ended without a forecast: everything was in the journal already, or it was stopped too early"
         )
+    if tally.outbox:
+        console.print(f"{tally.outbox} message(s) did not reach the broker", highlight=False)
     # At max speed frames queue, and their wait says nothing about the node.
     delays = sorted(tally.delays_s) if paced else []
     errors = {s: (sum(e) / len(e)) ** 0.5 for s, e in sorted(tally.squared_errors.items())}

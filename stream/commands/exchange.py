@@ -122,6 +122,7 @@ async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: i
         tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed, host=host, ws_port=ws_port, rest_port=rest_port
     )
     async with server:
-        click.echo(f"exchange: --ws-url {server.ws_url} --rest-url {server.rest_url}")
+        scale = tape.speed or 0
+        click.echo(f"volcast run --ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
         click.echo(f"control:  {server.rest_url}/control/state (Ctrl-C ends)")
         await stop.wait()

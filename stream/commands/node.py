@@ -36,7 +36,7 @@ from stream.core.policy import Policy
 from stream.core.publication import model_ref
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
-from stream.ports import Clock, Fact, FanOut, FrameRejected, Observer, RefusedError, UnreachableError
+from stream.ports import Clock, Fact, FanOut, FrameRejected, JournalError, Observer, RefusedError, UnreachableError
 from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import EmbeddedBroker
 
@@ -135,7 +135,7 @@ async def run(
     try:
         await _run(settings, ground, clock, stop, watch, beside)
     except BaseExceptionGroup as group:
-        refused = group.subgroup(RefusedError)
+        refused = group.subgroup((RefusedError, JournalError))
         if refused is None:
             raise
         raise RefusedError(str(_first(refused))) from None

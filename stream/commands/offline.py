@@ -72,6 +72,13 @@ def predict(*, candles: Path, out: Path, from_: str | None, symbol: str | None, 
     if not rows:
         raise RefusedError(f"{candles}: too few candles of {name} for a forecast; it needs 12 of the last 24 returns")
     files.write_table(pl.DataFrame(rows), out, times=("open_time", "close_time"))
+    young = sum(row["open_time"] < series[0].open_time + (HISTORY_HOURS - 1) * HOUR_MS for row in rows)
+    if young:
+        click.echo(
+            f"note: {young} row(s) have fewer than {HISTORY_HOURS:,} hours of candles before them in this file; "
+            "a daemon that can fetch more may say something else for them",
+            err=True,
+        )
     click.echo(f"{len(rows)} forecasts of {name}, {_utc(rows[0]['open_time'])} to {_utc(rows[-1]['open_time'])}: {out}")
     if table.duplicates or table.off_hour:
         click.echo(f"{candles}: {table.duplicates} duplicate and {table.off_hour} off-hour row(s) left out")
@@ -128,7 +135,10 @@ def fetch(*, symbols: str, from_: str, to: str | None, out: Path, rest_url: str)
 def _need(extra: str, *modules: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise RefusedError(f"{', '.join(missing)} is not installed: pip install 'volcast[{extra}]'")
+        raise RefusedError(
+            f"the extra {extra!r} is missing ({', '.join(missing)}): "
+            f"pip install -c constraints.txt '.[{extra}]' in the clone"
+        )
 
 
 def train(

@@ -92,7 +92,8 @@ def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, pre
     if candles:
         for after, _ in replay(rules, symbol, candles, model, predict, since=candles[-1].open_time):
             state = after
-    return state
+    # The newest candle may be one that the model gave no usable answer for.
+    return give_up(state) if state.awaiting else state
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:

@@ -29,6 +29,7 @@ from stream.ports import (
     CandleRepeated,
     Clock,
     CommitFailed,
+    FrameRejected,
     History,
     Journal,
     JournalError,
@@ -47,6 +48,8 @@ REST_LAG_MS = 5_000
 #: A due candle may be this late on the socket before REST is asked: exchange time, and real time at least.
 _LATE_AFTER_MS = 60_000
 _LATE_AFTER_REAL_S = 2.0
+#: A frame this far ahead of the exchange's clock (times the scale) is not believed.
+_FAR_AHEAD_MS = 2 * HOUR_MS
 #: Candles that may wait for the worker before the socket and REST are made to wait.
 _BACKLOG = 256
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.5, 30.0
@@ -105,6 +108,7 @@ class Intake:
         self._clock = clock
         self._observe = observe
         self._tell_feed = tell_feed
+        self._scale = time_scale
         self._grace_ms = int(max(_LATE_AFTER_MS, _LATE_AFTER_REAL_S * 1_000 * time_scale))
         self._group: asyncio.TaskGroup | None = None
         self._taken = asyncio.Event()
@@ -142,23 +146,27 @@ class Intake:
                 self._tell(lane, "stale")
 
     def forming(self, update: KlineUpdate, received_at_s: float) -> None:
-        self._time.observe(update.event_time, received_at_s)
         lane = self.lanes.get(update.candle.symbol)
-        settled = lane is not None and lane.warmed and lane.repairing is None and not lane.halted
-        if lane is not None and settled and lane.state != "live" and not self._overdue(lane):
+        if lane is None or not self._plausible(lane, update, received_at_s):
+            return
+        self._time.observe(update.event_time, received_at_s)
+        settled = lane.warmed and lane.repairing is None and not lane.halted
+        if settled and lane.state != "live" and not self._overdue(lane):
             self._tell(lane, "live")
 
     async def closed(self, update: KlineUpdate, received_at_s: float) -> None:
-        self._time.observe(update.event_time, received_at_s)
         candle = update.candle
         lane = self.lanes.get(candle.symbol)
-        if lane is None:
+        if lane is None or not self._plausible(lane, update, received_at_s):
             return
+        self._time.observe(update.event_time, received_at_s)
         self._observe(CandleDelivered(max(0, update.event_time - candle.close_time) / 1_000))
         if not lane.warmed:
             lane.held[candle.open_time] = (update, received_at_s)
             return
-        verdict = judge(lane.last_open_time, candle.open_time)
+        # A symbol that never had a candle begins with what REST says, not with whatever comes first.
+        begun = lane.last_open_time is not None
+        verdict = judge(lane.last_open_time, candle.open_time) if begun else Verdict.HOLE
         if verdict is Verdict.DUE:
             # Also during a repair: a REST that does not answer must not hold up what the socket brings in order.
             self._pass_on(lane, Due(candle, "live", received_at_s))
@@ -173,6 +181,19 @@ class Intake:
         else:
             out_of_order = verdict is Verdict.OUT_OF_ORDER
             self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order))
+
+    def _plausible(self, lane: Lane, update: KlineUpdate, received_at_s: float) -> bool:
+        """Whether a frame's time can be the exchange's. One from far ahead would declare everything out of date: it
+        is set aside, and REST is asked for the time, which is right also after this machine was asleep."""
+        if not self._time.known or not self._scale:
+            return True
+        ahead_ms = update.event_time - self._time.now_ms(received_at_s)
+        if ahead_ms <= _FAR_AHEAD_MS * max(1.0, self._scale):
+            return True
+        self._observe(FrameRejected("time_range", f"{lane.symbol}: {ahead_ms / 3.6e6:.0f} h ahead of the exchange"))
+        if lane.warmed and lane.repairing is None and received_at_s >= lane.ask_again_at_s:
+            self._repair(lane)
+        return False
 
     # --- what time says ----------------------------------------------------------------------------------------
 
@@ -327,7 +348,8 @@ class Intake:
             except UnreachableError as error:
                 reason = str(error)
             except UnknownSymbolError:
-                if await self._processor.in_journal(self._journal.processed, lane.symbol) is None:
+                known_here = await self._processor.in_journal(self._journal.processed, lane.symbol) is not None
+                if not lane.warmed and not known_here:
                     raise unknown_symbol(lane.symbol) from None
                 reason = "the exchange does not list it any more"
                 lane.halted = True

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from stream.core import messages, publication
@@ -66,6 +67,10 @@ class _Turn:
     seconds: float
     #: Symbols for which the model gave no usable answer.
     refused: list[str]
+
+
+def _utc(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 class Processor:
@@ -244,7 +249,9 @@ class Processor:
         if record.gap is not None:
             first, last = record.gap
             hours = (last - first) // HOUR_MS + 1
-            log.warning("%s: the exchange never published %d hour(s) from %d to %d", symbol, hours, first, last)
+            log.warning(
+                "%s: the exchange never published %d hour(s) from %s to %s", symbol, hours, _utc(first), _utc(last)
+            )
             self._observe(GapDeclared(symbol, first, last, hours))
         self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))
         if record.forecast is not None and record.decision is not None:

@@ -79,7 +79,9 @@ class EmbeddedBroker:
         if self.is_running:
             return
         if importlib.util.find_spec("iotcore") is None:
-            raise BrokerError("the embedded broker needs iotcore: pip install 'volcast[demo]'")
+            raise BrokerError(
+                "the embedded broker needs iotcore: pip install -c constraints.txt '.[demo]' in the clone"
+            )
         # The broker binds by itself; this finds a free port, or the error for a taken one.
         with bind("127.0.0.1", self._wanted_port) as probe:
             self.port = int(probe.getsockname()[1])
