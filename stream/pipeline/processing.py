@@ -148,6 +148,9 @@ class Processor:
                 for topic, payload, expiry_s in record.events
             ]
             self._offer(outgoing, [Retained(*r) for r in record.retained])
+        # The speaker first, then the observers: subscribers wait for the one and nobody for the others.
+        await asyncio.sleep(0)
+        for due, state, record in zip(batch, turn.states, turn.records, strict=True):
             self._tell(due, record)
             self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in turn.refused)
 
