@@ -240,7 +240,8 @@ class Intake:
                     # REST has nothing newer either: is the symbol still traded?
                     info = await self._ask(lane, partial(self._history.exchange_info, lane.symbol))
                     lane.halted = not any(s.trading for s in info.symbols if s.symbol == lane.symbol)
-                if not lane.ask_once_more:
+                # Either may have come while we asked: then REST has more to say.
+                if not lane.ask_once_more and not lane.held:
                     break
         lane.ask_again_at_s = self._clock.monotonic_s() + _ASK_AGAIN_S
         lane.repairing = None
