@@ -207,23 +207,12 @@ class SqliteJournal:
                 record.policy_version,
             ),
         )
-        db.executemany("INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)", record.retained)
-        return [
-            int(db.execute("INSERT INTO outbox (topic, payload, expiry_s) VALUES (?, ?, ?)", event).lastrowid or 0)
-            for event in record.events
-        ]
+        return _queue(db, record.events, record.retained)
 
     def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
         """Messages that belong to no candle (drift): durable like the others."""
         with self._transaction() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)",
-                [(r.topic, r.payload, r.expiry_s, r.valid_until) for r in retained],
-            )
-            return [
-                int(db.execute("INSERT INTO outbox (topic, payload, expiry_s) VALUES (?, ?, ?)", event).lastrowid or 0)
-                for event in events
-            ]
+            return _queue(db, events, [(r.topic, r.payload, r.expiry_s, r.valid_until) for r in retained])
 
     def outbox(self) -> list[Outgoing]:
         rows = self._read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
@@ -266,3 +255,14 @@ class SqliteJournal:
 
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*"))
+
+
+def _queue(
+    db: sqlite3.Connection,
+    events: Sequence[tuple[str, bytes, int]],
+    retained: Sequence[tuple[str, bytes, int | None, int | None]],
+) -> list[int]:
+    """Puts messages where the speaker finds them; the numbers of the events, in order."""
+    db.executemany("INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)", retained)
+    query = "INSERT INTO outbox (topic, payload, expiry_s) VALUES (?, ?, ?)"
+    return [int(db.execute(query, event).lastrowid or 0) for event in events]
