@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from export import card
 from stream.adapters import predictor
 from stream.core import contract
 from stream.core.contract import Contract, ContractError
@@ -25,14 +26,20 @@ from stream.core.contract import Contract, ContractError
 _MAKERS = ("tf2onnx", "onnx", "onnxruntime")
 
 
-def export(run: Path, out: Path) -> dict[str, Any]:
+def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path | None = None) -> dict[str, Any]:
     """Converts the run, checks it and writes the bundle to `out`, at once or not at all.
 
+    `evaluation`: what `volcast evaluate --json` wrote about the run; its scores go into the bundle, and a model card
+    is written beside it, with the number of scorings in `ledger`.
     `ValueError` with one line where the run is incomplete, contradicts this Volcast or fails the parity check.
-    Summary: bundle, version, sha256, bytes, parity (largest |Δ log σ|), windows (how many were compared).
+    Summary: bundle, version, sha256, bytes, parity (largest |Δ log σ|), windows (how many were compared), card.
     """
     run, out = Path(run), Path(out)
     agreed, given = _read_run(run)
+    figures = card.read_evaluation(Path(evaluation), agreed) if evaluation else None
+    scorings = card.count_scorings(Path(ledger)) if ledger else None
+    if figures is not None:
+        agreed = msgspec.structs.replace(agreed, scores=agreed.scores | card.scores(figures))
     # TensorFlow is loaded here and not before: refusing an incomplete run must not take five seconds.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -55,6 +62,14 @@ def export(run: Path, out: Path) -> dict[str, Any]:
                 f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
                 "nothing was written"
             )
+        told = None
+        if figures is not None:
+            told = out.with_suffix(".md")
+            model = loaded.model
+            text = card.render(
+                agreed, figures, version=model.version, sha256=model.sha256, size=len(data), scorings=scorings
+            )
+            _write_beside(told, text.encode()).replace(told)
         beside.replace(out)
     except ContractError as error:
         raise convert.ExportError(f"{run}: its bundle is refused: {error}") from None
@@ -69,6 +84,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "bytes": len(data),
         "parity": gap,
         "windows": len(compared[0]),
+        "card": None if told is None else str(told),
     }
 
 
@@ -86,13 +102,17 @@ def _read_run(run: Path) -> tuple[Contract, tuple[Any, Any]]:
 
 
 def _write_beside(out: Path, data: bytes) -> Path:
+    beside: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        beside = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
     except OSError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         raise ContractError(f"{out}: cannot be written: {error.strerror}") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).chmod(0o644)
-    return Path(name)
+    return beside

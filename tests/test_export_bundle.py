@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from export import bundle
 from stream.adapters import candles, predictor
 from stream.core.contract import ContractError
 from stream.testing.market import simulate_symbol
-from training import evaluate, fit
-from training.dataset import DatasetError
+from training.train import train
 
 # Keras hands TensorFlow variables to numpy 2 when it saves weights, by a protocol that numpy calls outdated.
 pytestmark = pytest.mark.filterwarnings(
@@ -38,10 +36,12 @@ def tape(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tape, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    summary = fit.train(tape, out, train_from="2021-01-01", train_until="2021-06-01", seed=3, epochs=1)
+    summary = train(tape, out, train_from="2021-01-01", train_until="2021-06-01", seed=3, epochs=1)
     assert summary["rows"] > 3_000
     assert summary["scores"]["folds.1.next_24h.rmse"] > 0
-    assert summary["scores"]["2021.next_24h.model.rmse"] > 0
+    assert set(summary["scores"]) == {
+        f"folds.{k}.next_24h.{measure}" for k in (1, 2, 3) for measure in ("rmse", "mae", "qlike", "r2", "bias")
+    }, "nothing after the training range is scored"
     return out
 
 
@@ -77,28 +77,8 @@ def test_a_second_export_in_one_process_gives_equal_bytes(run, exported, tmp_pat
 
 
 def test_the_same_seed_trains_the_same_weights(run, tape, tmp_path):
-    fit.train(tape, tmp_path / "again", train_from="2021-01-01", train_until="2021-06-01", seed=3, epochs=1)
+    train(tape, tmp_path / "again", train_from="2021-01-01", train_until="2021-06-01", seed=3, epochs=1)
     assert (tmp_path / "again" / "contract.json").read_bytes() == (run / "contract.json").read_bytes()
-
-
-def test_evaluate_prints_every_baseline(tape, exported):
-    result = evaluate.evaluate(tape, exported, start="2021-06-01", end="2021-07-10")
-    assert set(result["next_24h"]) == {"model", "persistence", "ewma", "log_har", "har", "linear"}
-    assert result["rolling_24h_next"]["model"]["rmse"] < result["rolling_24h_next"]["persistence"]["rmse"]
-    assert 0.5 < result["interval"]["coverage"] <= 1
-    assert set(result["horizons"]) == {"1h", "6h", "12h", "24h"}
-    assert evaluate.render(result).row_count == 6 + 3 + 4 * 3
-    with pytest.raises(DatasetError, match="choose another range or fetch more"):
-        evaluate.evaluate(tape, exported, start="2030-01-01", end="2031-01-01")
-
-
-def test_measures_are_their_definitions():
-    realized, forecast = np.array([1.0, 2.0, np.nan]), np.array([1.0, 1.0, 9.0])
-    got = evaluate.measures(realized, forecast)
-    assert got["rmse"] == pytest.approx(np.sqrt(0.5))
-    assert got["mae"] == 0.5
-    assert got["qlike"] == pytest.approx((0 + 4 - np.log(4) - 1) / 2)
-    assert got["r2"] == -1.0
 
 
 @pytest.mark.parametrize("missing", ["contract.json", "windows.npz", "network.keras"])
@@ -128,7 +108,46 @@ def test_a_place_that_cannot_be_written_is_named(run, tape, tmp_path):
     with pytest.raises(ValueError, match=r"taken.onnx: cannot be written"):
         bundle.export(run, tmp_path / "taken.onnx")
     with pytest.raises(ValueError, match="cannot be written there"):
-        fit.train(tape, tape, train_from="2021-01-01", train_until="2021-06-01")
+        train(tape, tape, train_from="2021-01-01", train_until="2021-06-01")
+
+
+def limited(code: str, kilobytes: int) -> subprocess.CompletedProcess[str]:
+    """Runs `code` where no file may grow beyond the limit: the system's answer is that of a disk that is full."""
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024}, {kilobytes * 1024})); "
+    return subprocess.run([sys.executable, "-c", limit + code], capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_leaves_no_half_a_bundle(run, exported, tmp_path):
+    out = tmp_path / "model.onnx"
+    shutil.copy(exported, out)
+    ended = limited(f"from export.bundle import export; export({str(run)!r}, {str(out)!r})", kilobytes=64)
+    assert f"{out}: cannot be written: File too large" in ended.stderr.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert out.read_bytes() == exported.read_bytes()
+
+
+def test_a_full_disk_leaves_the_older_run(run, tape, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    call = f"train({str(tape)!r}, {str(out)!r}, train_from='2021-01-01', train_until='2021-03-15', epochs=1)"
+    ended = limited(f"from training.train import train; {call}", kilobytes=64)
+    assert f"{out}: the run cannot be written there: File too large" in ended.stderr.splitlines()[-1]
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_training_that_is_ended_leaves_nothing_to_export(tape, tmp_path):
+    out = tmp_path / "run"
+    # The kernel ends it after so much of a processor's time: well within a thousand passes.
+    code = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (15, 15)); from training.train import train; "
+    code += f"train({str(tape)!r}, {str(out)!r}, train_from='2021-01-01', train_until='2021-06-01', epochs=1_000)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert ended.returncode < 0
+    assert out.is_dir(), "it had begun"
+    with pytest.raises(ValueError, match="is no finished run"):
+        bundle.export(out, tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_a_run_of_another_feature_version_is_refused(run, tmp_path):
@@ -151,5 +170,5 @@ def test_a_run_of_another_feature_version_is_refused(run, tmp_path):
 )
 def test_a_range_that_teaches_nothing_is_refused_before_anything_is_written(tape, tmp_path, choice, cause):
     with pytest.raises(ValueError, match=cause):
-        fit.train(tape, tmp_path / "run", **choice)
+        train(tape, tmp_path / "run", **choice)
     assert not (tmp_path / "run").exists()

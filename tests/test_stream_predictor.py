@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from stream.adapters import predictor
 from stream.core.contract import METADATA_KEY, OUTPUT_WIDTH, ContractError
-from stream.core.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES, compute
+from stream.core.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES, VERSION, compute
 from stream.core.forecast import PredictorError
 from stream.core.replay import to_grid
 from stream.testing.market import simulate_symbol
@@ -132,7 +132,7 @@ def no_metadata(model, _):
     ("change", "cause"),
     [
         (no_metadata, "no 'volcast' metadata: not a Volcast bundle"),
-        (lambda _, agreed: agreed.update(features_version="0"), "features version 0, this Volcast computes 1"),
+        (lambda _, agreed: agreed.update(features_version="0"), f"features version 0, this Volcast computes {VERSION}"),
         (lambda _, agreed: agreed.update(contract=99), "follows contract 99"),
         (lambda _, agreed: agreed.update(horizons=[1, 2]), "horizons"),
         (lambda _, agreed: agreed.pop("har"), "missing required field `har`"),

@@ -113,6 +113,44 @@ def test_log_fit_is_least_squares():
     np.testing.assert_allclose([*got, intercept], expected, rtol=1e-9)
 
 
+def test_a_row_of_weight_two_counts_as_two_rows():
+    chance = np.random.default_rng(6)
+    x, sigma = chance.normal(size=(900, 3)), np.exp(chance.normal(-5, 0.5, 900))
+    weight = np.where(np.arange(900) < 300, 2.0, 1.0)
+    twice = np.concatenate([np.arange(300), np.arange(900)])
+    for fit in (linear.fit_log, linear.fit_qlike):
+        got, intercept = fit(x, sigma, ridge=0.1, weight=weight)
+        expected, expected_intercept = fit(x[twice], sigma[twice], ridge=0.1)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-8)
+        assert intercept == pytest.approx(expected_intercept, abs=1e-5)
+
+
+def test_a_ridge_of_a_column_shrinks_that_column():
+    chance = np.random.default_rng(6)
+    x = chance.normal(size=(2_000, 2))
+    sigma = np.exp(x @ [0.5, 0.5] - 5 + 0.1 * chance.normal(size=2_000))
+    (kept, shrunk), _ = linear.fit_log(x, sigma, ridge=np.array([0.0, 1.0]))
+    assert kept == pytest.approx(0.5, abs=0.02)
+    assert shrunk == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_hash_of_several_symbols_is_of_each_and_of_one_is_its_own(data):
+    start, end = START, START + 2_000 * HOUR_MS
+    other = dataset.of_grid("ETHUSDT", data.open_time, data.ohlcv)
+    assert dataset.sha256((data,), start, end) == data.sha256(start, end)
+    digests = {dataset.sha256(those, start, end) for those in ((data,), (other,), (data, other), (other, data))}
+    assert len(digests) == 4
+
+
+def test_others_are_all_but_the_symbol_and_a_file_without_any_is_refused(tmp_path):
+    tapes = {name: simulate_symbol(name, START, 200, seed=2) for name in ("ETHUSDT", "BTCUSDT", "LTCUSDT")}
+    candles.write([c for tape in tapes.values() for c in tape], tmp_path / "all.parquet")
+    assert [d.symbol for d in dataset.load_others(tmp_path / "all.parquet", "btcusdt")] == ["ETHUSDT", "LTCUSDT"]
+    candles.write(tapes["BTCUSDT"], tmp_path / "one.parquet")
+    with pytest.raises(DatasetError, match="no pair but BTCUSDT to learn from"):
+        dataset.load_others(tmp_path / "one.parquet", "BTCUSDT")
+
+
 def test_the_bundles_har_is_the_regression_and_right_on_average(data):
     end = int(data.open_time[-1]) + HOUR_MS
     rows, folds = data.rows(START, end), dataset.walk_forward(START, end)

@@ -10,6 +10,7 @@ Rules of this room:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,21 @@ def load(path: Path, symbol: str) -> Dataset:
     """The symbol's candles in `path` with their features and labels."""
     symbol = symbol.upper()
     return of_grid(symbol, *candles.read(path, default_symbol=symbol).grid(symbol))
+
+
+def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
+    """The datasets of every other symbol in `path`, in alphabetical order. `DatasetError` where there is none."""
+    table = candles.read(path, default_symbol=symbol.upper())
+    others = [name for name in table.symbols if name != symbol.upper()]
+    if not others:
+        raise DatasetError(f"{path}: no pair but {symbol.upper()} to learn from; leave the pool out or choose another")
+    return tuple(of_grid(name, *table.grid(name)) for name in others)
+
+
+def sha256(data: Sequence[Dataset], start_ms: int, end_ms: int) -> str:
+    """Of the candles of one symbol (`Dataset.sha256`), or of several in their order."""
+    digests = [one.sha256(start_ms, end_ms) for one in data]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:

@@ -1,4 +1,4 @@
-"""One seeded training of the network: the loss, the batches, the weights. Importing this module loads TensorFlow.
+"""Seeded training of the network: the loss, the batches, the members. Importing this module loads TensorFlow.
 
 Every number that is chosen here was chosen by walk-forward inside the training years (docs/decisions), never on
 the year that the model is scored on.
@@ -19,7 +19,11 @@ from stream.core.windows import Array
 from training import model
 from training.dataset import Dataset, Rows
 from training.linear import Linear
+from training.sample import Sample
 
+EPOCHS = 2
+#: Networks that differ in nothing but their seed; what is by chance in one is averaged away.
+MEMBERS = 3
 BATCH_ROWS = 256
 LEARNING_RATE = 3e-4
 #: The residual is halved after training: what it learnt in one regime holds by half in the next.
@@ -32,18 +36,20 @@ Epoch = Callable[[], None]
 
 
 def loss(labels: Any, log_sigma: Any) -> Any:
-    """Mean over outputs: squared error of log σ for the first, QLIKE of the variance for the horizons.
+    """Sum over members of the mean over outputs: squared error of log σ for the first, QLIKE of the variance for the
+    horizons.
 
-    labels: log σ [batch, 5], NaN where a label is unknown: it weighs nothing. To second order half of QLIKE
-    is the squared error of log σ, so the two kinds are of one size.
+    labels: log σ [batch, 5], NaN where a label is unknown: it weighs nothing. log_sigma: [batch, members, 5]. To
+    second order half of QLIKE is the squared error of log σ, so the two kinds are of one size.
     """
+    labels = keras.ops.expand_dims(labels, 1)
     known = keras.ops.isfinite(labels)
     gap = keras.ops.where(known, labels, log_sigma) - log_sigma
     bounded = keras.ops.minimum(2 * gap, _CLAMP)
     # Beyond the clamp exp goes on as its tangent: convex, and the gradient stays finite.
     qlike = keras.ops.exp(bounded) * (1 + 2 * gap - bounded) - 2 * gap - 1
-    horizon = keras.ops.convert_to_tensor([[0.0, 1.0, 1.0, 1.0, 1.0]], dtype="float32")
-    return keras.ops.mean(keras.ops.where(horizon > 0, qlike / 2, gap * gap), axis=-1)
+    horizon = keras.ops.convert_to_tensor([[[0.0, 1.0, 1.0, 1.0, 1.0]]], dtype="float32")
+    return keras.ops.sum(keras.ops.mean(keras.ops.where(horizon > 0, qlike / 2, gap * gap), axis=-1), axis=-1)
 
 
 def seed_everything(seed: int) -> None:
@@ -53,39 +59,26 @@ def seed_everything(seed: int) -> None:
 
 
 def train(
-    data: Dataset,
-    rows: Rows,
-    linear: Linear,
-    *,
-    seed: int,
-    epochs: int,
-    units: int = 64,
-    on_epoch: Epoch = lambda: None,
+    sample: Sample, base: Linear, *, seed: int, epochs: int = EPOCHS, on_epoch: Epoch = lambda: None
 ) -> keras.Model:
-    """The network with log σ as output, trained on `rows`. Its linear part stays as it is."""
-    keras.backend.clear_session()
+    """The ensemble with log σ as output, trained on `sample`. The base stays as it is."""
     seed_everything(seed)
-    sequence, static = inputs(data, rows)
-    network = model.build(scaler(sequence), linear.weights, linear.bias, units=units)
-    network.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE, clipnorm=1.0), loss=loss)
+    sequence, static = sample.sequence, sample.static
     with np.errstate(invalid="ignore"):
-        labels = np.log(data.labels[rows]).astype(np.float32)
-    network.fit(
+        labels = np.log(sample.labels).astype(np.float32)
+    scaled = scaler(sequence)
+    members = model.members(scaled, base, MEMBERS)
+    members.compile(optimizer=keras.optimizers.Adam(LEARNING_RATE, clipnorm=1.0), loss=loss)
+    members.fit(
         [sequence, static],
         labels,
+        sample_weight=sample.weight.astype(np.float32),
         batch_size=BATCH_ROWS,
         epochs=epochs,
         verbose=0,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, _logs: on_epoch())],
     )
-    head = network.get_layer(model.RESIDUAL_LAYER)
-    head.set_weights([SHRINK * w for w in head.get_weights()])
-    return network
-
-
-def inputs(data: Dataset, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(sequence [n, 48, F], static [n, S]) of `rows`."""
-    return data.features.sequences(rows), data.features.static[rows]
+    return model.ensemble(members, scaled, base, MEMBERS, shrink=SHRINK)
 
 
 def scaler(sequence: NDArray[np.float32]) -> model.Scaler:
@@ -97,7 +90,8 @@ def predict(network: keras.Model, data: Dataset, rows: Rows) -> Array:
     """The network's output for `rows` [n, 5]: log σ of one in training, σ of a finished one."""
     parts = []
     for first in range(0, len(rows), _PREDICT_ROWS):
-        out = network(list(inputs(data, rows[first : first + _PREDICT_ROWS])), training=False)
+        chunk = rows[first : first + _PREDICT_ROWS]
+        out = network([data.features.sequences(chunk), data.features.static[chunk]], training=False)
         parts.append(np.asarray(out[OUTPUT] if isinstance(out, dict) else out, dtype=np.float64))
     return np.concatenate(parts)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stream.core.candle import HOUR_MS
 from stream.core.windows import Array, Trailing, delayed, trailing_max
 
-VERSION = "1"
+VERSION = "2"
 #: Candles a row needs, itself included: 720 returns need 721 closes.
 LOOKBACK_HOURS = 721
 #: Rows of the network's sequence.
@@ -36,6 +36,10 @@ EWMA_HOURS = 720
 # What is summed over windows, by its place in one array.
 _RETURN, _SQUARE, _RETURNED, _PRESENT, _RANGE, _VOLUME, _NEGATIVE = range(7)
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
+#: The season of the coming hours is what the same hours of the week ranged in so many weeks before.
+_SEASON_HOURS = (3, 12, 24)
+_SEASON_WEEKS = 4
+_WEEK_HOURS = 168
 
 SEQUENCE_NAMES = (
     "return_scaled",
@@ -64,6 +68,7 @@ STATIC_NAMES = (
     "log_volume_3h",
     "log_volume_24h",
     "log_volume_168h",
+    *(f"log_range_season_{h}h" for h in _SEASON_HOURS),
     *(f"next_24h_{day}" for day in ("tue", "wed", "thu", "fri", "sat", "sun")),
     "last_24h_weekend",
     "next_1h_weekend",
@@ -187,16 +192,26 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
     hour_of_week = times // HOUR_MS % 168
     sequence_rows = _columns(
         [
-            np.clip(r / scale, -8.0, 8.0),
-            np.where(present, np.clip(log_ranges[0] - log_168, -6.0, 6.0), 0.0),
-            np.where(n_24 >= 1, np.clip(log_realized - log_168, -6.0, 6.0), 0.0),
-            np.where(present, np.clip(log_volume(over(_VOLUME, 1), volume_168, volume_168), -6.0, 6.0), 0.0),
+            _within(r / scale, 8.0),
+            np.where(present, _within(log_ranges[0] - log_168, 6.0), 0.0),
+            np.where(n_24 >= 1, _within(log_realized - log_168, 6.0), 0.0),
+            np.where(present, _within(log_volume(over(_VOLUME, 1), volume_168, volume_168), 6.0), 0.0),
         ],
         _SEQUENCE_CALENDAR[hour_of_week],
         [~present],
     )
 
-    return_24 = np.clip(over(_RETURN, 24) / (scale * np.sqrt(24.0)), -8.0, 8.0)
+    # The season: a mean of logarithms over the weeks; a week with under half of those hours says nothing.
+    sums = np.stack(
+        [summed.sum(h, week * _WEEK_HOURS - h) for h in _SEASON_HOURS for week in range(1, _SEASON_WEEKS + 1)]
+    ).reshape(len(_SEASON_HOURS), _SEASON_WEEKS, *summed.sum(1).shape)
+    squared, number = sums[..., _RANGE, :], sums[..., _PRESENT, :]
+    told = number * 2 >= np.reshape(_SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
+    level = np.log(np.maximum(np.sqrt(squared / np.maximum(number, 1.0)), SIGMA_FLOOR)) - log_ranges[-1]
+    total = np.add.accumulate(np.where(told, level, 0.0), axis=1)[:, -1]
+    season = _within(total / np.maximum(np.add.reduce(told, axis=1), 1), 6.0)
+
+    return_24 = _within(over(_RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
     static = _columns(
         [
             log_720,
@@ -205,15 +220,16 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
             log_6 - log_720,
             log_realized - log_720,
             np.log(ewma) - log_720,
-            *(np.clip(log_range - log_720, -6.0, 6.0) for log_range in log_ranges),
+            *(_within(log_range - log_720, 6.0) for log_range in log_ranges),
             return_24,
             np.minimum(return_24, 0.0),
-            np.clip(over(_RETURN, 168) / (scale * np.sqrt(168.0)), -8.0, 8.0),
+            _within(over(_RETURN, 168) / (scale * np.sqrt(168.0)), 8.0),
             over(_NEGATIVE, 24) / np.maximum(over(_SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
-            np.clip(largest - log_realized, -6.0, 6.0),
+            _within(largest - log_realized, 6.0),
             log_volume(mean_volume(3), volume_24, volume_720),
             log_volume(volume_24, volume_168, volume_720),
             log_volume(volume_168, volume_720, volume_720),
+            *season,
         ],
         _STATIC_CALENDAR[hour_of_week],
         [],
@@ -247,6 +263,12 @@ def _columns(first: list[Array], calendar: Array, last: list[NDArray[np.bool_]])
     for i, flag in enumerate(last, middle):
         out[..., i] = flag
     return out
+
+
+def _within(x: Array, limit: float) -> Array:
+    """np.clip at ± limit, which takes longer on the few rows of one candle."""
+    bounded: Array = np.minimum(np.maximum(x, -limit), limit)
+    return bounded
 
 
 def standard_deviation(total: Array, squares: Array, count: Array) -> Array:

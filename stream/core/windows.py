@@ -36,14 +36,14 @@ class Trailing:
         self._decay = decay
         self._newest = x.shape[-1] if newest is None else newest
         self._powers = [x]
-        self._sums: dict[int, Array] = {}
+        self._sums: dict[tuple[int, int], Array] = {}
 
-    def sum(self, rows: int) -> Array:
-        """Σ over the last `rows` rows, the current one included: [..., newest]."""
+    def sum(self, rows: int, ago: int = 0) -> Array:
+        """Σ over the last `rows` rows, the current one included, or as it was `ago` rows ago: [..., newest]."""
         if rows < 1:
             raise ValueError("a window has at least one row")
-        if rows in self._sums:
-            return self._sums[rows]
+        if (rows, ago) in self._sums:
+            return self._sums[rows, ago]
         while 2 ** len(self._powers) <= rows:
             half = 2 ** (len(self._powers) - 1)
             last = self._powers[-1]
@@ -51,15 +51,15 @@ class Trailing:
             self._powers.append(last + (older if self._decay == 1.0 else self._decay**half * older))
         total: Array | None = None
         offset = 0
-        for level, power in enumerate(self._powers):
+        for level in range(rows.bit_length()):
             if rows >> level & 1:
-                part = self._ending(power, offset)
+                part = self._ending(self._powers[level], ago + offset)
                 if self._decay != 1.0:
                     part = self._decay**offset * part
                 total = part if total is None else total + part
                 offset += 2**level
         assert total is not None
-        self._sums[rows] = total
+        self._sums[rows, ago] = total
         return total
 
     def _ending(self, power: Array, offset: int) -> Array:
