@@ -1,184 +1,174 @@
-"""Scores of a model beside the baselines, over any period. Thin on purpose: one pass, no resampling.
+"""`volcast evaluate`: what is scored, on what, and how it came about. The walk fills a panel, `scores` reads it.
 
-The headline is the volatility of the *next* 24 h, which shares no hour with what is known. `rolling_24h_next` is
-the reference project's quantity, of which 23 of 24 hours are known; there persistence looks good and is the bar.
-QLIKE is on variances: x - ln x - 1 with x = (realized / forecast)² (Patton 2011). σ are hourly.
+Two protocols (training/walk.py): bundles as they are, on any period, or a walk forward in which everyone learns anew
+for each year. The figures are of hourly origins; what is tested is tested on one origin a day.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
-from rich.table import Table
-
-from stream.adapters import predictor
-from stream.core import baselines as core_baselines
-from stream.core import target
 from stream.core.candle import HOUR_MS
-from stream.core.contract import Calibration, Har
-from stream.core.target import HORIZON_HOURS
-from stream.core.windows import Array
-from training import baselines, linear
-from training.dataset import MIN_ROWS, Dataset, Rows, load, require_rows, time_ms, walk_forward
+from training import forecasters, scores, walk
+from training.dataset import Dataset, DatasetError, load, load_others, time_ms
+from training.forecasters import Bundle
+from training.ledger import Scoring
+from training.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
+from training.run import Run, load_run
+from training.scores import Evaluation, Protocol, ScoredModel
 
-Scores = dict[str, float]
-_BATCH_ROWS = 8_192
-
-
-class Evaluation(msgspec.Struct, frozen=True):
-    """Scores by forecaster. `next_24h[name]` has rmse, mae, qlike, r2; the others what they say."""
-
-    symbol: str
-    start: str
-    end: str
-    model_version: str
-    rows: int
-    next_24h: dict[str, Scores]
-    rolling_24h_next: dict[str, Scores]
-    #: "1h", "6h", … to forecaster to rmse, qlike.
-    horizons: dict[str, dict[str, Scores]]
-    #: level, coverage (share of outcomes inside), width (mean of log high - log low).
-    interval: Scores
-
-    def flat(self) -> Scores:
-        """The bundle's form: "2024.next_24h.model.rmse" and the like."""
-        year = self.start[:4]
-        parts = {"next_24h": self.next_24h, "rolling_24h_next": self.rolling_24h_next}
-        parts |= {f"horizon_{hours}": by_name for hours, by_name in self.horizons.items()}
-        out = {
-            f"{year}.{part}.{name}.{measure}": value
-            for part, by_name in parts.items()
-            for name, values in by_name.items()
-            for measure, value in values.items()
-        }
-        return out | {f"{year}.interval.{measure}": value for measure, value in self.interval.items()}
+#: What each quantity is, for whoever reads the figures.
+MEANINGS = {
+    NEXT_24H: "headline: standard deviation (ddof 1) of the next 24 hourly log returns, none of them known",
+    "horizons": "root of the mean squared hourly log return over the next 1, 6, 12 and 24 hours",
+    ROLLING_24H_NEXT: "the reference project's quantity: standard deviation of the 24 returns that end one hour from "
+    "now; 23 of them are known, which flatters everybody",
+}
 
 
-def evaluate(
-    candles: Path, model: Path, *, symbol: str = "BTCUSDT", start: str = "2024-01-01", end: str = "2025-01-01"
-) -> dict[str, Any]:
-    """Scores of the bundle `model` over [start, end) of the candle file; `render` makes a table of them.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The figures, and the panel that they are of."""
 
-    Plain log-HAR and the linear part are fitted on the bundle's training range, from the same file; they are left
-    out where it does not hold that range.
+    panel: Panel
+    evaluation: Evaluation
+
+
+def fixed(
+    candles: Path,
+    models: Sequence[Path],
+    *,
+    symbol: str = "BTCUSDT",
+    start: str = "2024-01-01",
+    end: str = "2025-01-01",
+    baselines: Sequence[str] = forecasters.CORE,
+    tests: bool = True,
+    progress: walk.Progress = lambda _what, _done, _total: None,
+) -> Scored:
+    """Bundles, or one run directory, over [start, end) of the candle file, beside `baselines` by name.
+
+    The baselines learn from the first model's training range, out of the same file.
+    `ValueError` with one line where a file, a name or the range does not serve.
     """
-    predict = predictor.load(Path(model))
+    start_ms, end_ms = _range(start, end)
+    chosen = forecasters.named(baselines)
+    predictors = _models(models)
     data = load(Path(candles), symbol)
-    rows = require_rows(data, time_ms(start), time_ms(end))
-    contract = predict.model.contract
-    sigma = np.concatenate(
-        [
-            predict(data.features.sequences(chunk), data.features.static[chunk])
-            for chunk in np.split(rows, range(_BATCH_ROWS, len(rows), _BATCH_ROWS))
-        ]
-    ).astype(np.float64)
-    trained = (contract.training.trained_from, contract.training.trained_until)
-    forecasts = {"model": sigma[:, 0]} | references(data, rows, trained, contract.har)
-    result = scores(data, rows, sigma, forecasts, contract.calibration, (start, end), predict.model.version)
-    return msgspec.to_builtins(result)  # type: ignore[no-any-return]
-
-
-def references(data: Dataset, rows: Rows, trained: tuple[int, int], har: Har) -> dict[str, Array]:
-    """Forecasts of the next 24 h that stand beside the model's. `trained`: first and last open time, ms."""
-    features = data.features
-    out = {"persistence": features.realized_24h[rows], "ewma": features.ewma[rows]}
-    start, end = trained[0], trained[1] + HOUR_MS
-    if len(before := data.rows(start, end)) >= MIN_ROWS:
-        folds = walk_forward(start, end)
-        plain = baselines.fit(data, before, folds, baselines.PLAIN)
-        out["log_har"] = core_baselines.har(features.static[rows], plain)
-    out["har"] = core_baselines.har(features.static[rows], har)
-    if len(before) >= MIN_ROWS:
-        out["linear"] = linear.forecast_next_24h(data, before, folds, rows)
-    return out
-
-
-def scores(
-    data: Dataset,
-    rows: Rows,
-    sigma: Array,
-    next_24h: dict[str, Array],
-    calibration: Calibration,
-    period: tuple[str, str],
-    model_version: str,
-) -> Evaluation:
-    """`sigma`: the model's output for `rows` [n, 5]; `next_24h`: forecasts of the headline by name."""
-    realized, features = data.labels[rows], data.features
-    rolling = {
-        "model": target.rolling_24h_next(features, rows, sigma[:, 1]),
-        "persistence": features.realized_24h[rows],
-        "ewma": target.rolling_24h_next(features, rows, features.ewma[rows]),
-    }
-    inside = np.log(realized[:, 0] / sigma[:, 0])
-    inside = inside[np.isfinite(inside)]
-    covered = (inside >= calibration.low) & (inside <= calibration.high)
-    return Evaluation(
-        symbol=data.symbol,
-        start=period[0],
-        end=period[1],
-        model_version=model_version,
-        rows=len(rows),
-        next_24h={name: measures(realized[:, 0], f) for name, f in next_24h.items()},
-        rolling_24h_next={n: _only(measures(data.targets.rolling_24h_next[rows], f)) for n, f in rolling.items()},
-        horizons={
-            f"{hours}h": {
-                name: _only(measures(realized[:, k], f), "rmse", "qlike")
-                for name, f in (
-                    ("model", sigma[:, k]),
-                    ("persistence", features.realized_24h[rows]),
-                    ("ewma", features.ewma[rows]),
-                )
-            }
-            for k, hours in enumerate(HORIZON_HOURS, 1)
-        },
-        interval={
-            "level": calibration.level,
-            "coverage": float(covered.mean()),
-            "width": calibration.high - calibration.low,
-        },
+    panel = walk.fixed(predictors, data, start_ms, end_ms, chosen, progress=progress)
+    described = [_described(name, bundle) for name, bundle in predictors.items()]
+    first = described[0]
+    protocol = Protocol(
+        "fixed",
+        f"The models as they are. Baselines that learn did so from {_day(first.trained_from)} to "
+        f"{_day(first.trained_until)}, the training range of {first.name}; har is the bundle's own.",
     )
+    return _scored(panel, data, described, protocol, (start, end), tests)
 
 
-def measures(realized: Array, forecast: Array) -> Scores:
-    """Of the hours whose outcome is known."""
-    known = np.isfinite(realized)
-    y, f = realized[known], forecast[known]
-    x = (y / f) ** 2
-    return {
-        "rmse": float(np.sqrt(np.mean((y - f) ** 2))),
-        "mae": float(np.mean(np.abs(y - f))),
-        "qlike": float(np.mean(x - np.log(x) - 1)),
-        "r2": float(1 - np.sum((y - f) ** 2) / np.sum((y - y.mean()) ** 2)),
-    }
+def walk_forward(
+    candles: Path,
+    years: Sequence[int],
+    *,
+    symbol: str = "BTCUSDT",
+    train_from: str = "2019-01-01",
+    pool: Path | None = None,
+    baselines: Sequence[str] = forecasters.CORE,
+    with_model: bool = True,
+    seed: int = 7,
+    tests: bool = True,
+    progress: walk.Progress = lambda _what, _done, _total: None,
+) -> Scored:
+    """Each of `years` forecast by what learnt from `train_from` until that year began, everyone anew for each year.
 
-
-def render(result: dict[str, Any]) -> Table:
-    """The table for people."""
-    level, coverage = result["interval"]["level"], result["interval"]["coverage"]
-    table = Table(
-        title=f"{result['symbol']} {result['start']} to {result['end']}, {result['rows']:,} hours, "
-        f"model {result['model_version']}",
-        caption=f"σ hourly; the {level:.0%} interval held {coverage:.1%} of outcomes",
+    `pool`: a candle file of other symbols that the model learns from as well.
+    `ValueError` with one line where a file, a name or the range does not serve.
+    """
+    if not years:
+        raise DatasetError("a walk forward needs years, such as 2021,2022,2023")
+    period = (f"{years[0]}-01-01", f"{years[-1] + 1}-01-01")
+    _range(train_from, period[0])
+    data = load(Path(candles), symbol)
+    names = [*([walk.MODEL] if with_model else []), *baselines]
+    chosen = forecasters.named(
+        names, seed=seed, pool=load_others(pool, symbol) if pool is not None and with_model else ()
     )
-    table.add_column("quantity")
-    table.add_column("forecast")
-    for measure in ("RMSE", "MAE", "QLIKE", "R²"):
-        table.add_column(measure, justify="right")
-    parts = {"next 24 h": result["next_24h"], "rolling 24 h, next": result["rolling_24h_next"]}
-    parts |= {f"horizon {hours}": by_name for hours, by_name in result["horizons"].items()}
-    for part, by_name in parts.items():
-        for k, (name, values) in enumerate(by_name.items()):
-            cells = (
-                f"{values[m]:.{digits}f}" if m in values else ""
-                for m, digits in (("rmse", 6), ("mae", 6), ("qlike", 4), ("r2", 3))
+    folds = walk.years(years, start_ms=time_ms(train_from))
+    panel = walk.walk_forward(data, folds, chosen, progress=progress)
+    described = [ScoredModel(walk.MODEL, f"volcast {version('volcast')}, seed {seed}")] if with_model else []
+    protocol = Protocol(
+        "walk_forward",
+        f"Each of {', '.join(map(str, years))} was forecast by what had learnt from {train_from} until that year "
+        "began, everyone anew for each year; 24 hours lie between what was learnt from and what is forecast."
+        + (f" The model also learnt from other pairs ({pool.name})." if pool is not None and with_model else ""),
+    )
+    return _scored(panel, data, described, protocol, period, tests)
+
+
+def scorings(scored: Scored) -> list[Scoring]:
+    """A line for the ledger per model."""
+    of = scored.evaluation
+    lines = []
+    for k, model in enumerate(of.models):
+        figures = of.next_24h[model.name]
+        lines.append(
+            Scoring(
+                model=model.version,
+                symbol=of.symbol,
+                start=of.start,
+                end=of.end,
+                protocol=of.protocol.kind,
+                rmse=float(figures["rmse"] or 0.0),
+                qlike=float(figures["qlike"] or 0.0),
+                r2=figures["r2"],
+                coverage=_coverage(of, model.name, first=k == 0),
+                data_sha256=of.data_sha256,
             )
-            table.add_row("" if k else part, name, *cells, style="bold" if name == "model" else "")
-        table.add_section()
-    return table
+        )
+    return lines
 
 
-def _only(values: Scores, *names: str) -> Scores:
-    return {name: values[name] for name in names or ("rmse", "mae", "r2")}
+def _coverage(of: Evaluation, name: str, *, first: bool) -> float | None:
+    """Of the model's headline interval; those of further models bear their names (training/walk.py)."""
+    keys = [kind if first else f"{kind} of {name}" for kind in scores.INTERVALS]
+    return next((of.intervals[key].coverage for key in keys if key in of.intervals), None)
+
+
+def _scored(
+    panel: Panel,
+    data: Dataset,
+    models: Sequence[ScoredModel],
+    protocol: Protocol,
+    period: tuple[str, str],
+    tests: bool,
+) -> Scored:
+    known = data.features.realized_24h[(panel.open_time - data.open_time[0]) // HOUR_MS]
+    sha256 = data.sha256(*_range(*period))
+    return Scored(panel, scores.score(panel, known, models, protocol, period=period, data_sha256=sha256, tests=tests))
+
+
+def _models(paths: Sequence[Path]) -> dict[str, Bundle]:
+    folders = [path for path in paths if path.is_dir()]
+    if folders and len(paths) > 1:
+        raise DatasetError(f"{folders[0]}: a run is scored alone; export it to score it beside other models")
+    return {walk.MODEL: load_run(folders[0])} if folders else dict(walk.bundles(paths))
+
+
+def _described(name: str, bundle: Bundle) -> ScoredModel:
+    training = bundle.model.contract.training
+    version = f"run {bundle.model.version}" if isinstance(bundle, Run) else bundle.model.version
+    return ScoredModel(name, version, training.trained_from, training.trained_until, training.data_sha256)
+
+
+def _range(start: str, end: str) -> tuple[int, int]:
+    start_ms, end_ms = time_ms(start), time_ms(end)
+    if start_ms >= end_ms:
+        raise DatasetError(f"the range {start} to {end} is empty; swap or widen it")
+    return start_ms, end_ms
+
+
+def _day(time_ms: int | None) -> str:
+    return "" if time_ms is None else f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d}"

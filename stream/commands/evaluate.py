@@ -1,0 +1,180 @@
+"""`volcast evaluate`: what was asked for is checked before anything is scored, and told once it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.console import Console
+
+from stream.commands.json_file import write_json
+from stream.commands.node import packaged_model
+from stream.ports import RefusedError
+
+if TYPE_CHECKING:
+    from training.evaluate import Scored
+
+_PIPE_WIDTH = 120
+_FIGURE_FORMS = ("png", "svg")
+
+
+def evaluate(
+    *,
+    candles: Path,
+    models: Sequence[Path],
+    symbol: str,
+    start: str | None,
+    end: str | None,
+    years: str | None,
+    train_from: str,
+    pool: Path | None,
+    baselines: str,
+    baselines_only: bool,
+    no_tests: bool,
+    seed: int,
+    json_file: Path | None,
+    html: Path | None,
+    figure: Path | None,
+    ledger: Path | None,
+) -> None:
+    if years is None and (pool is not None or baselines_only):
+        raise click.UsageError("--pool and --baselines-only go with --walk-forward: bundles have learnt already")
+    if baselines_only and pool is not None:
+        raise click.UsageError("--pool is for the model, which --baselines-only leaves out")
+    if years is not None and (models or start or end):
+        raise click.UsageError("--walk-forward trains anew and names its own period: without --model, --from, --to")
+    form = "" if figure is None else figure.suffix.removeprefix(".").lower()
+    if figure is not None and form not in _FIGURE_FORMS:
+        raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
+    for option, file in (("--json", json_file), ("--html", html), ("--figure", figure), ("--ledger", ledger)):
+        _writable(option, file)
+    _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
+    _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
+    from training import evaluate as room
+    from training import ledger as ledgers
+    from training import table
+
+    if ledger is not None:
+        ledgers.read(ledger)
+    chosen = _baselines(baselines)
+    if years is None:
+        scored = room.fixed(
+            candles,
+            models or [packaged_model()],
+            symbol=symbol.upper(),
+            start=start or ledgers.TEST_YEAR[0],
+            end=end or ledgers.TEST_YEAR[1],
+            baselines=chosen,
+            tests=not no_tests,
+            progress=_told,
+        )
+    else:
+        scored = room.walk_forward(
+            candles,
+            _years(years),
+            symbol=symbol.upper(),
+            train_from=train_from,
+            pool=pool,
+            baselines=chosen,
+            with_model=not baselines_only,
+            seed=seed,
+            tests=not no_tests,
+            progress=_told,
+        )
+    # Before anything is shown: what was looked at is in the ledger, whatever becomes of the rest.
+    _into_ledger(scored, ledger)
+    # A pipe has no width of its own, and a figure cut short is none.
+    console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
+    for found in table.tables(scored.evaluation):
+        console.print(found, "")
+    for note in scored.evaluation.notes:
+        click.echo(f"note: {note}", err=True)
+    _write_all(scored, json_file, html, figure, form)
+
+
+def _into_ledger(scored: Scored, ledger: Path | None) -> None:
+    from training import evaluate as room
+    from training import ledger as ledgers
+    from training.dataset import time_ms
+
+    of = scored.evaluation
+    if not of.models or not ledgers.touches_test_year(time_ms(of.start), time_ms(of.end)):
+        return
+    if ledger is None:
+        click.echo("note: 2024 is the test year: --ledger FILE writes down that it was looked at", err=True)
+        return
+    added = ledgers.append(ledger, room.scorings(scored))
+    click.echo(f"{ledger}: {ledgers.count(ledger)} scoring(s) of 2024, {added} of them new", err=True)
+
+
+def _write_all(scored: Scored, json_file: Path | None, html: Path | None, figure: Path | None, form: str) -> None:
+    of = scored.evaluation
+    write_json(json_file, msgspec.to_builtins(of))
+    if html is not None:
+        from training import report
+        from training.evaluate import MEANINGS
+
+        _write("--html", html, report.page(of, scored.panel, MEANINGS).encode())
+    if figure is not None:
+        from training import figures, report
+
+        _write("--figure", figure, figures.forecast_against_actual(scored.panel, report.subject(of), form))
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    from training import forecasters
+
+    sets = {"core": forecasters.CORE, "all": forecasters.BASELINES, "none": ()}
+    names = [n for part in text.split(",") if (name := part.strip()) for n in sets.get(name, (name,))]
+    return tuple(dict.fromkeys(names))
+
+
+def _years(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no list of years such as 2021,2022", param_hint="--walk-forward"
+        ) from None
+
+
+def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise RefusedError(
+            f"{what} need {', '.join(missing)}, of the extra 'research': "
+            f"pip install -c constraints.txt '.[research]' in the clone, {otherwise}"
+        )
+
+
+def _told(what: str, done: int, total: int) -> None:
+    click.echo(f"[{done}/{total}] {what}", err=True)
+
+
+def _writable(option: str, file: Path | None) -> None:
+    """A scoring takes a minute or an hour: where its result cannot be written is said before it."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise RefusedError(f"{option} {file}: cannot be written: {folder} is no directory; make it first")
+    if not os.access(folder, os.W_OK):
+        raise RefusedError(f"{option} {file}: cannot be written: no permission to write in {folder}")
+
+
+def _write(option: str, file: Path, data: bytes) -> None:
+    """Complete or absent."""
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        try:
+            beside.write_bytes(data)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None

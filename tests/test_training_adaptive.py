@@ -1,0 +1,45 @@
+"""The law: intervals for a whole period at once are the ones that the operator gives candle by candle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.core.candle import HOUR_MS
+from stream.core.keyed import Issued, Rules
+from stream.core.policy import Policy
+from stream.core.replay import replay, to_grid
+from stream.testing.market import simulate_symbol
+from stream.testing.sample_model import sample_model, sample_predict
+from training.adaptive import adaptive
+from training.dataset import Dataset, Rows, of_grid
+
+START = 1_704_067_200_000
+HOURS = 4_600
+MODEL = sample_model()
+CANDLES = simulate_symbol("BTCUSDT", START, HOURS, 7)
+
+
+def forecast(data: Dataset, rows: Rows) -> np.ndarray:
+    return sample_predict(data.features.sequences(rows), data.features.static[rows])[:, 0].astype(np.float64)
+
+
+@settings(max_examples=5)
+@given(st.sets(st.integers(2_900, HOURS - 2), max_size=60), st.integers(2_890, 3_700))
+def test_the_batch_of_intervals_is_the_operators(missing: set[int], first: int) -> None:
+    candles = [c for i, c in enumerate(CANDLES) if i not in missing]
+    since = START + first * HOUR_MS
+    rules = Rules.of(Policy(), MODEL.contract)
+    said = {
+        e.prediction.open_time: e.interval
+        for _, e in replay(rules, "BTCUSDT", candles, MODEL, sample_predict, since)
+        if isinstance(e, Issued)
+    }
+    data = of_grid("BTCUSDT", *to_grid(candles))
+    rows = np.nonzero(data.features.ready & (data.open_time >= since))[0]
+    got = adaptive(data, rows, lambda asked: forecast(data, asked), MODEL.contract.calibration)
+    assert list(said) == data.open_time[rows].tolist()
+    assert got.low == pytest.approx([i.low for i in said.values()], rel=1e-9)
+    assert got.high == pytest.approx([i.high for i in said.values()], rel=1e-9)

@@ -1,0 +1,85 @@
+"""Whatever can be scored: the baselines, each as strong as it can honestly be made, and the model beside them.
+
+Rules of this room:
+- A fit sees rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
+  on candles up to that row. tests/test_training_forecasters.py alters the future and compares. It must find
+  `rolling_mean_published` guilty, which repeats a published leak and is named for it.
+- Next 24 h means E[σ], a horizon √E[σ²]: whatever is fitted is brought to that level inside its range, so that
+  none loses by a constant.
+- Importing this package loads no TensorFlow, arch or LightGBM. A library that is absent is one line, before any fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training import baselines
+from training.dataset import Dataset
+from training.forecasters.arithmetic import Ewma, Persistence, RollingMean, RollingMeanPublished
+from training.forecasters.boosting import LightGbm
+from training.forecasters.forecaster import (
+    Fitted,
+    Forecaster,
+    ForecasterError,
+    Forecasts,
+    require_installed,
+)
+from training.forecasters.garch import GarchT
+from training.forecasters.network import Bundle, Network, of_bundle
+from training.forecasters.reference_lstm import ReferenceLstm
+from training.forecasters.regressions import LinearModel, LogHar, of_har
+from training.panel import NEXT_24H
+
+__all__ = [
+    "BASELINES",
+    "CORE",
+    "NAMES",
+    "Bundle",
+    "Fitted",
+    "Forecaster",
+    "ForecasterError",
+    "Forecasts",
+    "named",
+    "of_bundle",
+    "of_har",
+    "require_installed",
+]
+
+#: Need nothing beyond a plain installation, and seconds.
+CORE = ("persistence", "ewma", "rolling_mean_published", "rolling_mean", "log_har", "har", "linear")
+#: All that a model is held against; the last two need TensorFlow and minutes.
+BASELINES = (*CORE, "garch_t", "lightgbm", "reference_lstm", "reference_lstm_24h")
+NAMES = (*BASELINES, "model")
+
+
+def named(
+    names: Sequence[str], *, seed: int = 7, pool: Sequence[Dataset] = (), save_reference_to: Path | None = None
+) -> tuple[Forecaster, ...]:
+    """Forecasters by name, in that order; `ForecasterError` for a name that there is not, or is there twice.
+
+    `pool`: other symbols that `model` learns from. `save_reference_to`: a .keras file for `reference_lstm`.
+    """
+    every: dict[str, Forecaster] = {
+        forecaster.name: forecaster
+        for forecaster in (
+            Persistence(),
+            Ewma(),
+            RollingMeanPublished(),
+            RollingMean(),
+            LogHar("log_har", baselines.PLAIN),
+            LogHar("har", baselines.WITH_CALENDAR),
+            LinearModel(),
+            GarchT(),
+            LightGbm(seed),
+            ReferenceLstm(seed=seed, save_to=save_reference_to),
+            ReferenceLstm("reference_lstm_24h", NEXT_24H, seed=seed),
+            Network(pool=pool, seed=seed),
+        )
+    }
+    for name in names:
+        if name not in every:
+            raise ForecasterError(f"no forecaster is called {name!r}; there are {', '.join(every)}")
+    if len(set(names)) < len(names):
+        raise ForecasterError(f"a forecaster is named twice: {', '.join(names)}")
+    return tuple(every[name] for name in names)

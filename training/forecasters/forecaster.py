@@ -1,0 +1,77 @@
+"""What every forecaster is: a name and a fit, and after it forecasts of any rows of a dataset."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from stream.core import target
+from stream.core.contract import Calibration
+from stream.core.features import SIGMA_FLOOR
+from stream.core.windows import Array
+from training.dataset import Dataset, Rows
+from training.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
+
+#: By quantity (training/panel.py): σ hourly, one per row; NaN where no forecast is made.
+Forecasts = Mapping[str, Array]
+
+
+class ForecasterError(ValueError):
+    """A forecaster cannot be had: it has no such name, or what it needs is not installed or not writable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A forecaster after its fit."""
+
+    forecast: Callable[[Dataset, Rows], Forecasts]
+    #: What a reader of its figures must know, one line each.
+    notes: tuple[str, ...] = ()
+    #: Of its next 24 h, from out-of-fold forecasts inside its range; most baselines have none.
+    calibration: Calibration | None = None
+
+
+class Forecaster(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    #: Modules that the fit imports and a plain installation lacks, and the extra that brings them.
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    @property
+    def extra(self) -> str: ...
+
+    def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
+        """Learns from the rows of [start, end), whose labels end within it; `DatasetError` where they are too few."""
+
+
+def require_installed(forecasters: Iterable[Forecaster]) -> None:
+    """`ForecasterError` with one line for the first forecaster whose libraries are absent: before any fit begins."""
+    for forecaster in forecasters:
+        missing = [name for name in forecaster.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ForecasterError(
+                f"{forecaster.name} needs {', '.join(missing)} (volcast[{forecaster.extra}]): "
+                f"pip install -c constraints.txt '.[{forecaster.extra}]' in the clone, or leave it out by name"
+            )
+
+
+def of_outputs(data: Dataset, rows: Rows, sigma: Array) -> dict[str, Array]:
+    """Every quantity from σ [n, 5] in the order of the network's outputs, as a forecast message says them."""
+    usable = np.all(np.isfinite(sigma) & (sigma > 0), axis=1)
+    sigma = np.where(usable[:, None], np.maximum(sigma, SIGMA_FLOOR), np.nan)
+    out = {NEXT_24H: sigma[:, 0]}
+    out |= {name: sigma[:, k] for k, name in enumerate(HORIZONS, 1)}
+    out[ROLLING_24H_NEXT] = target.rolling_24h_next(data.features, rows, sigma[:, 1])
+    return out
+
+
+def qlike_factors(realized: Array, forecast: Array) -> Array:
+    """What makes each horizon's σ [n, k] right in QLIKE: √(mean of (realized / forecast)²), where it is known."""
+    factors: Array = np.sqrt(np.nanmean((realized / forecast) ** 2, axis=0))
+    return factors

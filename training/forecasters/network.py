@@ -1,0 +1,58 @@
+"""Volcast's own model as a forecaster: trained for a walk forward, or taken from a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.contract import Model as BundleModel
+from training import describe, fit
+from training.dataset import Dataset, Rows
+from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
+
+_BATCH_ROWS = 8_192
+
+
+class Bundle(Protocol):
+    """What `stream.adapters.predictor.load` gives."""
+
+    @property
+    def model(self) -> BundleModel: ...
+
+    def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The model of training/fit.py; `pool`: other symbols that it learns from as well, of the same range."""
+
+    name: str = "model"
+    pool: Sequence[Dataset] = ()
+    seed: int = 7
+    #: None: as many as were chosen for the model.
+    epochs: int | None = None
+    needs: tuple[str, ...] = ("tensorflow", "keras")
+    extra: str = "train"
+
+    def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
+        fitted = fit.fitted([data, *self.pool], start_ms, end_ms, seed=self.seed, epochs=self.epochs)
+        rows, sigma = fitted.held_out
+        return Fitted(
+            lambda d, r: of_outputs(d, r, fitted.sigma(d, r)),
+            calibration=describe.calibration(data, rows, sigma[:, 0]),
+        )
+
+
+def of_bundle(bundle: Bundle) -> Fitted:
+    """A bundle as it is served: in every quantity the numbers of its forecast messages."""
+
+    def forecast(data: Dataset, rows: Rows) -> Forecasts:
+        parts = [rows[first : first + _BATCH_ROWS] for first in range(0, len(rows), _BATCH_ROWS)]
+        said = [bundle(data.features.sequences(part), data.features.static[part]) for part in parts]
+        return of_outputs(data, rows, np.concatenate(said).astype(np.float64))
+
+    return Fitted(forecast, calibration=bundle.model.contract.calibration)

@@ -1,0 +1,64 @@
+"""The linear baselines: log-HAR plain and with calendar, and the network's own linear part on its static inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream.core import baselines as core_baselines
+from stream.core.contract import Har
+from stream.core.windows import Array
+from training import baselines, linear
+from training.dataset import Dataset, Rows, require_rows, walk_forward
+from training.forecasters.forecaster import Fitted, Forecasts, of_outputs, qlike_factors
+from training.panel import NEXT_24H
+
+
+@dataclass(frozen=True, slots=True)
+class LogHar:
+    """log-HAR on `names` of the static features; it says the next 24 h and nothing else."""
+
+    name: str
+    names: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
+        rows = require_rows(data, start_ms, end_ms)
+        return of_har(baselines.fit(data, rows, walk_forward(start_ms, end_ms), self.names))
+
+
+def of_har(coefficients: Har) -> Fitted:
+    """The HAR whose coefficients travel in a bundle."""
+
+    def forecast(data: Dataset, rows: Rows) -> Forecasts:
+        return {NEXT_24H: core_baselines.har(data.features.static[rows], coefficients)}
+
+    return Fitted(forecast)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearModel:
+    """The linear part of the network alone, on exactly its static inputs, with retransforms out of fold."""
+
+    name: str = "linear"
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
+        rows = require_rows(data, start_ms, end_ms)
+        held_out, sigma = [], []
+        for fold in walk_forward(start_ms, end_ms):
+            held_out.append(data.rows(fold.split, fold.end))
+            before = linear.fit(data, require_rows(data, fold.start, fold.split))
+            sigma.append(_sigma(before, data, held_out[-1]))
+        realized, said = data.labels[np.concatenate(held_out)], np.concatenate(sigma)
+        factors = np.concatenate([[linear.mean_ratio(realized[:, 0], said[:, 0])], qlike_factors(realized, said)[1:]])
+        fitted = linear.fit(data, rows)
+        return Fitted(lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors))
+
+
+def _sigma(fitted: linear.Linear, data: Dataset, rows: Rows) -> Array:
+    out: Array = np.exp(fitted.log_sigma(data.features.static[rows].astype(np.float64)))
+    return out

@@ -1,0 +1,48 @@
+"""The panel: what happened beside what was said, hour by hour, for every forecaster and every quantity.
+
+The one thing that evaluation passes around: the walk (training/walk.py) fills it, the measures read it. Rows are
+forecast origins in time order; an outcome that is not known is NaN, and so is a forecast that was not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.target import HORIZON_HOURS
+from stream.core.windows import Array
+
+#: The headline: σ (ddof 1) of the next 24 hourly returns, none of them known.
+NEXT_24H = "next_24h"
+#: The reference project's quantity: σ of the 24 returns that end one hour from now, 23 of them known.
+ROLLING_24H_NEXT = "rolling_24h_next"
+#: √(mean squared hourly return) over the next hours: "horizon_1h", …
+HORIZONS = tuple(f"horizon_{hours}h" for hours in HORIZON_HOURS)
+QUANTITIES = (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Bounds of the next 24 h's σ, hourly: [n] each."""
+
+    low: Array
+    high: Array
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """σ hourly. `realized[quantity]` is [n]; `forecasts[quantity][name]` is [n], and not every name says every
+    quantity."""
+
+    symbol: str
+    open_time: NDArray[np.int64]
+    realized: Mapping[str, Array]
+    forecasts: Mapping[str, Mapping[str, Array]]
+    #: By name: "adaptive", "static"; where several bundles are scored, a further one's are "static of NAME".
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    #: What a reader must know before the figures, one line each: leaks, fits that did not converge, who is left out.
+    notes: tuple[str, ...] = ()
