@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -104,13 +106,13 @@ def test_parquet_times_of_any_unit_and_zone(tmp_path, unit, zone):
     assert candles.read(tmp_path / "a.parquet").grid("BTCUSDT")[0].tolist() == [HOUR, HOUR + HOUR_MS]
 
 
-def test_order_does_not_matter_duplicates_are_dropped_and_symbols_are_upper_cased(tmp_path):
+def test_symbols_may_alternate_duplicates_are_dropped_and_symbols_are_upper_cased(tmp_path):
     header = "symbol," + HEADER
     path = file_of(
         tmp_path,
+        f"EthUsdt,{row(HOUR)}",
         f"ethusdt,{row(HOUR + HOUR_MS)}",
         f"BTCUSDT,{row(HOUR)}",
-        f"EthUsdt,{row(HOUR)}",
         f"ETHUSDT,{row(HOUR)}",
         header=header,
     )
@@ -120,6 +122,47 @@ def test_order_does_not_matter_duplicates_are_dropped_and_symbols_are_upper_case
     assert [c.open_time for c in table["ETHUSDT"]] == [HOUR, HOUR + HOUR_MS]
     with pytest.raises(CandleFileError, match="no candles of XRPUSDT; it holds BTCUSDT, ETHUSDT"):
         table.grid("XRPUSDT")
+
+
+@given(order=st.permutations(range(6)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_out_of_time_order_are_refused_by_the_first_of_them(tmp_path, order):
+    path = file_of(tmp_path, *(row(HOUR + hour * HOUR_MS) for hour in order))
+    first = next((n for n in range(1, 6) if order[n] < max(order[:n])), None)
+    if first is None:
+        assert len(candles.read(path)) == 6
+        return
+    where = rf"row {first + 1} \(BTCUSDT 2021-01-01 0{order[first]}:00 UTC\) is earlier than a row before it; sort"
+    with pytest.raises(CandleFileError, match=where):
+        candles.read(path)
+
+
+# A full disk, as a child process sees it: the kernel refuses to let a file grow beyond the limit.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from stream.adapters import candles
+from stream.testing.market import simulate
+tape = simulate(["BTCUSDT"], 1_609_459_200_000, 2_000, seed=1)["BTCUSDT"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    candles.write(tape, Path(sys.argv[1]))
+except candles.CandleFileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_a_new_one(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    candles.write(simulate(["BTCUSDT"], HOUR, 5, seed=1)["BTCUSDT"], path)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: cannot be written: ")
+    assert "File too large" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
 
 
 def test_without_a_symbol_column_the_caller_names_the_symbol(tmp_path):
@@ -200,7 +243,7 @@ def test_an_absent_file_a_folder_and_a_place_that_cannot_be_written(tmp_path):
         candles.read(tmp_path / "nothing.csv")
     with pytest.raises(CandleFileError, match="Is a directory"):
         candles.read(tmp_path)
-    with pytest.raises(CandleFileError, match="No such file"):
+    with pytest.raises(CandleFileError, match="No such file or directory; make the folder"):
         candles.write([], tmp_path / "nowhere" / "a.csv")
     with pytest.raises(CandleFileError, match="rename it"):
         candles.write([], tmp_path / "a.xlsx")

@@ -9,6 +9,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable
@@ -119,6 +120,7 @@ def read(path: Path, *, default_symbol: str = DEFAULT_SYMBOL) -> CandleTable:
     ordered = on_hour.select(_ROW, "symbol", "open_time", *OHLCV, *OPTIONAL).sort("symbol", "open_time", _ROW)
     distinct = ordered.unique(subset=[c for c in ordered.columns if c != _ROW], keep="first", maintain_order=True)
     _refuse_conflicts(distinct, path)
+    _refuse_disorder(distinct, path)
     _refuse_interval(distinct, path)
     return CandleTable(distinct.drop(_ROW), path, ordered.height - distinct.height, off_hour)
 
@@ -133,14 +135,21 @@ def write(candles: Iterable[Candle], path: Path) -> int:
     return frame.height
 
 
+def refuse_place(path: Path) -> None:
+    """`CandleFileError` where no candle file can be written whatever is in it: before the work, not after it."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise CandleFileError(f"{path}: a candle file is written as .parquet or .csv; rename it")
+    if not path.parent.is_dir():
+        raise CandleFileError(f"{path}: cannot be written: {os.strerror(errno.ENOENT)}; make the folder first")
+
+
 def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> None:
     """Writes a table whose columns `times` are Int64 ms: parquet stores `datetime[ms, UTC]`, CSV the integers.
 
     The file is complete or absent. `CandleFileError` where the suffix is neither or the place cannot be written.
     """
     path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        raise CandleFileError(f"{path}: a candle file is written as .parquet or .csv; rename it")
+    refuse_place(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -157,8 +166,9 @@ def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> N
         # mkstemp makes files private; a data file is as readable as any other that the user creates.
         beside.chmod(0o666 & ~_umask())
         beside.replace(path)
-    except OSError as error:
-        raise CandleFileError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        cause = error.strerror if isinstance(error, OSError) else None
+        raise CandleFileError(f"{path}: cannot be written: {cause or ' '.join(str(error).split())}") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -293,6 +303,16 @@ def _refuse_conflicts(distinct: pl.DataFrame, path: Path) -> None:
     if again.height:
         raise CandleFileError(
             f"{path}: {_where(again)} and row {again[_ROW][1]} are of the same hour and differ; keep the right one"
+        )
+
+
+def _refuse_disorder(distinct: pl.DataFrame, path: Path) -> None:
+    """Rows out of time order were put together wrongly, and perhaps not only in their order."""
+    latest = pl.col("open_time").cum_max().over("symbol")
+    earlier = distinct.sort(_ROW).filter(pl.col("open_time") < latest)
+    if earlier.height:
+        raise CandleFileError(
+            f"{path}: {_where(earlier)} is earlier than a row before it; sort the file by symbol and open_time"
         )
 
 

@@ -1,7 +1,7 @@
-"""REST, the truth: closed candles, server time and symbols from Binance's public API, over httpx.
+"""REST, the truth: closed candles, server time and symbols from Binance's public API.
 
-A refusal with Retry-After binds every later request of this client. Before candles are asked for, the server is
-asked for its time, so a row that was still forming then is never taken for closed.
+Before candles are asked for, the server is asked for its time, so a row that was still forming then is never taken
+for closed.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import httpx
-
+from stream.adapters.http_get import HttpGet, Sleep
 from stream.core import binance
 from stream.core.binance import ExchangeInfo, WireError
-from stream.core.candle import HOUR_MS, Candle
+from stream.core.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
 from stream.ports import Answer, Clock, FrameRejected, Observer, UnreachableError, WeightUsed
 
-_TIMEOUT_S = 10.0
-#: Where a 429 or 418 does not say how long.
-_DEFAULT_RETRY_AFTER_S = 30.0
-_REQUEST_S = 20.0
 _MAX_BODY_BYTES = 4 * 1024 * 1024
-#: The longest the exchange bans anybody (418): three days; and the longest pause (429) that makes sense.
-_LONGEST_BAN_S = 259_200.0
-_LONGEST_PAUSE_S = 600.0
 #: The exchange's limit until exchangeInfo has told ours.
 _WEIGHT_PER_MINUTE = 6_000
+_WEIGHT_WINDOW_S = 60.0
+#: A page costs the same whatever its length; the first rows may be candles off the hour.
+_FIRST_ROWS = 100
 
 
 class BinanceHistory:
@@ -40,14 +35,16 @@ class BinanceHistory:
         clock: Clock,
         observe: Observer = lambda fact: None,
         told_time: Callable[[int], None] = lambda server_ms: None,
+        sleep: Sleep = asyncio.sleep,
+        weight_share: float | None = None,
     ) -> None:
-        """`told_time` hears every server time, as it arrives."""
-        loopback = httpx.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
-        self._client = httpx.AsyncClient(base_url=base_url, timeout=_TIMEOUT_S, trust_env=not loopback)
-        self._clock = clock
+        """`told_time` hears every server time, as it arrives. With a `weight_share` a minute's silence follows
+        each answer that says that this share of the weight of a minute, which all clients of an address have in
+        common, is used up."""
+        self._http = HttpGet(base_url, clock=clock, sleep=sleep)
         self._observe = observe
         self._told_time = told_time
-        self._not_before_s = 0.0
+        self._weight_share = weight_share
         self._weight_limit = _WEIGHT_PER_MINUTE
 
     async def __aenter__(self) -> Self:
@@ -56,7 +53,12 @@ class BinanceHistory:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        await self._http.__aexit__(kind, error, trace)
+
+    @property
+    def silent_for_s(self) -> float:
+        """For how long the next request would wait, because the exchange said so."""
+        return self._http.silent_for_s
 
     async def server_time_ms(self) -> int:
         try:
@@ -74,6 +76,27 @@ class BinanceHistory:
         if info.weight_per_minute:
             self._weight_limit = info.weight_per_minute
         return info
+
+    async def first_open_time(self, symbol: str, from_open_time: int) -> int | None:
+        """When the first candle at or after that time opens, be it closed or not; None where there is none."""
+        body = await self._get("/api/v3/klines", binance.klines_params(symbol, from_open_time, limit=_FIRST_ROWS))
+        try:
+            page = binance.decode_klines(body, symbol, LATEST_MS)
+        except WireError as error:
+            raise UnreachableError(str(error)) from None
+        if page.candles:
+            return page.candles[0].open_time
+        return from_open_time if page.rows else None
+
+    async def newest(self, symbol: str) -> Candle | None:
+        """The newest candle, which may be forming; None where there is none."""
+        params = {"symbol": symbol, "interval": INTERVAL, "limit": "1"}
+        body = await self._get("/api/v3/klines", params)
+        try:
+            page = binance.decode_klines(body, symbol, LATEST_MS)
+        except WireError as error:
+            raise UnreachableError(str(error)) from None
+        return page.candles[-1] if page.candles else None
 
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
         found: list[Candle] = []
@@ -95,44 +118,18 @@ class BinanceHistory:
         return Answer(found, server_ms)
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
-        wait_s = self._not_before_s - self._clock.monotonic_s()
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
-        try:
-            # The client's own timeout is per read: an answer that drips would never end.
-            async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:
-                body = await self._body(answer)
-        except TimeoutError:
-            raise UnreachableError(f"{self._client.base_url}: no whole answer in {_REQUEST_S:g} s") from None
-        except httpx.HTTPError as error:
-            raise UnreachableError(f"{self._client.base_url}: {type(error).__name__} {error}".strip()) from None
-        used = answer.headers.get("x-mbx-used-weight-1m", "")
-        if _is_count(used):
-            self._observe(WeightUsed(int(used) / self._weight_limit))
-        if answer.status_code == 200:
-            return body
-        if answer.status_code in (418, 429):
-            asked = answer.headers.get("retry-after", "")
-            longest_s = _LONGEST_BAN_S if answer.status_code == 418 else _LONGEST_PAUSE_S
-            wait_s = min(float(asked), longest_s) if _is_count(asked) else _DEFAULT_RETRY_AFTER_S
-            self._not_before_s = self._clock.monotonic_s() + wait_s
-            raise UnreachableError(f"HTTP {answer.status_code}: the exchange wants silence for {wait_s:g} s")
-        if answer.status_code == 400:
+        reply = await self._http.get(path, params, max_bytes=_MAX_BODY_BYTES)
+        used = reply.count("x-mbx-used-weight-1m")
+        if used is not None:
+            self._observe(WeightUsed(used / self._weight_limit))
+            if self._weight_share is not None and used >= self._weight_share * self._weight_limit:
+                self._http.keep_silent(_WEIGHT_WINDOW_S)
+        if reply.status == 200:
+            return reply.body
+        self._http.obey(reply)
+        if reply.status == 400:
             try:
-                binance.raise_refusal(answer.status_code, body)
+                binance.raise_refusal(reply.status, reply.body)
             except WireError as error:
                 raise UnreachableError(str(error)) from None
-        raise UnreachableError(f"HTTP {answer.status_code} from {path}")
-
-    async def _body(self, answer: httpx.Response) -> bytes:
-        body = bytearray()
-        async for chunk in answer.aiter_bytes():
-            body += chunk
-            if len(body) > _MAX_BODY_BYTES:
-                raise UnreachableError(f"{self._client.base_url}: an answer of over {_MAX_BODY_BYTES} bytes")
-        return bytes(body)
-
-
-def _is_count(text: str) -> bool:
-    # isdigit alone takes "²", which int does not; and a count of more digits than this is none.
-    return text.isascii() and text.isdigit() and len(text) <= 9
+        raise UnreachableError(f"HTTP {reply.status} from {path}")

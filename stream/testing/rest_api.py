@@ -1,4 +1,4 @@
-"""The exchange's REST side and the switchboard of its faults: a Litestar app over the running exchange.
+"""The exchange's REST side, its archive and the switchboard of its faults: a Litestar app over the running exchange.
 
 Only what market data needs. Parameters are read by hand, because a wrong one must be answered in the
 exchange's words (`{"code": -1121, ...}`) and not in a framework's.
@@ -6,20 +6,29 @@ exchange's words (`{"code": -1121, ...}`) and not in a framework's.
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, Router, get, post
 
 from stream.core.candle import to_ms
 from stream.testing.access_log import AccessLog
+from stream.testing.archive import Archive
 from stream.testing.faults import FaultBoard, FaultError
 from stream.testing.tape import Tape
 from stream.testing.wire import INTERVALS, Json, kline_row
 
-MINUTE_MS = 60_000
+MINUTE_S = 60
 WEIGHT_PER_MINUTE = 6_000
+#: Requests that are refused with 429 before a ban; the ban's length doubles from two minutes to three days.
+OFFENCES_UNTIL_BAN = 10
+FIRST_BAN_S, LONGEST_BAN_S = 120, 259_200
 DEFAULT_LIMIT, MAX_LIMIT = 500, 1_000
 WEIGHTS = {"/api/v3/ping": 1, "/api/v3/time": 1, "/api/v3/exchangeInfo": 20, "/api/v3/klines": 2}
 
@@ -39,19 +48,50 @@ class Running(Protocol):
 
 
 class WeightMeter:
-    """Request weight used in the last minute of virtual time."""
+    """Request weight used in the last minute, and what becomes of those who use too much of it.
 
-    def __init__(self) -> None:
-        self._spent: deque[tuple[int, int]] = deque()
+    A minute is over when it is over on the exchange's clock or on ours: the exchange's may stand still. Over the limit
+    requests are refused (429) until the oldest weight is forgotten; who goes on regardless is banned (418), each time
+    for twice as long.
+    """
 
-    def spend(self, weight: int, now_ms: int) -> int:
-        self._spent.append((now_ms, weight))
-        return self.used(now_ms)
+    def __init__(self, limit: int = WEIGHT_PER_MINUTE, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self._monotonic = monotonic
+        self._spent: deque[tuple[int, float, int]] = deque()
+        self._offences = 0
+        self._bans = 0
+        self._banned_until_s = 0.0
+        #: The most that was used within a minute, and how often more was asked for.
+        self.most = 0
+        self.refused = 0
+
+    def spend(self, weight: int, now_ms: int) -> tuple[int, int] | None:
+        """Takes a request; status and seconds of Retry-After where it is refused, which costs no weight."""
+        now_s = self._monotonic()
+        if now_s < self._banned_until_s:
+            return 418, math.ceil(self._banned_until_s - now_s)
+        if self.used(now_ms) + weight <= self.limit:
+            self._offences = 0
+            self._spent.append((now_ms, now_s, weight))
+            self.most = max(self.most, self.used(now_ms))
+            return None
+        self.refused += 1
+        self._offences += 1
+        if self._offences > OFFENCES_UNTIL_BAN:
+            ban_s = min(FIRST_BAN_S * 2**self._bans, LONGEST_BAN_S)
+            self._offences, self._bans, self._banned_until_s = 0, self._bans + 1, now_s + ban_s
+            return 418, ban_s
+        return 429, max(1, math.ceil(self._spent[0][1] + MINUTE_S - now_s)) if self._spent else MINUTE_S
 
     def used(self, now_ms: int) -> int:
-        while self._spent and self._spent[0][0] <= now_ms - MINUTE_MS:
+        now_s = self._monotonic()
+        while self._spent:
+            at_ms, at_s, _ = self._spent[0]
+            if at_ms > now_ms - MINUTE_S * 1_000 and at_s > now_s - MINUTE_S:
+                break
             self._spent.popleft()
-        return sum(weight for _, weight in self._spent)
+        return sum(weight for _, _, weight in self._spent)
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours but an answer of the exchange
@@ -61,11 +101,29 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours but an answer of
 
 
 def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
+    archive = Archive(exchange.tape, exchange.board, exchange.now_ms)
+
     async def before(request: Asked) -> Response[Any] | None:
         path = request.url.path
         weight = WEIGHTS.get(path, 1)
-        meter.spend(weight, exchange.now_ms())
         exchange.access_log.add("request", None, path, params=dict(request.query_params), weight=weight)
+        refused = meter.spend(weight, exchange.now_ms())
+        if refused is not None:
+            status, wait_s = refused
+            body = {"code": _code_of(status), "msg": f"Too much request weight used; {meter.limit} a minute."}
+            return _json(body, status, {"Retry-After": str(wait_s)})
+        if (late_s := exchange.board.delay_s(path)) > 0:
+            # What it tells is as of now, and arrives later.
+            now_ms = exchange.now_ms()
+            await asyncio.sleep(late_s)
+            request.state.asked_at_ms = now_ms
+        return _scripted(path)
+
+    async def before_file(request: Asked) -> Response[Any] | None:
+        exchange.access_log.add("request", None, request.url.path, weight=0)
+        return _scripted(request.url.path)
+
+    def _scripted(path: str) -> Response[Any] | None:
         failure = exchange.board.rest_answer(path)
         if failure is None:
             return None
@@ -79,20 +137,23 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
         response.headers["X-MBX-USED-WEIGHT-1M"] = str(meter.used(exchange.now_ms()))
         return response
 
+    def listed() -> list[str]:
+        return [s for s in exchange.tape.symbols if exchange.board.status(s) != "DELISTED"]
+
     @get("/ping")
     async def ping() -> Response[bytes]:
         return _json({})
 
     @get("/time")
-    async def time(request: Asked) -> Response[bytes]:
-        now_ms = exchange.now_ms()
+    async def server_time(request: Asked) -> Response[bytes]:
+        now_ms = _asked_at_ms(request, exchange.now_ms())
         return _json({"serverTime": now_ms * 1_000 if _wants_microseconds(request) else now_ms})
 
     @get("/exchangeInfo")
     async def exchange_info(request: Asked) -> Response[bytes]:
         query = request.query_params
         try:
-            symbols = _asked_symbols(query.get("symbol"), query.get("symbols"), exchange.tape)
+            symbols = _asked_symbols(query.get("symbol"), query.get("symbols"), listed())
         except _Refused as refused:
             return _refusal(refused)
         return _json(
@@ -100,20 +161,29 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
                 "timezone": "UTC",
                 "serverTime": exchange.now_ms(),
                 "rateLimits": [
-                    _rate_limit("REQUEST_WEIGHT", 1, WEIGHT_PER_MINUTE),
+                    _rate_limit("REQUEST_WEIGHT", 1, meter.limit),
                     _rate_limit("RAW_REQUESTS", 5, 300_000),
                 ],
                 "exchangeFilters": [],
-                "symbols": [_symbol_info(symbol) for symbol in symbols],
+                "symbols": [_symbol_info(symbol, exchange.board.status(symbol)) for symbol in symbols],
             }
         )
 
     @get("/klines")
     async def klines(request: Asked) -> Response[bytes]:
         try:
-            return _json(_klines(request, exchange.tape, exchange.now_ms()))
+            rows = _klines(request, exchange.tape, listed(), _asked_at_ms(request, exchange.now_ms()))
         except _Refused as refused:
             return _refusal(refused)
+        return _spoilt(rows, exchange.board.spoilt_rows())
+
+    @get("/{name:path}")
+    async def archived(request: Asked) -> Response[bytes]:
+        content = archive.file(unquote(request.url.path).removeprefix("/data/spot/"))
+        if content is None:
+            missing = b"<Error><Code>NoSuchKey</Code></Error>"
+            return Response(missing, status_code=404, media_type="application/xml")
+        return Response(content, media_type="application/zip")
 
     @post("/fault", status_code=200)
     async def fault(request: Asked) -> Response[bytes]:
@@ -131,16 +201,17 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
         return _json(exchange.access_log.entries())
 
     api = Router(
-        "/api/v3", route_handlers=[ping, time, exchange_info, klines], before_request=before, after_request=after
+        "/api/v3", route_handlers=[ping, server_time, exchange_info, klines], before_request=before, after_request=after
     )
+    data = Router("/data/spot", route_handlers=[archived], before_request=before_file)
     control = Router("/control", route_handlers=[fault, state, log])
-    return Litestar([api, control], openapi_config=None, logging_config=None)
+    return Litestar([api, data, control], openapi_config=None, logging_config=None)
 
 
-def _klines(request: Asked, tape: Tape, now_ms: int) -> list[list[int | str]]:
+def _klines(request: Asked, tape: Tape, listed: list[str], now_ms: int) -> list[list[int | str]]:
     query = request.query_params
     symbol, interval = _mandatory(query.get("symbol"), "symbol"), _mandatory(query.get("interval"), "interval")
-    if symbol not in tape.symbols:
+    if symbol not in listed:
         raise _Refused(-1121, "Invalid symbol.")
     if interval not in INTERVALS:
         raise _Refused(-1120, "Invalid interval.")
@@ -163,25 +234,25 @@ def _klines(request: Asked, tape: Tape, now_ms: int) -> list[list[int | str]]:
     return [kline_row(candle, microseconds) for candle in candles]
 
 
-def _asked_symbols(symbol: str | None, symbols: str | None, tape: Tape) -> list[str]:
+def _asked_symbols(symbol: str | None, symbols: str | None, listed: list[str]) -> list[str]:
     if symbol is not None and symbols is not None:
         raise _Refused(-1128, "Combination of optional parameters invalid.")
     if symbol is None and symbols is None:
-        return list(tape.symbols)
+        return listed
     try:
         asked = [symbol] if symbol is not None else msgspec.json.decode(symbols or "", type=list[str])
     except msgspec.DecodeError:
         raise _Refused(-1100, "Illegal characters found in parameter 'symbols'.") from None
-    if not set(asked) <= set(tape.symbols):
+    if not set(asked) <= set(listed):
         raise _Refused(-1121, "Invalid symbol.")  # one unknown name fails the whole call
     return asked
 
 
-def _symbol_info(symbol: str) -> Json:
+def _symbol_info(symbol: str, status: str) -> Json:
     quote = next((q for q in ("USDT", "USDC", "BTC", "EUR") if symbol.endswith(q)), "")
     return {
         "symbol": symbol,
-        "status": "TRADING",
+        "status": status,
         "baseAsset": symbol.removesuffix(quote),
         "quoteAsset": quote,
         "baseAssetPrecision": 8,
@@ -190,6 +261,29 @@ def _symbol_info(symbol: str) -> Json:
         "filters": [],
         "permissions": [],
     }
+
+
+def _asked_at_ms(request: Asked, now_ms: int) -> int:
+    """The exchange's time that an answer is as of: now, or when an answer that is late was asked for."""
+    asked_at_ms: int = request.state.get("asked_at_ms", now_ms)
+    return asked_at_ms
+
+
+def _spoilt(rows: list[list[int | str]], kind: str | None) -> Response[bytes]:
+    if kind == "html":
+        return Response(b"<html><body>we will be back soon</body></html>", media_type=MediaType.HTML)
+    if kind == "nested":
+        return Response(b"[" * 100_000, media_type="application/json")
+    if kind == "duplicate" and rows:
+        rows = [rows[0], *rows]
+    if kind == "off_grid" and rows:
+        stray = list(rows[0])
+        stray[0] = int(stray[0]) + 28 * 60_000 + 14_789
+        rows = [rows[0], stray, *rows[1:]]
+    body = msgspec.json.encode(rows)
+    if kind == "truncated":
+        body = body[: len(body) // 2]
+    return Response(body, media_type="application/json")
 
 
 def _rate_limit(kind: str, minutes: int, limit: int) -> Json:

@@ -1,0 +1,115 @@
+"""GET over httpx, bounded in time and in size: what REST and the archive have in common.
+
+Rules of this room:
+- An answer is whole or it is `UnreachableError`; nothing is retried here, and no redirect is followed.
+- A refusal with Retry-After (429, 418) binds every later request of this client: they wait until it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from stream.ports import Clock, UnreachableError
+
+Sleep = Callable[[float], Awaitable[None]]
+
+_TIMEOUT_S = 10.0
+#: Where a 429 or 418 does not say how long.
+_DEFAULT_RETRY_AFTER_S = 30.0
+_REQUEST_S = 20.0
+#: The longest the exchange bans anybody (418): three days; and the longest pause (429) that makes sense.
+_LONGEST_BAN_S = 259_200.0
+_LONGEST_PAUSE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer, whatever its status."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def count(self, header: str) -> int | None:
+        """The number in a header; None where it has none."""
+        return _count(self.headers.get(header, ""))
+
+
+class HttpGet:
+    """One connection pool to `base_url`; used from one event loop."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        clock: Clock,
+        sleep: Sleep = asyncio.sleep,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        url = httpx.URL(base_url)
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            timeout=_TIMEOUT_S,
+            trust_env=url.host not in ("127.0.0.1", "localhost", "::1"),
+            # Without TLS there is nothing to verify, and to load the authorities takes a tenth of a second.
+            verify=url.scheme != "http",
+            headers=headers,
+        )
+        self._clock = clock
+        self._sleep = sleep
+        self._not_before_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    @property
+    def silent_for_s(self) -> float:
+        """For how long the next request would wait."""
+        return max(0.0, self._not_before_s - self._clock.monotonic_s())
+
+    def keep_silent(self, seconds: float) -> None:
+        self._not_before_s = max(self._not_before_s, self._clock.monotonic_s() + seconds)
+
+    async def get(self, path: str, params: dict[str, str] | None = None, *, max_bytes: int) -> Reply:
+        """The answer. One that wants silence, does not end or is too long is `UnreachableError`."""
+        while (wait_s := self.silent_for_s) > 0:
+            await self._sleep(wait_s)
+        try:
+            # The client's own timeout is per read: an answer that drips would never end.
+            async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:
+                body = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise UnreachableError(f"{self._client.base_url}: an answer of over {max_bytes} bytes")
+        except TimeoutError:
+            raise UnreachableError(f"{self._client.base_url}: no whole answer in {_REQUEST_S:g} s") from None
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"{self._client.base_url}: {type(error).__name__} {error}".strip()) from None
+        return Reply(answer.status_code, answer.headers, bytes(body))
+
+    def obey(self, reply: Reply) -> None:
+        """`UnreachableError` where the answer wants silence, which is kept from here on."""
+        if reply.status not in (418, 429):
+            return
+        asked_s = reply.count("retry-after")
+        longest_s = _LONGEST_BAN_S if reply.status == 418 else _LONGEST_PAUSE_S
+        wait_s = _DEFAULT_RETRY_AFTER_S if asked_s is None else min(float(asked_s), longest_s)
+        self.keep_silent(wait_s)
+        raise UnreachableError(f"HTTP {reply.status}: the exchange wants silence for {wait_s:g} s")
+
+
+def _count(text: str) -> int | None:
+    # isdigit alone takes "²", which int does not; and a count of more digits than this is none.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None

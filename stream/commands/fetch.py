@@ -1,0 +1,119 @@
+"""`volcast fetch`: what the exchange has of some symbols, as one candle file, and what it has not, as lines."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from stream.commands.exchange import parse_symbols, parse_time
+from stream.commands.json_file import write_json
+from stream.ports import RefusedError
+from training import fetch as room
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: Lines of one kind for one symbol; --json has them all.
+_LINES = 20
+
+
+def fetch(
+    *,
+    symbols: str,
+    from_: str,
+    to: str | None,
+    out: Path,
+    rest_url: str,
+    archive_url: str | None,
+    allow_plaintext: bool,
+    json_file: Path | None,
+) -> None:
+    names = parse_symbols(symbols, ())
+    start = parse_time(from_, "--from")
+    end = parse_time(to, "--to") if to else None
+    rest_host = _host(rest_url, "--rest-url", allow_plaintext)
+    if archive_url is None:
+        # An exchange on this machine has its own market: another one's archive would not fit to it.
+        archive_url = rest_url if rest_host in _LOOPBACK else room.ARCHIVE_URL
+    _host(archive_url, "--archive-url", allow_plaintext)
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            tasks = {name: bar.add_task(name, total=None) for name in names}
+            fetched = room.fetch(
+                names,
+                start,
+                end,
+                out,
+                rest_url=rest_url,
+                archive_url=archive_url,
+                progress=lambda name, done, total: bar.update(tasks[name], completed=done, total=total),
+                waiting=lambda seconds: bar.console.print(
+                    f"waiting {math.ceil(seconds)} s: the exchange limits requests"
+                ),
+            )
+    except KeyboardInterrupt:
+        raise RefusedError(f"interrupted; {room.parts_of(out)} keeps what came: the same command resumes") from None
+    click.echo(f"{fetched.rows} candles: {out}" + (f", {fetched.kept} of them kept from before" * bool(fetched.kept)))
+    for series in fetched.series:
+        for line in _lines(series):
+            click.echo(f"{series.symbol}: {line}")
+    write_json(json_file, {"out": str(out), **msgspec.to_builtins(fetched)})
+
+
+def _host(url: str, option: str, allow_plaintext: bool) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise RefusedError(f"{option}: {url} is no URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise RefusedError(f"{option}: {url} must be https://host")
+    if parts.scheme == "http" and host not in _LOOPBACK and not allow_plaintext:
+        raise RefusedError(f"{option}: {url} is not encrypted: use https://, or say --allow-plaintext")
+    return host
+
+
+def _lines(series: room.Series) -> list[str]:
+    facts = series.facts
+    lines = [
+        f"{_utc(series.first_open_time)} to {_utc(series.last_open_time)}, "
+        f"{series.archive_hours} from the archive, {series.rest_hours} from REST"
+    ]
+    lines += _some([f"the archive has revised {part}: fetched anew" for part in facts.revised])
+    lines += _some([f"REST replaces the archive's {part.part}: {part.reason}" for part in facts.replaced])
+    lines += _some([f"{part.part} is used as fetched before: {part.reason}" for part in facts.unchecked])
+    lines += _some(
+        [
+            f"archive, which counts, and REST differ at {_utc(d.open_time)}: {_values(d.archive)} / {_values(d.rest)}"
+            for d in facts.disagreements
+        ]
+    )
+    lines += [f"{count} row(s) of the archive set aside: {reason}" for reason, count in facts.set_aside.items()]
+    lines += _some(
+        [
+            f"the exchange has no candle for {hole.hours} hour(s) from {_utc(hole.from_ms)} to {_utc(hole.to_ms)}"
+            for hole in series.holes
+        ]
+    )
+    if series.withdrawn:
+        lines.append(f"{series.withdrawn} candle(s) that the file held are not at the exchange: left out")
+    return lines
+
+
+def _some(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _LINES else [*lines[:_LINES], f"... and {len(lines) - _LINES} more; --json has all"]
+
+
+def _values(ohlcv: tuple[Any, ...]) -> str:
+    return " ".join(f"{value:.10g}" for value in ohlcv)
+
+
+def _utc(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M}"
