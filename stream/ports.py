@@ -18,6 +18,7 @@ from stream.core.binance import ExchangeInfo, KlineUpdate
 from stream.core.candle import Candle, Provenance
 from stream.core.contract import Model
 from stream.core.messages import Decision, Drift, Forecast, NodeStateName
+from stream.core.scoring import Outcome
 
 # --- time ------------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,8 @@ class Record(msgspec.Struct, frozen=True):
     provenance: Provenance
     forecast: Forecast | None = None
     decision: Decision | None = None
+    #: What became of earlier forecasts, known with this candle.
+    outcomes: tuple[Outcome, ...] = ()
     #: (topic, payload, expiry in seconds), in the order in which they are to be published.
     events: tuple[tuple[str, bytes, int], ...] = ()
     retained: tuple[tuple[str, bytes, int | None, int | None], ...] = ()
@@ -138,6 +141,27 @@ class Record(msgspec.Struct, frozen=True):
     exposure: float = 0.0
     model_version: str = ""
     policy_version: str = ""
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """What a revised past leaves in the journal, in one transaction: candles that replace others or fill hours that
+    were missing, and everything that they change."""
+
+    symbol: str
+    candles: tuple[Candle, ...]
+    #: Open times among `candles` that were declared missing.
+    filled: tuple[int, ...]
+    forecasts: tuple[Forecast, ...]
+    decisions: tuple[Decision, ...]
+    outcomes: tuple[Outcome, ...]
+    events: tuple[tuple[str, bytes, int], ...]
+    retained: tuple[tuple[str, bytes, int | None, int | None], ...]
+    #: The newest processed candle, and the policy's memory after it.
+    open_time: int
+    anchor: int
+    exposure: float
+    model_version: str
+    policy_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +188,18 @@ class Journal(Protocol):
         """Stores the records at once and returns the numbers of their events, in order."""
         ...
 
+    def revise(self, revision: Revision) -> list[int]:
+        """Stores a revision at once and returns the numbers of its events, in order."""
+        ...
+
+    def messages(
+        self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, newest: bool = False
+    ) -> list[bytes]:
+        """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first, of each the newest revision."""
+        ...
+
+    def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]: ...
+
     def outbox(self) -> list[Outgoing]: ...
 
     def symbols(self) -> list[str]:
@@ -171,6 +207,10 @@ class Journal(Protocol):
         ...
 
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
+
+    def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
+        """Forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
+        ...
 
     def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
         """The newest forecast of a symbol, and the decision that rests on it."""
@@ -210,6 +250,14 @@ class FeedConnected(Fact, frozen=True, gc=False):
 
 class FeedDisconnected(Fact, frozen=True, gc=False):
     reason: str
+    #: Whether another connection goes on.
+    still_open: bool = False
+
+
+class FeedQuiet(Fact, frozen=True, gc=False):
+    """The open stream is silent, and REST has no news either; or that is over."""
+
+    quiet: bool
 
 
 class FrameReceived(Fact, frozen=True, gc=False):
@@ -247,6 +295,13 @@ class GapDeclared(Fact, frozen=True, gc=False):
     hours: int
 
 
+class TradingObserved(Fact, frozen=True, gc=False):
+    """Whether a symbol is halted or no longer listed."""
+
+    symbol: str
+    halted: bool
+
+
 class MissingCounted(Fact, frozen=True, gc=False):
     """Due candles of a symbol that are not there yet."""
 
@@ -262,6 +317,27 @@ class Inferred(Fact, frozen=True, gc=False):
 class ForecastCommitted(Fact, frozen=True, gc=False):
     forecast: Forecast
     decision: Decision
+
+
+class ForecastScored(Fact, frozen=True, gc=False):
+    """The 24 hours that a forecast spoke of are over and complete."""
+
+    outcome: Outcome
+
+
+class CandleRevised(Fact, frozen=True, gc=False):
+    """The exchange says something else about a candle than what was processed, or has one that it lacked."""
+
+    symbol: str
+    open_time: int
+
+
+class ForecastRevised(Fact, frozen=True, gc=False):
+    """A forecast that was issued again because its past changed; `newest` where no later one exists."""
+
+    forecast: Forecast
+    decision: Decision
+    newest: bool
 
 
 class ForecastFailed(Fact, frozen=True, gc=False):

@@ -23,7 +23,7 @@ MODEL = sample_model()
 
 @pytest.fixture(scope="module")
 def issued() -> Issued:
-    rules = Rules(Policy(), MODEL.contract.regimes)
+    rules = Rules.of(Policy(), MODEL.contract)
     candles = simulate_symbol("BTCUSDT", START, 100, 7)
     events = [e for _, e in replay(rules, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
     return events[-1]
@@ -42,7 +42,7 @@ def test_every_message_has_a_schema_of_its_own() -> None:
 
 
 def test_a_forecast_has_the_contracts_fields(issued: Issued) -> None:
-    body = json.loads(messages.encode(publication.forecast(issued.prediction, MODEL, "live", 5)))
+    body = json.loads(messages.encode(publication.forecast(issued, MODEL, "live", 5)))
     assert set(body) == {
         "schema", "id", "revision", "symbol", "interval", "open_time", "close_time", "issued_at", "valid_until",
         "provenance", "volatility", "horizons", "rolling_24h_next", "realized_24h", "baselines", "model", "input",

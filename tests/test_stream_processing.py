@@ -17,6 +17,7 @@ from stream.core.candle import HOUR_MS, Candle
 from stream.core.keyed import Rules
 from stream.core.policy import Policy
 from stream.core.replay import to_grid
+from stream.core.target import labels
 from stream.pipeline.processing import Due, Processor
 from stream.ports import (
     Clock,
@@ -24,6 +25,7 @@ from stream.ports import (
     Fact,
     ForecastCommitted,
     ForecastFailed,
+    ForecastScored,
     JournalError,
     Outgoing,
     Record,
@@ -73,7 +75,7 @@ class Bench:
         self.processor = Processor(
             journal=self.journal,
             predictor=model,
-            rules=Rules(Policy(), model.model.contract.regimes),
+            rules=Rules.of(Policy(), model.model.contract),
             clock=Clock(),
             observe=self._observe,
             offer=lambda events, retained: (self.offered.extend(events), self.retained.extend(retained))[0],
@@ -156,6 +158,29 @@ async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_
         np.testing.assert_array_equal(again.volatilities, live.volatilities)
 
 
+class Poisoned(Model):
+    """Fails for the whole call where those rows are in it."""
+
+    def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.rows is not None and any((row == self.rows).all(axis=1).any() for row in static):
+            raise RuntimeError("this row is poison")
+        return sample_predict(sequence, static)
+
+
+@pytest.mark.fault(27)
+async def test_a_candle_that_makes_the_model_fail_costs_its_symbol_one_forecast(
+    tmp_path: Path, tape: dict[str, list[Candle]]
+) -> None:
+    model = Poisoned()
+    async with bench(tmp_path, tape, model) as made:
+        model.rows = features.compute(*to_grid(tape["BTCUSDT"][:51]), newest=1).static
+        await made.processor.process(round_of(tape, 50))
+        assert made.forecasts() == [("ETHUSDT", START + 50 * HOUR_MS)]
+        assert made.processor.unforecast == {"BTCUSDT"}
+        await made.processor.process(round_of(tape, 51))
+        assert made.forecasts()[1:] == [(symbol, START + 51 * HOUR_MS) for symbol in SYMBOLS]
+
+
 async def test_a_start_whose_newest_candle_gets_no_answer_goes_on_with_the_next(
     tmp_path: Path, tape: dict[str, list[Candle]]
 ) -> None:
@@ -165,3 +190,42 @@ async def test_a_start_whose_newest_candle_gets_no_answer_goes_on_with_the_next(
     async with bench(tmp_path, tape, model) as made:
         await made.processor.process(round_of(tape, 50))
         assert made.forecasts() == [(symbol, START + 50 * HOUR_MS) for symbol in SYMBOLS]
+
+
+def scores(made: Bench, symbol: str) -> dict[int, float]:
+    found = [f.outcome for f in made.facts if isinstance(f, ForecastScored) and f.outcome.symbol == symbol]
+    assert len({o.open_time for o in found}) == len(found)
+    return {o.open_time: o.realized for o in found}
+
+
+@pytest.mark.parametrize("stopped_after", [51, 60, 75, 84, 99])
+async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whole(
+    tmp_path: Path, stopped_after: int
+) -> None:
+    hours, hole = 110, 80
+    tape = simulate(SYMBOLS, START, hours, 5)
+    tape["BTCUSDT"] = [c for c in tape["BTCUSDT"] if c.open_time != START + hole * HOUR_MS]
+    found: dict[int, float] = {}
+    told: list[str] = []
+    for first, last in ((50, stopped_after), (stopped_after, hours)):
+        made = await asyncio.to_thread(Bench, tmp_path, Model())
+        past = [c for c in tape["BTCUSDT"] if c.open_time < START + first * HOUR_MS]
+        await made.processor.warm("BTCUSDT", past, await made.processor.in_journal(made.journal.processed, "BTCUSDT"))
+        for candle in tape["BTCUSDT"]:
+            if START + first * HOUR_MS <= candle.open_time < START + last * HOUR_MS:
+                await made.processor.process([Due(candle, "live", 0.0)])
+        told += [o.topic for o in made.offered]
+        assert not found.keys() & scores(made, "BTCUSDT").keys()
+        found |= scores(made, "BTCUSDT")
+        stored = await made.processor.in_journal(made.journal.outcomes, "BTCUSDT", 0, 2**60)
+        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.journal.close)
+
+    _, ohlcv = to_grid(tape["BTCUSDT"])
+    outcome = labels(ohlcv[:, 3]).next_24h
+    published = [h for h in range(50, hours) if h != hole]
+    expected = {START + h * HOUR_MS: outcome[h] for h in published if np.isfinite(outcome[h])}
+    assert len(expected) == (hole - 24 - 50) + (hours - 24 - hole - 1)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert {o.open_time: o.realized for o in stored} == found
+    assert sum(topic.endswith("event/forecast.scored") for topic in told) == len(expected)

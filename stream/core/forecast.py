@@ -27,23 +27,18 @@ class PredictorError(RuntimeError):
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """Everything a forecast says about one symbol's closed candle. σ are hourly; see CONTRACT §3."""
+    """What model and baselines say about one symbol's closed candle. σ are hourly; see CONTRACT §3."""
 
     symbol: str
     open_time: int
     model_version: str
     volatility: float
-    volatility_low: float
-    volatility_high: float
-    level: float
     horizon_1h: float
     horizon_6h: float
     horizon_12h: float
     horizon_24h: float
     rolling_24h_next: float
     realized_24h: float
-    #: Whether all 24 returns behind `realized_24h` exist: only then is it an outcome.
-    complete: bool
     baseline_persistence: float
     baseline_ewma: float
     baseline_har: float
@@ -79,16 +74,12 @@ def assemble(
     usable = np.all(np.isfinite(volatility) & (volatility > 0), axis=1)
     rows, volatility = rows[usable], volatility[usable]
     sigma = np.maximum(volatility.astype(np.float64), SIGMA_FLOOR)
-    calibration = model.contract.calibration
     columns = (
         features.open_time[rows],
         sigma[:, 0],
-        sigma[:, 0] * np.exp(calibration.low),
-        sigma[:, 0] * np.exp(calibration.high),
         *(sigma[:, k] for k in range(1, OUTPUT_WIDTH)),
         target.rolling_24h_next(features, rows, sigma[:, 1]),
         features.realized_24h[rows],
-        features.returns_24h[rows] == 24,
         features.ewma[rows],
         baselines.har(features.static[rows], model.contract.har),
         features.gaps[rows],
@@ -99,23 +90,19 @@ def assemble(
             open_time=t,
             model_version=model.version,
             volatility=v,
-            volatility_low=low,
-            volatility_high=high,
-            level=calibration.level,
             horizon_1h=h1,
             horizon_6h=h6,
             horizon_12h=h12,
             horizon_24h=h24,
             rolling_24h_next=rolling,
             realized_24h=realized,
-            complete=complete,
             baseline_persistence=realized,
             baseline_ewma=ewma,
             baseline_har=har,
             gaps=gaps,
             quality=quality(gaps),
         )
-        for t, v, low, high, h1, h6, h12, h24, rolling, realized, complete, ewma, har, gaps in zip(
+        for t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps in zip(
             *(c.tolist() for c in columns), strict=True
         )
     ]

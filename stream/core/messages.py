@@ -227,6 +227,8 @@ class Scored(Message, frozen=True, kw_only=True):
 
     schema: str = "volcast.scored/1"
     id: str
+    #: +1 when the exchange revised a candle that the score rests on. Consumers keep the highest per id.
+    revision: int = 0
     forecast_id: str
     symbol: str
     open_time: int

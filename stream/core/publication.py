@@ -10,7 +10,6 @@ from typing import Literal
 
 from stream.core.candle import HOUR_MS, Provenance
 from stream.core.contract import Model
-from stream.core.forecast import Prediction
 from stream.core.keyed import Gap, Issued, RecentForecast
 from stream.core.messages import (
     Baselines,
@@ -40,17 +39,18 @@ def model_ref(model: Model) -> ModelRef:
     return ModelRef(model.version, model.sha256, contract.features_version, contract.training.trained_until)
 
 
-def forecast(p: Prediction, model: Model, provenance: Provenance, issued_at: int) -> Forecast:
+def forecast(issued: Issued, model: Model, provenance: Provenance, issued_at: int, revision: int = 0) -> Forecast:
+    p, interval = issued.prediction, issued.interval
     return Forecast(
         id=p.id,
-        revision=0,
+        revision=revision,
         symbol=p.symbol,
         open_time=p.open_time,
         close_time=close_time(p.open_time),
         issued_at=issued_at,
         valid_until=close_time(p.open_time) + VALID_FOR_MS,
         provenance=provenance,
-        volatility=Volatility(p.volatility, p.volatility * ANNUAL, p.volatility_low, p.volatility_high, p.level),
+        volatility=Volatility(p.volatility, p.volatility * ANNUAL, interval.low, interval.high, interval.level),
         horizons=(
             Horizon(1, p.horizon_1h),
             Horizon(6, p.horizon_6h),
@@ -65,11 +65,11 @@ def forecast(p: Prediction, model: Model, provenance: Provenance, issued_at: int
     )
 
 
-def decision(issued: Issued, provenance: Provenance, issued_at: int) -> Decision:
+def decision(issued: Issued, provenance: Provenance, issued_at: int, revision: int = 0) -> Decision:
     p, v = issued.prediction, issued.verdict
     return Decision(
         id=f"{p.id}:{v.policy_version}",
-        revision=0,
+        revision=revision,
         forecast_id=p.id,
         symbol=p.symbol,
         open_time=p.open_time,

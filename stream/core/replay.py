@@ -6,7 +6,7 @@ Features and the model run once over the whole table: the features' law says tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,17 @@ def replay(
     start = anchor(since) if since is not None else int(grid[0])
     rows = np.nonzero(table.ready & (grid >= start))[0]
     predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
+    yield from drive(rules, symbol, candles, predictions, since)
+
+
+def drive(
+    rules: Rules,
+    symbol: str,
+    candles: Sequence[Candle],
+    predictions: Mapping[int, Prediction],
+    since: int | None = None,
+) -> Iterator[tuple[State, Event]]:
+    """`replay` with the predictions given, by open time."""
     state = State(symbol)
     for candle in candles:
         # The look-back before the fold fills the window; what it would forecast, nothing depends on.

@@ -58,6 +58,16 @@ def labels(close: Array) -> Targets:
     )
 
 
+def realized(close: Array) -> float:
+    """σ (ddof 1) of the 24 hourly log returns between 25 closes: the outcome of a forecast made at the first of
+    them. NaN where a close is missing."""
+    r = np.diff(np.log(close))
+    apart = r - r.sum() / len(r)
+    # Not floored by max(): that would turn a missing hour into the floor.
+    sigma = float(np.sqrt((apart * apart).sum() / (len(r) - 1)))
+    return SIGMA_FLOOR if sigma < SIGMA_FLOOR else sigma
+
+
 def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_1h: Array) -> Array:
     """Forecast of the rolling 24 h std one hour from now: 23 returns are arithmetic, one is forecast.
 

@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from stream.core import messages, publication
+from stream.core import messages, publication, scoring
 from stream.core.candle import HOUR_MS, Candle, Provenance
-from stream.core.keyed import Gap, Issued, Ready, Rules, State, give_up, step
+from stream.core.forecast import Prediction
+from stream.core.intervals import DELAY_HOURS
+from stream.core.keyed import Event, Gap, Issued, Matured, Ready, Rules, State, give_up, step
 from stream.core.messages import Decision, Forecast
 from stream.core.replay import predict_ready, warm
+from stream.pipeline.revision import EVENT_EXPIRY_S, RETAINED_EXPIRY_S, Restated, restate
 from stream.ports import (
     CandleProcessed,
+    CandleRevised,
     Clock,
     CommitFailed,
     ForecastCommitted,
     ForecastFailed,
+    ForecastRevised,
+    ForecastScored,
     GapDeclared,
     Inferred,
     Journal,
@@ -43,8 +49,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-EVENT_EXPIRY_S = 7 * 86_400
-RETAINED_EXPIRY_S = 7_200
 _COMMIT_RETRY_S = 1.0
 
 
@@ -74,7 +78,7 @@ def _utc(ms: int) -> str:
 
 
 class Processor:
-    """Owns the operators' states. One caller at a time."""
+    """Owns the operators' states. One turn at a time: candles that are due, or a revision of the past."""
 
     def __init__(
         self,
@@ -94,7 +98,11 @@ class Processor:
         self._observe = observe
         self._offer = offer
         self._states: dict[str, State] = {}
+        #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
+        #: closing candle waits for a read.
+        self._unscored: dict[str, dict[int, list[Forecast]]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
+        self._turn_lock = asyncio.Lock()
         self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
         self.unforecast: set[str] = set()
@@ -114,11 +122,11 @@ class Processor:
         """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
         model = self._predictor.model
         state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
-        self._states[symbol] = state
+        await self._adopt(state)
         log.info("%s: warmed up on %d candles", symbol, len(candles))
         if expected is not None:
-            forecast, decision = await self.in_journal(self._journal.newest, symbol)
-            self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), forecast, decision))
+            newest = await self.in_journal(self._journal.newest, symbol)
+            self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))
         if (
             expected is not None
             and (expected.model_version, expected.policy_version) == (model.version, self._rules.policy.version)
@@ -131,16 +139,71 @@ class Processor:
                 state.memory.exposure,
             )
 
+    async def _adopt(self, state: State) -> None:
+        """The state counts from now on, and so do the forecasts in the journal that wait for their outcome."""
+        waiting: dict[int, list[Forecast]] = {}
+        if state.last_open_time is not None:
+            since = state.last_open_time - (DELAY_HOURS - 1) * HOUR_MS
+            for forecast in await self.in_journal(self._journal.unscored, state.symbol, since):
+                waiting.setdefault(forecast.open_time, []).append(forecast)
+        self._states[state.symbol], self._unscored[state.symbol] = state, waiting
+
+    async def revise(self, symbol: str, told: Sequence[Candle]) -> int:
+        """Holds REST's answer about past candles against what was processed; how many of them changed.
+
+        Where some did, the journal and the state become what they would be had the candles come so, and what was said
+        of them is said again with a higher revision.
+        """
+        async with self._turn_lock:
+            found = await self.in_journal(self._restate, symbol, tuple(told))
+            if found is None:
+                return 0
+            revision = found.revision
+            try:
+                seqs = await self.in_journal(self._journal.revise, revision)
+            except JournalError as failure:
+                seqs = await self._commit_later(lambda: self._journal.revise(revision), failure)
+            await self._adopt(found.state)
+            outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, revision.events, strict=True)]
+            self._offer(outgoing, [Retained(*r) for r in revision.retained])
+        self._tell_revised(found)
+        return len(revision.candles)
+
+    def _restate(self, symbol: str, told: Sequence[Candle]) -> Restated | None:
+        return restate(symbol, told, self._journal, self._rules, self._predictor, self._clock.wall_ms())
+
+    def _tell_revised(self, found: Restated) -> None:
+        revision = found.revision
+        log.warning(
+            "%s: the exchange revised %d hour(s) from %s on; %d forecast(s) and %d score(s) are issued again",
+            revision.symbol,
+            len(revision.candles),
+            _utc(revision.candles[0].open_time),
+            len(revision.forecasts),
+            len(revision.outcomes),
+        )
+        for candle in revision.candles:
+            self._observe(CandleRevised(candle.symbol, candle.open_time))
+        for forecast, decision in zip(revision.forecasts, revision.decisions, strict=True):
+            self._observe(ForecastRevised(forecast, decision, forecast.id == found.newest_id))
+        for outcome in revision.outcomes:
+            self._observe(ForecastScored(outcome))
+
     async def process(self, batch: Sequence[Due]) -> None:
         """Takes at most one due candle of each symbol, all the way into the journal."""
+        async with self._turn_lock:
+            await self._process(batch)
+
+    async def _process(self, batch: Sequence[Due]) -> None:
         turn, seqs, failure = await self.in_journal(self._turn, batch)
         if turn.predicted:
             self._observe(Inferred(turn.seconds, turn.predicted))
         if failure is not None:
-            seqs = await self._commit_later(turn.records, failure)
+            seqs = await self._commit_later(lambda: self._journal.commit(turn.records), failure)
         numbers = iter(seqs)
         for due, state, record in zip(batch, turn.states, turn.records, strict=True):
             self._states[state.symbol] = state
+            self._await_outcome(record)
             outgoing = [
                 Outgoing(
                     next(numbers), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
@@ -159,7 +222,7 @@ class Processor:
         moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
         ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
         started_s = self._clock.monotonic_s()
-        predictions = {p.symbol: p for p in predict_ready(ready, self._predictor.model, self._predictor)}
+        predictions = {p.symbol: p for p in self._predict(ready)}
         seconds = self._clock.monotonic_s() - started_s
         records: list[Record] = []
         states: list[State] = []
@@ -171,8 +234,7 @@ class Processor:
                 issued = next(e for e in concluded if isinstance(e, Issued))
             elif state.awaiting:
                 state = give_up(state)
-            gap = next((e for e in events if isinstance(e, Gap)), None)
-            records.append(self._record(due, state, gap, issued))
+            records.append(self._record(due, state, events, issued))
             states.append(state)
         turn = _Turn(records, states, len(ready), seconds, [r.symbol for r in ready if r.symbol not in predictions])
         try:
@@ -180,9 +242,26 @@ class Processor:
         except JournalError as error:
             return turn, [], error
 
-    def _record(self, due: Due, state: State, gap: Gap | None, issued: Issued | None) -> Record:
+    def _predict(self, ready: Sequence[Ready]) -> list[Prediction]:
+        """All at once; where that fails each alone, so that what one symbol does to the model costs that one only."""
+        try:
+            return predict_ready(ready, self._predictor.model, self._predictor)
+        except Exception:
+            if len(ready) == 1:
+                log.exception("%s: the model fails", ready[0].symbol)
+                return []
+            return [prediction for one in ready for prediction in self._predict([one])]
+
+    def _record(self, due: Due, state: State, told: Sequence[Event], issued: Issued | None) -> Record:
         candle, now_ms = due.candle, self._clock.wall_ms()
         symbol, model = candle.symbol, self._predictor.model
+        gap = next((e for e in told if isinstance(e, Gap)), None)
+        outcomes = tuple(
+            scoring.outcome(forecast, e.realized)
+            for e in told
+            if isinstance(e, Matured)
+            for forecast in self._unscored[symbol].get(e.open_time, ())
+        )
         events: list[tuple[str, bytes, int]] = []
         retained: list[tuple[str, bytes, int | None, int | None]] = []
         if gap is not None:
@@ -194,7 +273,7 @@ class Processor:
         forecast: Forecast | None = None
         decision: Decision | None = None
         if issued is not None:
-            forecast = publication.forecast(issued.prediction, model, due.provenance, now_ms)
+            forecast = publication.forecast(issued, model, due.provenance, now_ms)
             decision = publication.decision(issued, due.provenance, now_ms)
             spoken = (messages.encode(forecast), messages.encode(decision))
             recent = messages.encode(publication.recent(symbol, state.recent, model, now_ms))
@@ -208,11 +287,21 @@ class Processor:
                 (messages.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
                 (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, until),
             ]
+        # After the forecast: it is what subscribers wait for.
+        events += [
+            (
+                messages.event_topic(symbol, "forecast.scored"),
+                messages.encode(scoring.scored(outcome, now_ms)),
+                EVENT_EXPIRY_S,
+            )
+            for outcome in outcomes
+        ]
         return Record(
             candle=candle,
             provenance=due.provenance,
             forecast=forecast,
             decision=decision,
+            outcomes=outcomes,
             events=tuple(events),
             retained=tuple(retained),
             gap=(gap.from_open_time, gap.to_open_time) if gap else None,
@@ -222,15 +311,23 @@ class Processor:
             policy_version=self._rules.policy.version,
         )
 
-    async def _commit_later(self, records: Sequence[Record], failure: JournalError) -> list[int]:
-        """Tries the same records until the journal takes them. Nothing is said and nothing moves meanwhile."""
+    def _await_outcome(self, record: Record) -> None:
+        """Remembers a committed forecast until its outcome is due, and forgets those whose hour has come."""
+        open_time, waiting = record.candle.open_time, self._unscored[record.candle.symbol]
+        for due in [t for t in waiting if t <= open_time - DELAY_HOURS * HOUR_MS]:
+            del waiting[due]
+        if record.forecast is not None:
+            waiting[open_time] = [record.forecast]
+
+    async def _commit_later(self, commit: Callable[[], list[int]], failure: JournalError) -> list[int]:
+        """Tries the same commit until the journal takes them. Nothing is said and nothing moves meanwhile."""
         log.error("%s; nothing new is published until it can be written", failure)
         while True:
             self.failing = str(failure)
             self._observe(CommitFailed(str(failure)))
             await asyncio.sleep(_COMMIT_RETRY_S)
             try:
-                seqs = await self.in_journal(self._journal.commit, records)
+                seqs = await self.in_journal(commit)
             except JournalError as error:
                 failure = error
                 continue
@@ -259,3 +356,5 @@ class Processor:
         self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))
         if record.forecast is not None and record.decision is not None:
             self._observe(ForecastCommitted(record.forecast, record.decision))
+        for outcome in record.outcomes:
+            self._observe(ForecastScored(outcome))

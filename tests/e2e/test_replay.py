@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,8 +50,20 @@ def test_mosquittos_own_clients_read_what_predict_computes(
         "--mqtt-url", mosquitto.url, "--http-port", 0, "--json", summary,
     )  # fmt: skip
     assert demo.popen.wait(120) == 0, demo.err
-    check_replay(subscribers, predicted("2024-01-01"), 200, same_numbers, until)
+    rows = predicted("2024-01-01")
+    check_replay(subscribers, rows, 200, same_numbers, until)
+    # Whatever has all 24 returns after it; the hole at 60 to 62 takes those of 36 to 62.
+    matured = [START + h * HOUR_MS for h in range(200 - 24) if h + 24 < 60 or h > 62]
     for subscriber in subscribers:
+        scored = subscriber.payloads("event/forecast.scored")
+        assert [s["open_time"] for s in scored] == matured
+        for s in scored:
+            said, outcome = rows[s["open_time"]], rows[s["open_time"] + 24 * HOUR_MS]["realized_24h"]
+            assert (s["forecast_id"], s["volatility"]) == (said["id"], pytest.approx(said["volatility_hourly"]))
+            assert s["realized"] == pytest.approx(outcome, rel=1e-9)
+            assert s["covered"] == (said["volatility_low"] <= s["realized"] <= said["volatility_high"])
+            x = (outcome / said["volatility_hourly"]) ** 2
+            assert s["qlike"] == pytest.approx(x - math.log(x) - 1)
         (opened,) = subscriber.payloads("event/gap.opened")
         assert (opened["from"], opened["to"], opened["hours"]) == (min(HOLE), max(HOLE), 3)
         states = [p["state"] for p in subscriber.payloads("node/demo/state")]
