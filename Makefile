@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Candles to train on; see `volcast fetch`.
-CANDLES ?= ../shared/data/btcusdt_1h.parquet
+# Where btcusdt_1h.parquet and other_1h.parquet are taken from if data/ lacks them; without it they are fetched.
+DATA ?= ../shared/data
+OTHERS := ETHUSDT,BNBUSDT,XRPUSDT,ADAUSDT,LTCUSDT,LINKUSDT,DOGEUSDT,TRXUSDT,ETCUSDT,XLMUSDT
 
 .PHONY: demo test check bench model clean
 
@@ -23,10 +24,19 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s
 
-model: $(VENV)/.dev
-	$(BIN)/volcast train --candles $(CANDLES) --out runs/btcusdt-1h
-	$(BIN)/volcast export --run runs/btcusdt-1h --out export/models/btcusdt-1h.onnx
-	$(BIN)/volcast evaluate --candles $(CANDLES) --model export/models/btcusdt-1h.onnx
+# dvc.yaml has the stages; DVC finds `volcast` on the PATH.
+model: $(VENV)/.dev data/btcusdt_1h.parquet data/other_1h.parquet
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+data/btcusdt_1h.parquet: | $(VENV)/.dev
+	mkdir -p data runs
+	cp $(DATA)/$(@F) $@ 2>/dev/null || \
+	  $(BIN)/volcast fetch --symbols BTCUSDT --from 2017-08-17 --to 2025-01-01 --out $@
+
+data/other_1h.parquet: | $(VENV)/.dev
+	mkdir -p data runs
+	cp $(DATA)/$(@F) $@ 2>/dev/null || \
+	  $(BIN)/volcast fetch --symbols $(OTHERS) --from 2017-08-17 --to 2025-01-01 --out $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +49,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing everything, TensorFlow included (some minutes) ..."
-	$(PIP) -e '.[demo,drift,train]' --group dev
+	$(PIP) -e '.[demo,drift,train,research,pipeline]' --group dev
 	touch $@ $(VENV)/.demo
 
 clean:

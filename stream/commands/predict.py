@@ -1,0 +1,126 @@
+"""`volcast predict`: the daemon's numbers for a file of candles, as one batched pass.
+
+The operator is the daemon's own, driven over the whole table: features and model run once, blockwise, and the
+decisions follow candle by candle. A scheduled batch job is a call of this (docs/batch.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from stream.adapters import candles as files
+from stream.adapters import policies
+from stream.adapters import predictor as predictors
+from stream.commands.exchange import parse_time
+from stream.commands.node import packaged_model
+from stream.commands.offline import read_candles, utc
+from stream.core.candle import HOUR_MS
+from stream.core.keyed import HISTORY_HOURS, Issued, Rules
+from stream.core.publication import close_time
+from stream.core.replay import replay
+from stream.ports import RefusedError
+
+
+def predict(
+    *,
+    candles: Path,
+    out: Path,
+    from_: str | None,
+    symbol: str | None,
+    model: Path | None,
+    policy: Path | None,
+) -> None:
+    since = parse_time(from_, "--from") if from_ else None
+    files.refuse_place(out)
+    chosen = policies.load(policy)
+    predictor = predictors.load(model or packaged_model())
+    table = read_candles(candles, symbol)
+    if symbol is None and len(table.symbols) > 1:
+        raise RefusedError(f"{candles} holds {', '.join(table.symbols)}: choose one with --symbol")
+    name = symbol.upper() if symbol else table.symbols[0]
+    series = table[name]
+    if since is not None:
+        # All that a forecast and its decision can depend on; what lies before changes nothing.
+        series = [c for c in series if c.open_time >= since - HISTORY_HOURS * HOUR_MS]
+        if not series or series[-1].open_time < since:
+            raise RefusedError(f"--from: {candles} has no candle of {name} from {from_} on")
+    rules = Rules.of(chosen, predictor.model.contract)
+    rows: list[dict[str, Any]] = []
+    with _progress() as bar:
+        modelled, decided = bar.add_task("model", total=len(series)), bar.add_task("decisions", total=len(series))
+
+        def counted(sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
+            answer = predictor(sequence, static)
+            bar.advance(modelled, len(static))
+            return answer
+
+        for _, event in replay(rules, name, series, predictor.model, counted, since):
+            if isinstance(event, Issued):
+                rows.append(_row(event))
+                if len(rows) % 1_000 == 0:
+                    bar.update(decided, completed=len(rows))
+        for task in (modelled, decided):
+            bar.update(task, completed=len(series))
+    if not rows:
+        raise RefusedError(
+            f"{candles}: {len(series)} candle(s) of {name} are too few for a forecast; it needs 12 of the last 24 "
+            "returns: fetch more"
+        )
+    files.write_table(pl.DataFrame(rows), out, times=("open_time", "close_time"))
+    young = sum(row["open_time"] < series[0].open_time + (HISTORY_HOURS - 1) * HOUR_MS for row in rows)
+    if young:
+        click.echo(
+            f"note: {young} row(s) have fewer than {HISTORY_HOURS:,} hours of candles before them in this file; "
+            "a daemon that can fetch more may say something else for them",
+            err=True,
+        )
+    click.echo(f"{len(rows)} forecasts of {name}, {utc(rows[0]['open_time'])} to {utc(rows[-1]['open_time'])}: {out}")
+    if table.duplicates or table.off_hour:
+        click.echo(f"{candles}: {table.duplicates} duplicate and {table.off_hour} off-hour row(s) left out")
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        # A cron job's mail should hold facts, not a bar.
+        disable=not console.is_terminal,
+    )
+
+
+def _row(issued: Issued) -> dict[str, Any]:
+    p, v = issued.prediction, issued.verdict
+    return {
+        "id": str(p.id),
+        "symbol": p.symbol,
+        "open_time": p.open_time,
+        "close_time": close_time(p.open_time),
+        "volatility_hourly": p.volatility,
+        "volatility_low": issued.interval.low,
+        "volatility_high": issued.interval.high,
+        "horizon_1h": p.horizon_1h,
+        "horizon_6h": p.horizon_6h,
+        "horizon_12h": p.horizon_12h,
+        "horizon_24h": p.horizon_24h,
+        "rolling_24h_next": p.rolling_24h_next,
+        "realized_24h": p.realized_24h,
+        "baseline_persistence": p.baseline_persistence,
+        "baseline_ewma": p.baseline_ewma,
+        "baseline_har": p.baseline_har,
+        "regime": v.regime,
+        "exposure": v.exposure,
+        "action": v.action,
+        "quality": p.quality,
+    }
