@@ -25,13 +25,24 @@ from stream.core.keyed import (
     anchor,
     step,
 )
-from stream.core.policy import Policy
+from stream.core.policy import Policy, Thresholds
 from stream.core.replay import predict_ready, replay, warm
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 
 MODEL = sample_model()
-RULES = Rules(Policy(), MODEL.contract.regimes)
+#: Every law below holds for all of these at once: what each remembers is part of what is compared.
+VARIED = (
+    Policy("plain", no_trade_band=0.0, min_hold_hours=0, calm_half_life_hours=0.0, risk_off_from_annualized=0.0),
+    Policy(
+        "nervous", no_trade_band=0.05, risk_off_from_annualized=1.2, risk_back_below_annualized=0.9, brake_hours=100
+    ),
+    Policy("slow", forecast="ewma", calm_half_life_hours=168.0, min_hold_hours=168, regime_hysteresis=0.5),
+    Policy("steps", forecast="rolling_24h_next", thresholds=Thresholds("daily", 0.02, 0.04), regime_hysteresis=0.2),
+    Policy("har", forecast="har", stale_after_hours=1),
+    Policy("last", forecast="persistence", max_exposure=2.0, allow_leverage=True),
+)
+RULES = Rules.of(Policy(), MODEL.contract, VARIED)
 START = 1_704_067_200_000
 
 
@@ -111,6 +122,16 @@ def test_a_fresh_start_on_120_days_says_what_the_long_run_says(newest: int, miss
     assert batch(recent, since) == [e for e in fresh if not isinstance(e, Gap) or e in batch(recent, since)]
 
 
+def test_a_policy_decides_beside_others_as_it_does_alone() -> None:
+    candles = [c for i, c in enumerate(market()[:1_700]) if i % 411 not in (7, 8, 9, 10)]
+    together = [e for e in batch(candles) if isinstance(e, Issued)]
+    for k, policy in enumerate(VARIED):
+        alone = replay(Rules.of(policy, MODEL.contract), "BTCUSDT", candles, MODEL, sample_predict)
+        verdicts = [e.verdict for _, e in alone if isinstance(e, Issued)]
+        assert [v.exposure for v in verdicts] == [e.beside[k].exposure for e in together]
+        assert len({v.exposure for v in verdicts}) > 1, policy.name
+
+
 def test_the_fold_and_its_look_back_fit_into_the_declared_history() -> None:
     for hour in range(2 * 720):
         start = START + hour * HOUR_MS
@@ -147,7 +168,7 @@ def test_recent_forecasts_get_their_outcome_24_hours_later_and_none_across_a_hol
     outcome = {
         e.prediction.open_time: e.prediction.realized_24h for e in batch(market()[:120]) if isinstance(e, Issued)
     }
-    assert all(r.realized == outcome[r.open_time + 24 * HOUR_MS] for r in whole[:24])
+    assert all(r.realized == pytest.approx(outcome[r.open_time + 24 * HOUR_MS], rel=1e-9) for r in whole[:24])
     holed = [c for i, c in enumerate(market()[:120]) if i != 100]
     by_hour = {(r.open_time - START) // HOUR_MS: r for r in drive(holed)[0]["BTCUSDT"].recent}
     assert by_hour[75].realized is not None

@@ -28,14 +28,21 @@ def test_top_level_is_exactly_the_four_rooms(wheel: zipfile.ZipFile) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["export/models/btcusdt-1h.onnx", "monitor/page.html", "stream/testing/exchange.py", "stream/commands/demo.py"],
+    [
+        "export/models/btcusdt-1h.onnx",
+        "monitor/page.html",
+        "stream/testing/exchange.py",
+        "stream/commands/demo.py",
+        "stream/policies/target-40.toml",
+    ],
 )
 def test_it_ships_what_a_demo_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert name in wheel.namelist()
 
 
 def test_it_ships_no_tests_caches_or_candles(wheel: zipfile.ZipFile) -> None:
-    strays = [n for n in wheel.namelist() if n.endswith((".pyc", ".parquet", ".keras", ".sqlite")) or "test_" in n]
+    kinds = (".pyc", ".parquet", ".keras", ".sqlite")
+    strays = [n for n in wheel.namelist() if n.endswith(kinds) or n.rpartition("/")[2].startswith("test_")]
     assert strays == []
 
 

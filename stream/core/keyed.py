@@ -4,8 +4,8 @@
 `Ready`; whoever drives it computes features and predicts, many symbols in one call, and hands the prediction
 back. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
 
-Everything that a decision remembers is a fold over a finite history, so a fresh start and a daemon that ran for
-a year agree: the fold begins at `anchor(t)`, a multiple of 30 days, and starts over when the anchor moves.
+Everything that intervals and decisions remember is a fold over a finite history, so a fresh start and a daemon that
+ran for a year agree: the fold begins at `anchor(t)`, a multiple of 30 days, and starts over when the anchor moves.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import math
 import msgspec
 import numpy as np
 
+from stream.core import intervals, target
 from stream.core import policy as risk
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import Regimes
+from stream.core.contract import Calibration, Contract, Regimes
 from stream.core.features import LOOKBACK_HOURS, MIN_RETURNS_24H
 from stream.core.forecast import Prediction
 from stream.core.windows import Array
@@ -39,6 +40,22 @@ class Rules(msgspec.Struct, frozen=True):
 
     policy: risk.Policy
     regimes: Regimes
+    calibration: Calibration
+    #: Further policies that are carried along to be compared; nothing is said about them.
+    beside: tuple[risk.Policy, ...] = ()
+
+    @classmethod
+    def of(cls, policy: risk.Policy, contract: Contract, beside: tuple[risk.Policy, ...] = ()) -> Rules:
+        return cls(policy, contract.regimes, contract.calibration, beside)
+
+    @property
+    def policies(self) -> tuple[risk.Policy, ...]:
+        return (self.policy, *self.beside)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Whose forecasts must be remembered: the model's, and what policies act on otherwise."""
+        return ("model", *sorted({p.forecast for p in self.policies} - {"model"}))
 
 
 class RecentForecast(msgspec.Struct, frozen=True):
@@ -58,12 +75,26 @@ class State(msgspec.Struct, frozen=True):
     last_open_time: int | None = None
     #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
     window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
-    #: [_FOLD_HOURS], the forecasts' σ by hour, the newest last, NaN where there is none.
-    volatilities: Array = msgspec.field(default_factory=lambda: np.full(_FOLD_HOURS, np.nan))
+    #: [sources + 1, _FOLD_HOURS], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
+    #: newest last, NaN where there was no forecast. None before the first.
+    said: Array | None = None
+    #: Open time of the newest column of `said`.
+    said_until: int = 0
+    #: [_FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    realized: Array = msgspec.field(default_factory=lambda: np.full(_FOLD_HOURS, np.nan))
     awaiting: bool = False
     anchor: int = 0
     memory: risk.Memory = risk.Memory()
+    #: Memories of `Rules.beside`.
+    beside: tuple[risk.Memory, ...] = ()
+    #: None until the first forecast.
+    calibrated: intervals.Memory | None = None
     recent: tuple[RecentForecast, ...] = ()
+
+    @property
+    def volatilities(self) -> Array:
+        """[_FOLD_HOURS], the model's σ by hour; the newest is that of the newest forecast."""
+        return np.full(_FOLD_HOURS, np.nan) if self.said is None else self.said[0]
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -94,14 +125,25 @@ class Insufficient(msgspec.Struct, frozen=True):
     returns_24h: int
 
 
+class Matured(msgspec.Struct, frozen=True):
+    """The 24 hours after the candle of `open_time` are over and complete: what a forecast of them is scored by."""
+
+    symbol: str
+    open_time: int
+    realized: float
+
+
 class Issued(msgspec.Struct, frozen=True):
-    """A forecast and the decision that rests on it."""
+    """A forecast with its interval, and the decision that rests on it."""
 
     prediction: Prediction
+    interval: intervals.Interval
     verdict: risk.Verdict
+    #: Where the policies of `Rules.beside` stand after it.
+    beside: tuple[risk.Memory, ...] = ()
 
 
-Event = Gap | Ready | Insufficient | Issued
+Event = Gap | Matured | Ready | Insufficient | Issued
 
 
 def anchor(open_time: int) -> int:
@@ -113,7 +155,7 @@ def anchor(open_time: int) -> int:
 def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, tuple[Event, ...]]:
     """One move of one symbol. `OperatorError` where the driver broke the protocol."""
     if isinstance(item, Candle):
-        return _take(state, item)
+        return _take(rules, state, item)
     return _conclude(rules, state, item)
 
 
@@ -122,7 +164,7 @@ def give_up(state: State) -> State:
     return msgspec.structs.replace(state, awaiting=False)
 
 
-def _take(state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
+def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
     last = state.last_open_time
     if candle.symbol != state.symbol or (last is not None and candle.open_time <= last):
         raise OperatorError(f"{candle.symbol} {candle.open_time} does not follow {state.symbol} {last}")
@@ -135,8 +177,17 @@ def _take(state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
         events.append(Gap(state.symbol, last + HOUR_MS, candle.open_time - HOUR_MS))
     window = _shifted(state.window, hours)
     window[-1] = candle.ohlcv
-    closes = np.isfinite(window[-25:, 3])
-    returns = int(np.count_nonzero(closes[1:] & closes[:-1]))
+    closes = window[-intervals.DELAY_HOURS - 1 :, 3]
+    exists = np.isfinite(closes)
+    returns = int(np.count_nonzero(exists[1:] & exists[:-1]))
+    outcomes = _shifted(state.realized, hours)
+    calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
+    if returns == intervals.DELAY_HOURS:
+        outcomes[-1] = realized = target.realized(closes)
+        events.append(Matured(state.symbol, candle.open_time - intervals.DELAY_HOURS * HOUR_MS, realized))
+        earlier = _said_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
+        if calibrated is not None and earlier == earlier:
+            calibrated = intervals.learn(rules.calibration, calibrated, candle.open_time, earlier, realized)
     ready = returns >= MIN_RETURNS_24H
     events.append(
         Ready(state.symbol, candle.open_time, window)
@@ -147,11 +198,15 @@ def _take(state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
         symbol=state.symbol,
         last_open_time=candle.open_time,
         window=window,
-        volatilities=_shifted(state.volatilities, hours),
+        said=state.said,
+        said_until=state.said_until,
+        realized=outcomes,
         awaiting=ready,
         anchor=state.anchor,
         memory=state.memory,
-        recent=state.recent,
+        beside=state.beside,
+        calibrated=calibrated,
+        recent=_with_outcome(state.recent, candle.open_time, float(outcomes[-1])),
     )
     return after, tuple(events)
 
@@ -162,52 +217,99 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         state.last_open_time,
     ):
         raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
-    volatilities = state.volatilities.copy()
-    volatilities[-1] = prediction.volatility
-    memory, start = state.memory, anchor(prediction.open_time)
-    if start != state.anchor:
-        memory = _fold(rules.policy, volatilities[:-1], hours=(prediction.open_time - start) // HOUR_MS)
-    memory, verdict = risk.decide(rules.policy, memory, prediction, rules.regimes)
+    now, sources = prediction.open_time, rules.sources
+    if state.said is None:
+        said = np.full((len(sources) + 1, _FOLD_HOURS), np.nan)
+    else:
+        said = _later(state.said, (now - state.said_until) // HOUR_MS)
+    memory, beside, calibrated, start = state.memory, state.beside, state.calibrated, anchor(now)
+    if start != state.anchor or calibrated is None:
+        # This hour included: its own forecast is not there yet, and its outcome is learnt from.
+        past = slice(-1 - (now - start) // HOUR_MS, None)
+        calibrated, highs = intervals.folded(rules.calibration, start, said[0, past], state.realized[past])
+        memory, *others = _folded(rules, start, said[:, past], highs)
+        beside = tuple(others)
+    calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
+    said[:, -1] = [*(getattr(prediction, risk.SOURCES[name]) for name in sources), prediction.gaps]
+    memory, verdict = risk.decide(
+        rules.policy, rules.regimes, memory, risk.outlook(rules.policy, prediction, interval.high)
+    )
+    if rules.beside:
+        beside = tuple(
+            risk.advance(policy, rules.regimes, before, risk.outlook(policy, prediction, interval.high))
+            for policy, before in zip(rules.beside, beside, strict=True)
+        )
     after = State(
         symbol=state.symbol,
         last_open_time=state.last_open_time,
         window=state.window,
-        volatilities=volatilities,
+        said=said,
+        said_until=now,
+        realized=state.realized,
         awaiting=False,
         anchor=start,
         memory=memory,
-        recent=_remember(state.recent, prediction),
+        beside=beside,
+        calibrated=calibrated,
+        recent=_remember(state.recent, prediction, interval),
     )
-    return after, (Issued(prediction, verdict),)
+    return after, (Issued(prediction, interval, verdict, beside),)
 
 
-def _fold(policy: risk.Policy, volatilities: Array, hours: int) -> risk.Memory:
-    """The policy's memory after the last `hours` forecasts, from nothing."""
-    memory = risk.Memory()
-    for volatility in volatilities[-hours:].tolist() if hours else ():
-        if not math.isnan(volatility):
-            memory = risk.advance(policy, memory, volatility)
-    return memory
+def _said_at(state: State, open_time: int) -> float:
+    """The model's σ of an earlier candle, NaN where there was none."""
+    back = (state.said_until - open_time) // HOUR_MS
+    return math.nan if state.said is None or not 0 <= back < _FOLD_HOURS else float(state.said[0, -1 - back])
 
 
-def _remember(recent: tuple[RecentForecast, ...], prediction: Prediction) -> tuple[RecentForecast, ...]:
-    matured = prediction.open_time - 24 * HOUR_MS
-    entry = RecentForecast(
-        prediction.open_time, prediction.volatility, prediction.volatility_low, prediction.volatility_high
-    )
+def _folded(rules: Rules, start: int, said: Array, highs: Array) -> list[risk.Memory]:
+    """The memories of all policies after the forecasts of these hours ([sources + 1, n], [n]), from nothing."""
+    first = start // HOUR_MS
+    rows = [k for k, sigma in enumerate(said[0].tolist()) if sigma == sigma]
+    columns = {name: said[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
+    relative, gaps = (highs[rows] / said[0, rows]).tolist(), [int(g) for g in columns["gaps"]]
+    seen = {
+        name: [
+            risk.Outlook(first + k, sigma, sigma * wide, missing)
+            for k, sigma, wide, missing in zip(rows, columns[name], relative, gaps, strict=True)
+        ]
+        for name in rules.sources
+    }
+    return [risk.fold(policy, rules.regimes, seen[policy.forecast]) for policy in rules.policies]
+
+
+def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:
+    """The lines with what this candle made known: the outcome of the forecast of 24 hours before."""
+    matured = open_time - intervals.DELAY_HOURS * HOUR_MS
+    if math.isnan(realized):
+        return recent
+    # Lines are hours apart or more: this one is among the last 24, and their first where no hour is missing.
+    for i in range(max(len(recent) - intervals.DELAY_HOURS, 0), len(recent)):
+        if recent[i].open_time == matured:
+            return (*recent[:i], msgspec.structs.replace(recent[i], realized=realized), *recent[i + 1 :])
+    return recent
+
+
+def _remember(
+    recent: tuple[RecentForecast, ...], prediction: Prediction, interval: intervals.Interval
+) -> tuple[RecentForecast, ...]:
     oldest = prediction.open_time - (RECENT_HOURS - 1) * HOUR_MS
-    kept = [
-        msgspec.structs.replace(r, realized=prediction.realized_24h)
-        if r.open_time == matured and prediction.complete
-        else r
-        for r in recent
-        if r.open_time >= oldest
-    ]
-    return (*kept, entry)
+    entry = RecentForecast(prediction.open_time, prediction.volatility, interval.low, interval.high)
+    return (*(r for r in recent if r.open_time >= oldest), entry)
 
 
 def _shifted(values: Array, rows: int) -> Array:
-    out = np.full_like(values, np.nan)
-    if rows < len(values):
-        out[: len(values) - rows] = values[rows:]
+    out = np.empty_like(values)
+    kept = max(len(values) - rows, 0)
+    out[:kept] = values[len(values) - kept :]
+    out[kept:] = np.nan
+    return out
+
+
+def _later(values: Array, columns: int) -> Array:
+    """The same for the last axis."""
+    out = np.empty_like(values)
+    kept = max(values.shape[1] - columns, 0)
+    out[:, :kept] = values[:, values.shape[1] - kept :]
+    out[:, kept:] = np.nan
     return out

@@ -1,0 +1,150 @@
+"""`volcast backtest`: what was asked for is checked before anything is decided, and told once it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from stream.adapters import policies
+from stream.adapters import predictor as predictors
+from stream.commands.json_file import write_json
+from stream.commands.node import packaged_model
+from stream.commands.offline import read_candles
+from stream.core.policy import Policy
+from stream.ports import RefusedError
+
+_PIPE_WIDTH = 140
+_FIGURE_FORMS = ("png", "svg")
+#: Shown beside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
+_REFERENCES = ("reference", "reference-daily")
+
+
+def backtest(
+    *,
+    candles: Path,
+    symbol: str,
+    start: str | None,
+    end: str | None,
+    model: Path | None,
+    years: str | None,
+    forecaster: str,
+    train_from: str,
+    chosen: Sequence[Path],
+    fee_bp: float,
+    slippage_bp: float,
+    delay_hours: int,
+    seed: int,
+    json_file: Path | None,
+    html: Path | None,
+    figure: Path | None,
+) -> None:
+    if years is not None and (model or start or end):
+        raise click.UsageError("--walk-forward trains anew and names its own period: without --model, --from, --to")
+    form = "" if figure is None else figure.suffix.removeprefix(".").lower()
+    if figure is not None and form not in _FIGURE_FORMS:
+        raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
+    for option, file in (("--json", json_file), ("--html", html), ("--figure", figure)):
+        _writable(option, file)
+    judged = [policies.load(path) for path in chosen or (None,)]
+    _refuse_same_names(judged)
+    references = [p for name in _REFERENCES if (p := policies.load(name)).name not in {j.name for j in judged}]
+    wanted_years = None if years is None else _years(years)
+    _need(("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
+    from training import backtest as room
+    from training import backtest_decisions, backtest_report, dataset, forecasters
+    from training.backtest_execution import Costs
+
+    table = read_candles(candles, symbol.upper())
+    data = dataset.of_grid(symbol.upper(), *table.grid(symbol.upper()))
+    if wanted_years is None:
+        since, until = dataset.time_ms(start or "2024-01-01"), dataset.time_ms(end or "2025-01-01")
+        if since >= until:
+            raise RefusedError(f"--from, --to: the period {start} to {end} is empty; swap or widen it")
+        terms = [backtest_decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
+    else:
+        (learner,) = forecasters.named([forecaster], seed=seed)
+        forecasters.require_installed([learner])
+        terms = []
+        for year in wanted_years:
+            click.echo(f"[{len(terms)}/{len(wanted_years)}] {forecaster} learns for {year}", err=True)
+            terms += backtest_decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
+    try:
+        tested = room.run(
+            data, table[symbol.upper()], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
+        )
+    except ValueError as error:
+        raise RefusedError(f"{candles}: {error}") from None
+    console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
+    for found in backtest_report.tables(tested.backtest):
+        console.print(found, "")
+    for text in tested.backtest.findings:
+        click.echo(text)
+    for note in tested.backtest.notes:
+        click.echo(f"note: {note}", err=True)
+    write_json(json_file, msgspec.to_builtins(tested.backtest))
+    if html is not None:
+        _write("--html", html, backtest_report.page(tested).encode())
+    if figure is not None:
+        from training import backtest_figures
+
+        draw = backtest_figures.overview if len(judged) == 1 else backtest_figures.tradeoff
+        _write("--figure", figure, draw(tested, form))
+
+
+def _refuse_same_names(judged: Sequence[Policy]) -> None:
+    names = [p.name for p in judged]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise RefusedError(f"--policy: two policies are called {', '.join(sorted(twice))}: change `name` in one")
+
+
+def _years(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or any(b != a + 1 for a, b in pairwise(found)):
+        raise click.BadParameter(
+            f"{text!r} is no list of years that follow each other, such as 2021,2022", param_hint="--walk-forward"
+        )
+    return found
+
+
+def _need(modules: Sequence[str]) -> None:
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise RefusedError(
+            f"a backtest needs {', '.join(missing)}, of the extra 'research': "
+            "pip install -c constraints.txt '.[research]' in the clone"
+        )
+
+
+def _writable(option: str, file: Path | None) -> None:
+    """Where a result cannot be written is said before it is computed."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise RefusedError(f"{option} {file}: cannot be written: {folder} is no directory; make it first")
+    if not os.access(folder, os.W_OK):
+        raise RefusedError(f"{option} {file}: cannot be written: no permission to write in {folder}")
+
+
+def _write(option: str, file: Path, data: bytes) -> None:
+    """Complete or absent."""
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        try:
+            beside.write_bytes(data)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None
