@@ -36,14 +36,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     symbols: tuple[str, ...] = ("BTCUSDT",)
     model: Path | None = None
+    #: A policy file, or the name of a packaged policy.
+    policy: Path | None = None
     ws_url: str = "wss://stream.binance.com:9443"
     rest_url: str = "https://api.binance.com"
     mqtt_url: str = "mqtt://127.0.0.1:1883"
+    #: PEM: the only authorities that may vouch for an `mqtts://` broker; None: the system's.
+    mqtt_ca_file: Path | None = None
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9_464
     data_dir: Path = Path("var")
     instance: str = "volcast"
     log_format: Literal["text", "json"] = "text"
+    #: Wait while another live node publishes one of our symbols, instead of refusing to start.
+    standby: bool = False
     allow_plaintext: bool = False
     #: How much faster than ours the exchange's clock runs; 0: it moves only with its messages.
     time_scale: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -63,7 +69,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def mask(url: str) -> str:
     """The URL without its password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Not a URL, and to be shown to people all the same.
+        return re.sub(r"//.*@", "//***@", url)
     if parts.password is None:
         return url
     host = parts.netloc.rpartition("@")[2]

@@ -111,12 +111,6 @@ def test_a_newer_schema_is_refused_by_name(journal: SqliteJournal, tmp_path: Pat
         SqliteJournal(tmp_path)
 
 
-def test_what_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(JournalError, match=FILE_NAME):
-        SqliteJournal(tmp_path)
-
-
 def test_a_data_directory_belongs_to_one_daemon(tmp_path: Path) -> None:
     lock = DataDirLock(tmp_path / "var")
     with pytest.raises(JournalError, match="in use by another volcast"):

@@ -6,22 +6,32 @@ the symbol came. What is in here is true; what is not has not happened. Synchron
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from stream.core.candle import Candle
+from stream.adapters import journal_files
+from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import Decision, Forecast
-from stream.ports import JournalError, Outgoing, Processed, Record, Retained
+from stream.core.scoring import Outcome
+from stream.ports import Clock, JournalError, Outgoing, Processed, Record, Retained, Revision
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", Forecast, Decision)
 
 FILE_NAME = "journal.sqlite"
 LOCK_NAME = "journal.lock"
+_FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 
 #: Each entry brings the schema from its index to the next number. Entries are never changed, only added.
 MIGRATIONS: tuple[str, ...] = (
@@ -60,7 +70,22 @@ MIGRATIONS: tuple[str, ...] = (
         model_version TEXT NOT NULL, policy_version TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE outcomes (
+        forecast_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
+        provenance TEXT NOT NULL, model_version TEXT NOT NULL, realized REAL NOT NULL,
+        volatility REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, level REAL NOT NULL,
+        persistence REAL NOT NULL, ewma REAL NOT NULL, har REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX outcomes_by_time ON outcomes (symbol, open_time);
+    """,
+    """
+    ALTER TABLE outcomes ADD COLUMN score_revision INTEGER NOT NULL DEFAULT 0;
+    """,
 )
+
+#: Columns of `outcomes` are the fields of an Outcome, in their order.
+_OUTCOME = Outcome.__struct_fields__
 
 
 class DataDirLock:
@@ -91,35 +116,85 @@ class DataDirLock:
 class SqliteJournal:
     """`stream.ports.Journal` in `data_dir`."""
 
-    def __init__(self, data_dir: Path, *, read_only: bool = False) -> None:
-        """Opens, and creates or migrates. `read_only` is for looking beside a running daemon."""
+    def __init__(self, data_dir: Path, *, read_only: bool = False, clock: Clock | None = None) -> None:
+        """Opens; creates, migrates after a backup, or rebuilds what is damaged. `read_only` is for looking beside a
+        running daemon. `clock` names what is moved aside."""
         self._path = data_dir / FILE_NAME
+        self._clock = clock or Clock()
+        self._read_only = read_only
         try:
-            if read_only and not self._path.exists():
-                raise JournalError(f"there is no journal in {data_dir}: start `volcast run` there first")
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA busy_timeout = 5000")
             if read_only:
+                if not self._path.exists():
+                    raise JournalError(f"there is no journal in {data_dir}: start `volcast run` there first")
+                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+                self._db.execute("PRAGMA busy_timeout = 5000")
                 self._db.execute("PRAGMA query_only = ON")
+                self._refuse_newer(self._db)
             else:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._migrate()
-        except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path} cannot be opened: {error}") from None
+                self._heal_before_opening()
+                self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"journal {self._path} cannot be opened: {error}{_cure(error)}") from None
 
     def close(self) -> None:
         self._db.close()
 
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA busy_timeout = 5000")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            # Who else writes here is found out now, and not with the first candle.
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("ROLLBACK")
+            self._migrate()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _heal_before_opening(self) -> None:
+        if journal_files.finish_rebuild(self._path, self._clock.wall_ms()) is not None:
+            log.warning("journal %s: a rebuild that was cut short is finished", self._path)
+        found = journal_files.damage(self._path)
+        if found is None:
+            return
+        # What a newer program wrote is not ours to mend, as far as that can be read.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(journal_files.look(self._path, damaged=True)) as db:
+            self._refuse_newer(db)
+        self._rebuild(found)
+
+    def _rebuild(self, found: str) -> None:
+        log.error("%s", journal_files.rebuild(self._path, _create, found, self._clock.wall_ms()))
+
+    def _refuse_newer(self, db: sqlite3.Connection) -> int:
+        """The schema of the file. `JournalError` where this program does not know it."""
+        version = _schema(db)
         if version > len(MIGRATIONS):
             raise JournalError(
                 f"journal {self._path} has schema {version}, made by a newer volcast than this one "
                 f"(schema {len(MIGRATIONS)}): run that version, or choose another --data-dir"
             )
-        for number in range(version, len(MIGRATIONS)):
-            self._db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+        return version
+
+    def _migrate(self) -> None:
+        version = self._refuse_newer(self._db)
+        if 0 < version < len(MIGRATIONS):
+            kept = self._path.with_name(f"{FILE_NAME}.before-{len(MIGRATIONS)}")
+            journal_files.copy(self._db, kept)
+            log.info("journal %s: schema %d becomes %d; as it was: %s", self._path, version, len(MIGRATIONS), kept)
+        _create(self._db)
+
+    def _heal(self, error: sqlite3.Error) -> bool:
+        """Whether the journal turned out to be damaged, and has been rebuilt: what failed can be tried again."""
+        if self._read_only or not journal_files.is_damage(error):
+            return False
+        self._db.close()
+        try:
+            self._rebuild(str(error))
+        finally:
+            self._open()
+        return True
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -134,13 +209,26 @@ class SqliteJournal:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path} cannot be written: {error}") from None
+            failure = error
+        else:
+            return
+        try:
+            told = ", and was rebuilt meanwhile" if self._heal(failure) else _cure(failure)
+        except (sqlite3.Error, OSError) as error:
+            told = f"; it cannot be rebuilt: {error}{_cure(error)}"
+        raise JournalError(f"journal {self._path} cannot be written: {failure}{told}")
 
     def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise JournalError(f"journal {self._path} cannot be read: {error}") from None
+            failure = error
+        try:
+            if self._heal(failure):
+                return self._db.execute(query, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            failure = sqlite3.DatabaseError(f"{failure}; it cannot be rebuilt: {error}")
+        raise JournalError(f"journal {self._path} cannot be read: {failure}")
 
     def processed(self, symbol: str) -> Processed | None:
         rows = self._read(
@@ -194,6 +282,10 @@ class SqliteJournal:
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
                     (message.id, message.revision, message.symbol, message.open_time, msgspec.json.encode(message)),
                 )
+        db.executemany(
+            f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
+            [msgspec.structs.astuple(outcome) for outcome in record.outcomes],
+        )
         if record.gap is not None:
             db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
         db.execute(
@@ -208,6 +300,36 @@ class SqliteJournal:
             ),
         )
         return _queue(db, record.events, record.retained)
+
+    def revise(self, revision: Revision) -> list[int]:
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, 'backfill')",
+                [(c.symbol, c.open_time, *c.ohlcv) for c in revision.candles],
+            )
+            for open_time in revision.filled:
+                _fill(db, revision.symbol, open_time)
+            for table, messages in (("forecasts", revision.forecasts), ("decisions", revision.decisions)):
+                db.executemany(
+                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
+                    [(m.id, m.revision, m.symbol, m.open_time, msgspec.json.encode(m)) for m in messages],
+                )
+            db.executemany(
+                f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
+                [msgspec.structs.astuple(outcome) for outcome in revision.outcomes],
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    revision.symbol,
+                    revision.open_time,
+                    revision.anchor,
+                    revision.exposure,
+                    revision.model_version,
+                    revision.policy_version,
+                ),
+            )
+            return _queue(db, revision.events, revision.retained)
 
     def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
         """Messages that belong to no candle (drift): durable like the others."""
@@ -233,13 +355,14 @@ class SqliteJournal:
     def messages(
         self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, newest: bool = False
     ) -> list[bytes]:
-        """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first; with `newest`, the newest
-        `limit` of them."""
+        """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first, of each the newest revision;
+        with `newest`, the newest `limit` of them."""
         if table not in ("forecasts", "decisions"):
             raise ValueError(f"no messages in table {table!r}")
         rows = self._read(
-            f"SELECT payload FROM {table} WHERE symbol = ? AND open_time BETWEEN ? AND ? "
-            f"ORDER BY open_time {'DESC' if newest else 'ASC'}, revision LIMIT ?",
+            f"SELECT payload FROM {table} AS said WHERE symbol = ? AND open_time BETWEEN ? AND ? "
+            f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE id = said.id AND revision > said.revision) "
+            f"ORDER BY open_time {'DESC' if newest else 'ASC'} LIMIT ?",
             (symbol, from_ms if from_ms is not None else 0, to_ms if to_ms is not None else 2**62, limit),
         )
         found = [bytes(payload) for (payload,) in rows]
@@ -248,13 +371,75 @@ class SqliteJournal:
     def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
         forecasts = self.messages("forecasts", symbol, None, None, 1, newest=True)
         decisions = self.messages("decisions", symbol, None, None, 1, newest=True)
-        return (
-            msgspec.json.decode(forecasts[0], type=Forecast) if forecasts else None,
-            msgspec.json.decode(decisions[0], type=Decision) if decisions else None,
+        forecast, decision = _decoded(forecasts, Forecast), _decoded(decisions, Decision)
+        return (forecast[0] if forecast else None, decision[0] if decision else None)
+
+    def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
+        """Forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
+        rows = self._read(
+            "SELECT payload FROM forecasts WHERE symbol = ? AND open_time >= ? "
+            "AND NOT EXISTS (SELECT 1 FROM outcomes WHERE forecast_id = forecasts.id) ORDER BY open_time, revision",
+            (symbol, from_open_time),
         )
+        found = _decoded([payload for (payload,) in rows], Forecast)
+        return list({f.id: f for f in found}.values())
+
+    def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]:
+        """Of forecasts of candles that open in [from, to], oldest first."""
+        rows = self._read(
+            f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND open_time BETWEEN ? AND ? "
+            "ORDER BY open_time, forecast_id",
+            (symbol, from_open_time, to_open_time),
+        )
+        return [Outcome(*row) for row in rows]
 
     def size_bytes(self) -> int:
-        return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*"))
+        return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _create(db: sqlite3.Connection) -> None:
+    """Brings a database of any schema, also an empty one, to the present one."""
+    for number in range(_schema(db), len(MIGRATIONS)):
+        db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+def _cure(error: sqlite3.Error | OSError) -> str:
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
+        return ": make room on its disk"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ": another process holds it; end that one, or choose another --data-dir"
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return ": mend its permissions, or choose another --data-dir"
+    return ""
+
+
+def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:
+    """SQLite sums up nothing: a payload that the disk has changed is left out, and does not keep a node from
+    starting."""
+    found: list[T] = []
+    for payload in payloads:
+        try:
+            found.append(msgspec.json.decode(payload, type=kind))
+        except (msgspec.DecodeError, UnicodeError) as error:
+            log.warning("a %s in the journal cannot be read and is left out: %s", kind.__name__.lower(), error)
+    return found
+
+
+def _fill(db: sqlite3.Connection, symbol: str, open_time: int) -> None:
+    """The hour exists after all: a declared gap that holds it becomes what is left of it on either side."""
+    holds = "FROM gaps WHERE symbol = ? AND from_open_time <= ? AND to_open_time >= ?"
+    where = (symbol, open_time, open_time)
+    found = db.execute(f"SELECT from_open_time, to_open_time {holds}", where).fetchall()
+    db.execute(f"DELETE {holds}", where)
+    for first, last in found:
+        rest = ((first, open_time - HOUR_MS), (open_time + HOUR_MS, last))
+        db.executemany("INSERT INTO gaps VALUES (?, ?, ?)", [(symbol, a, b) for a, b in rest if a <= b])
 
 
 def _queue(

@@ -12,6 +12,7 @@ import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,16 +21,21 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from stream.adapters.backoff import Backoff
+from stream.adapters.rivals import Rivals
 from stream.core.messages import CONTENT_TYPE
-from stream.ports import BrokerConnected, BrokerLost, Observer, Publisher, UnreachableError
+from stream.ports import BrokerConnected, BrokerLost, Observer, Publisher, RefusedError, UnreachableError
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
+#: A slow broker is waited for: to connect anew would only have it hear the same message twice.
+_ACKNOWLEDGED_S = 15.0
 _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
+#: MQTT 5: another client has connected with our client id.
+_TAKEN_OVER = 0x8E
 
 
 def _properties(packet: int, expiry_s: int | None = None) -> Properties:
@@ -45,11 +51,21 @@ class _Client(aiomqtt.Client):
     """The library takes any PUBACK for an acknowledgement, also one that says "not authorized" or "quota exceeded"."""
 
     refusal: str | None = None
+    taken_over = False
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        if getattr(reason_code, "value", None) == _TAKEN_OVER:
+            self.taken_over = True
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
         if reason_code.is_failure:
             self.refusal = str(reason_code)
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+
+#: What may end a connection, or keep it from coming about: tried again for ever.
+_LOST = (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError)
 
 
 class Session:
@@ -61,7 +77,12 @@ class Session:
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
         try:
             await self._client.publish(
-                topic, payload, qos=1, retain=retain, properties=_properties(PacketTypes.PUBLISH, expiry_s)
+                topic,
+                payload,
+                qos=1,
+                retain=retain,
+                properties=_properties(PacketTypes.PUBLISH, expiry_s),
+                timeout=_ACKNOWLEDGED_S,
             )
         except aiomqtt.MqttError as error:
             raise UnreachableError(f"the broker did not acknowledge: {error}") from None
@@ -73,27 +94,55 @@ class MqttBroker:
     """`stream.ports.Broker` at `mqtt://` or `mqtts://[user:password@]host[:port]`."""
 
     def __init__(
-        self, url: str, *, client_id: str, will_topic: str, will: bytes, observe: Observer, rng: random.Random
+        self,
+        url: str,
+        *,
+        client_id: str,
+        will_topic: str,
+        will: bytes,
+        observe: Observer,
+        rng: random.Random,
+        tls: ssl.SSLContext | None = None,
+        rivals: Callable[[], Rivals] | None = None,
     ) -> None:
-        """`will` is what the broker says on `will_topic`, retained, when this client vanishes."""
+        """`will` is what the broker says on `will_topic`, retained, when this client vanishes. `rivals` makes what
+        looks around on each connection before anything is said; without it nobody looks."""
         self._url = url
         self._client_id = client_id
         self._will = aiomqtt.Will(will_topic, will, qos=1, retain=True, properties=_properties(PacketTypes.WILLMESSAGE))
         self._observe = observe
-        self._backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
+        # Longer than a look around takes: who has taken our name must have had the time to say so.
+        self._backoff = Backoff(rng, first_s=0.5, cap_s=15.0)
+        self._tls = tls
+        self._rivals = rivals
 
     async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
-        """Returns when `session` returns by itself: then it has said its last word."""
+        """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
+        publishes the same, or another client takes our client id."""
         known: str | None = None
+        spoken = False
         while True:
+            client = broker_client(self._url, self._client_id, self._will, tls=self._tls)
             try:
-                async with broker_client(self._url, self._client_id, self._will) as client:
+                async with client:
                     self._observe(BrokerConnected())
                     log.info("connected to the broker")
                     known = None
+                    if self._rivals is not None:
+                        rivals = self._rivals()
+                        await rivals.look_once(client)
+                        rivals.refuse()
+                        if spoken:
+                            rivals.refuse_usurper()
+                    spoken = True
                     await self._attend(client, session)
                     return
-            except (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError) as error:
+            except _LOST as error:
+                if client.taken_over:
+                    raise RefusedError(
+                        f"another client has connected to the broker with our client id {self._client_id}: "
+                        "give each node its own --instance"
+                    ) from None
                 # Said once per cause, not once per attempt.
                 reason = f"{type(error).__name__}: {error}"
                 self._observe(BrokerLost(reason))
@@ -137,8 +186,42 @@ class MqttBroker:
             healthy.cancel()
 
 
-def broker_client(url: str, client_id: str, will: aiomqtt.Will | None = None) -> _Client:
-    """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, TLS verified; not yet connected."""
+async def stand_by(
+    url: str, *, client_id: str, rivals: Callable[[], Rivals], rng: random.Random, tls: ssl.SSLContext | None = None
+) -> None:
+    """Returns once no other live node publishes ours, as far as the broker knows; waits for the broker, too."""
+    backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
+    known: str | None = None
+    while True:
+        try:
+            async with broker_client(url, client_id, tls=tls) as client:
+                known = None
+                await rivals().all_gone(client)
+                return
+        except _LOST as error:
+            reason = f"{type(error).__name__}: {error}"
+            if reason != known:
+                log.warning("standing by: no broker, trying on: %s", reason)
+                known = reason
+        await asyncio.sleep(backoff.next_s())
+
+
+def tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext | None:
+    """What verifies the broker's certificate: the system's authorities, or those in `ca_file` (PEM) and no other.
+    None where `url` is not encrypted. Reads files."""
+    if urlsplit(url).scheme != "mqtts":
+        return None
+    try:
+        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except OSError as error:
+        raise RefusedError(f"--mqtt-ca-file {ca_file}: no certificates in PEM can be read there: {error}") from None
+
+
+def broker_client(
+    url: str, client_id: str, will: aiomqtt.Will | None = None, *, tls: ssl.SSLContext | None = None
+) -> _Client:
+    """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, not yet connected. `mqtts://` is always verified:
+    by `tls`, else by the system's authorities."""
     parts = urlsplit(url)
     encrypted = parts.scheme == "mqtts"
     client = _Client(
@@ -149,7 +232,7 @@ def broker_client(url: str, client_id: str, will: aiomqtt.Will | None = None) ->
         identifier=client_id,
         protocol=aiomqtt.ProtocolVersion.V5,
         will=will,
-        tls_context=ssl.create_default_context() if encrypted else None,
+        tls_context=(tls or tls_context(url, None)) if encrypted else None,
         keepalive=_KEEPALIVE_S,
         timeout=_TIMEOUT_S,
     )

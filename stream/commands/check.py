@@ -14,15 +14,20 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from stream import web
+from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.feed import proxy_for
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import FILE_NAME, DataDirLock, SqliteJournal
-from stream.adapters.mqtt import broker_client
+from stream.adapters.journal_files import damage
+from stream.adapters.mqtt import broker_client, tls_context
+from stream.adapters.rivals import Rivals
 from stream.commands.node import model_path
 from stream.core import binance
 from stream.core.binance import UnknownSymbolError
 from stream.core.contract import ContractError
+from stream.core.policy import PER_UNIT
+from stream.core.policy_file import PolicyError
 from stream.ports import Clock, JournalError, RefusedError, UnreachableError
 from stream.settings import EMBEDDED, Settings, mask
 from stream.testing.broker import BrokerError, EmbeddedBroker
@@ -37,6 +42,7 @@ def check(settings: Settings) -> None:
         click.echo(f"  {name:<20} {value}")
     refusals: list[str] = []
     _model(settings, refusals)
+    _policy(settings, refusals)
     _data_dir(settings, refusals)
     _port(settings, refusals)
     asyncio.run(_reach(settings, refusals))
@@ -65,6 +71,19 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         f"{path} version {model.version}, features {model.contract.features_version}, "
         f"trained on {','.join(training.symbols)} until {until:%Y-%m-%d}",
     )
+    for name, level in (("medium", model.contract.regimes.medium_from), ("high", model.contract.regimes.high_from)):
+        stated = ", ".join(f"{level * per:.2%} {unit}" for unit, per in PER_UNIT.items())
+        _say("ok", "regime", f"{name} from σ {stated}")
+
+
+def _policy(settings: Settings, refusals: list[str]) -> None:
+    try:
+        policy = policies.load(settings.policy)
+    except PolicyError as error:
+        refusals.append(str(error))
+        _say("REFUSED", "policy", str(error))
+        return
+    _say("ok", "policy", f"version {policy.version}, acts on {policy.forecast}")
 
 
 def _data_dir(settings: Settings, refusals: list[str]) -> None:
@@ -73,6 +92,9 @@ def _data_dir(settings: Settings, refusals: list[str]) -> None:
         try:
             if not (settings.data_dir / FILE_NAME).exists():
                 _say("ok", "data", f"{settings.data_dir}, no journal yet")
+                return
+            if found := damage(settings.data_dir / FILE_NAME):
+                _say("warning", "data", f"the journal is damaged ({found}); run will rebuild it and keep this one")
                 return
             with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
                 _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
@@ -141,8 +163,19 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
             _say("REFUSED", "broker", str(error))
         return
     try:
-        async with asyncio.timeout(_TIMEOUT_S), broker_client(settings.mqtt_url, "volcast-check"):
+        tls = await asyncio.to_thread(tls_context, settings.mqtt_url, settings.mqtt_ca_file)
+        rivals = Rivals(settings.instance, settings.symbols)
+        client = broker_client(settings.mqtt_url, "volcast-check", tls=tls)
+        async with asyncio.timeout(_TIMEOUT_S), client:
+            await rivals.look(client)
             _say("ok", "broker", mask(settings.mqtt_url))
+        if settings.standby and rivals.alive():
+            _say("warning", "broker", f"run would stand by for {', '.join(rivals.alive())}")
+        else:
+            rivals.refuse()
+    except RefusedError as error:
+        refusals.append(str(error))
+        _say("REFUSED", "broker", str(error))
     except (aiomqtt.MqttError, OSError, TimeoutError) as error:
         _say("warning", "broker", f"{mask(settings.mqtt_url)} does not answer: {error or 'timeout'}")
 

@@ -108,6 +108,7 @@ def demo(
     seed: int,
     data_dir: Path | None,
     model: Path | None,
+    policy: Path | None,
     mqtt_url: str,
     http_port: int,
     json_file: Path | None,
@@ -119,7 +120,7 @@ def demo(
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="volcast-demo-")))
-        tally = asyncio.run(_demo(tape, hours, seed, data_dir, model, mqtt_url, http_port, console))
+        tally = asyncio.run(_demo(tape, hours, seed, data_dir, model, policy, mqtt_url, http_port, console))
     _summarize(tally, console, json_file, paced=tape.speed is not None)
 
 
@@ -129,6 +130,7 @@ async def _demo(
     seed: int,
     data_dir: Path,
     model: Path | None,
+    policy: Path | None,
     mqtt_url: str,
     http_port: int,
     console: Console,
@@ -141,6 +143,7 @@ async def _demo(
         settings = Settings(
             symbols=tuple(tape.candles),
             model=model,
+            policy=policy,
             ws_url=exchange.ws_url,
             rest_url=exchange.rest_url,
             mqtt_url=mqtt_url,

@@ -13,8 +13,10 @@ import logging
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from typing import Any
 from monitor import drift_job, http
 from monitor.metrics import Metrics
 from stream import web
+from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.feed import BinanceFeed
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import DataDirLock, SqliteJournal
-from stream.adapters.mqtt import MqttBroker
+from stream.adapters.mqtt import MqttBroker, stand_by, tls_context
+from stream.adapters.rivals import Rivals
 from stream.core import messages
 from stream.core.binance import UnknownSymbolError
 from stream.core.exchange_time import ExchangeTime
@@ -44,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: How long a start waits for the exchange to confirm a symbol before it goes on without.
 _PREFLIGHT_S = 5.0
+#: Of the request weight that the exchange grants this address; what is under way then stays under half.
+_WEIGHT_SHARE = 0.4
 
 
 VERSION = importlib.metadata.version("volcast")
@@ -70,8 +76,10 @@ class _Ground:
     journal: SqliteJournal
     predictor: predictors.Predictor
     model_path: Path
+    policy: Policy
     drift_state: str
     http_socket: socket.socket
+    tls: ssl.SSLContext | None
     broker: EmbeddedBroker | None
 
     def release(self) -> None:
@@ -87,6 +95,8 @@ def _prepare(settings: Settings) -> _Ground:
     with contextlib.ExitStack() as undo:
         model = model_path(settings)
         predictor = predictors.load(model)
+        policy = policies.load(settings.policy)
+        tls = tls_context(settings.mqtt_url, settings.mqtt_ca_file)
         lock = DataDirLock(settings.data_dir)
         undo.callback(lock.release)
         journal = SqliteJournal(settings.data_dir)
@@ -104,7 +114,7 @@ def _prepare(settings: Settings) -> _Ground:
             broker.start()
         undo.pop_all()
     drift_state = drift_job.state(settings.drift_period_hours)
-    return _Ground(lock, journal, predictor, model, drift_state, http_socket, broker)
+    return _Ground(lock, journal, predictor, model, policy, drift_state, http_socket, tls, broker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,8 @@ async def run(
 ) -> None:
     """Runs a node until `stop` is set. `watch` hears every fact; `beside` runs as long as the node does.
 
-    `RefusedError`, `ContractError`, `JournalError` or `BrokerError` (one line each) where it must not run.
+    `RefusedError`, `ContractError`, `PolicyError`, `JournalError` or `BrokerError` (one line each) where it must
+    not run.
     """
     clock = clock or Clock()
     ground = await asyncio.to_thread(_prepare, settings)
@@ -168,6 +179,7 @@ async def _run(
         clock=clock,
         observe=observe,
         told_time=lambda server_ms: exchange_time.observe(server_ms, clock.monotonic_s()),
+        weight_share=_WEIGHT_SHARE,
     ) as history:
         daemon = Daemon(
             instance=settings.instance,
@@ -176,7 +188,7 @@ async def _run(
             data_dir=settings.data_dir,
             journal=ground.journal,
             predictor=ground.predictor,
-            rules=Rules(Policy(), model.contract.regimes),
+            rules=Rules.of(ground.policy, model.contract),
             feed=BinanceFeed(
                 settings.ws_url,
                 settings.symbols,
@@ -184,6 +196,8 @@ async def _run(
                 observe=observe,
                 rng=random.Random(),
                 stall_after_s=settings.stall_after_s,
+                newest=history.newest,
+                until_calm_s=lambda: exchange_time.until_calm_s(clock.monotonic_s()),
             ),
             history=history,
             exchange_time=exchange_time,
@@ -194,6 +208,18 @@ async def _run(
         if not await _unless(stop, _preflight(settings, ground, history)):
             return
         mqtt_url = ground.broker.url if ground.broker else settings.mqtt_url
+        # Nobody else is on a broker of our own.
+        ourselves = daemon.speaker.node_state("lost")
+        rivals = partial(
+            Rivals, settings.instance, settings.symbols, session=ourselves.session, since_ms=ourselves.since
+        )
+        client_id = f"volcast-{settings.instance}"
+        if settings.standby and ground.broker is None:
+            waiting = stand_by(
+                mqtt_url, client_id=f"{client_id}-standby", rivals=rivals, rng=random.Random(), tls=ground.tls
+            )
+            if not await _unless(stop, waiting):
+                return
         drift = drift_job.Schedule(
             daemon,
             period_hours=settings.drift_period_hours,
@@ -211,17 +237,19 @@ async def _run(
                 symbols=settings.symbols,
                 schemas=messages.SCHEMAS,
                 model=model_ref(model),
-                policy=Policy().version,
+                policy=ground.policy.version,
                 drift=drift.state,
             )
         )
         broker = MqttBroker(
             mqtt_url,
-            client_id=f"volcast-{settings.instance}",
+            client_id=client_id,
             will_topic=messages.node_topic(settings.instance, "state"),
-            will=messages.encode(daemon.speaker.node_state("lost")),
+            will=messages.encode(ourselves),
             observe=observe,
             rng=random.Random(),
+            tls=ground.tls,
+            rivals=None if ground.broker else rivals,
         )
         # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
         app = await asyncio.to_thread(http.build_app, daemon, metrics.text, version=VERSION)

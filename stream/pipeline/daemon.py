@@ -20,7 +20,8 @@ from stream.core.exchange_time import ExchangeTime
 from stream.core.keyed import Rules
 from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
 from stream.pipeline.intake import Intake
-from stream.pipeline.processing import EVENT_EXPIRY_S, Due, Processor
+from stream.pipeline.processing import Due, Processor
+from stream.pipeline.revision import EVENT_EXPIRY_S
 from stream.pipeline.speaking import Speaker
 from stream.ports import (
     Broker,
@@ -91,6 +92,8 @@ class Daemon:
         #: When the work in hand was begun; None between two rounds.
         self._busy_since_s: float | None = None
         self._stopping = False
+        #: What waits came while nothing could be written, and is late (CONTRACT §7).
+        self._late = False
         self._done: dict[str, int] = {}
         self.processor = Processor(
             journal=journal, predictor=predictor, rules=rules, clock=clock, observe=observe, offer=self._offer
@@ -194,6 +197,8 @@ class Daemon:
                     waiting = due
                 else:
                     batch[due.candle.symbol] = due
+            if self._late:
+                batch = {symbol: Due(due.candle, "backfill") for symbol, due in batch.items()}
             self._busy_since_s = self._clock.monotonic_s()
             # Finished even when we are told to stop: half a candle does not exist.
             processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
@@ -203,6 +208,7 @@ class Daemon:
                 await asyncio.wait([processing], timeout=_STOP_S)
                 raise
             self._busy_since_s = None
+            self._late = self._late and (waiting is not None or not self._queue.empty())
             self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
             self.intake.took()
             self._tell_state()
@@ -211,7 +217,10 @@ class Daemon:
         ticks = 0
         while True:
             self._beat_s = self._clock.monotonic_s()
-            self.intake.watch()
+            self._late = self._late or self.processor.failing is not None
+            if not self._stopping:
+                # Then the intake has ended, and repairs nothing any more.
+                self.intake.watch()
             self._tell_state()
             now_ms = self.exchange_now_ms()
             if now_ms is not None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import random
+import resource
 import signal
 import socket
+import sqlite3
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from stream.adapters.journal import SqliteJournal
 from stream.adapters.mqtt import Session, broker_client
 from stream.core.candle import HOUR_MS
 from stream.ports import UnreachableError
@@ -46,12 +53,16 @@ def exchange(volcast: Callable[..., Any], candle_file: Path) -> tuple[str, str]:
 @pytest.fixture
 def daemon(volcast: Callable[..., Any], exchange: tuple[str, str], mosquitto: Any, tmp_path: Path) -> Callable[[], Any]:
     def start() -> Any:
-        return volcast(
-            "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", mosquitto.url,
-            "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", 36_000, "--drift-period-hours", 0,
-        )  # fmt: skip
+        return volcast(*run_arguments(exchange, mosquitto.url, tmp_path / "var"))
 
     return start
+
+
+def run_arguments(exchange: tuple[str, str], mqtt_url: str, data_dir: Path) -> list[object]:
+    return [
+        "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", mqtt_url,
+        "--http-port", 0, "--data-dir", data_dir, "--time-scale", 36_000, "--drift-period-hours", 0,
+    ]  # fmt: skip
 
 
 def get(url: str) -> tuple[int, Any]:
@@ -109,6 +120,257 @@ def test_kill_9_at_a_random_moment_changes_nothing(
     assert states[-1] == "stopped"
 
 
+STEPS = ("receive", "commit", "publish", "acknowledge", "prune")
+MOMENTS = ("before", "after")
+
+
+@pytest.mark.fault(28)
+def test_kill_9_before_and_after_every_step_gives_the_same_journal_and_the_same_messages(
+    exchange: tuple[str, str],
+    mosquitto: Any,
+    daemon: Callable[[], Any],
+    subscribe: Callable[..., Any],
+    predicted: Callable[[str], dict[int, dict[str, Any]]],
+    same_numbers: Callable[..., None],
+    tmp_path: Path,
+    until: Any,
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    arguments = [str(a) for a in run_arguments(exchange, mosquitto.url, tmp_path / "var")]
+    for step, moment in itertools.product(STEPS, MOMENTS):
+        command = [sys.executable, str(Path(__file__).with_name("killed.py")), step, moment, "3", *arguments]
+        killed = subprocess.run(command, timeout=60, check=False, stderr=subprocess.PIPE, text=True)
+        assert killed.returncode == -signal.SIGKILL, (step, moment, killed.stderr[-1_000:])
+    running = daemon()
+    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
+    assert running.stop() == 0
+    # What was said is what an unkilled run says, and never twice with two values, the time of issue included.
+    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers)
+    check_journal(tmp_path / "var", forecasts, decisions)
+
+
+def check_journal(data_dir: Path, forecasts: list[dict[str, Any]], decisions: list[dict[str, Any]]) -> None:
+    """The journal holds what was published, all of it, and nothing is left to be said."""
+    with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
+        assert [c.open_time for c in journal.candles("BTCUSDT", START, 2**60)] == EXPECTED
+        for table, published in (("forecasts", forecasts), ("decisions", decisions)):
+            held = [json.loads(row) for row in journal.messages(table, "BTCUSDT", START, None, 10_000)]
+            assert {m["id"]: m for m in held} == {m["id"]: m for m in published}
+            assert len(held) == len(EXPECTED)
+        assert journal.outbox() == []
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "no database"])
+def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
+    damage: str,
+    daemon: Callable[[], Any],
+    mosquitto: Any,
+    subscribe: Callable[..., Any],
+    predicted: Callable[[str], dict[int, dict[str, Any]]],
+    tmp_path: Path,
+    until: Any,
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    running = daemon()
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 40, "forty forecasts")
+    running.stop(signal.SIGKILL)
+    journal = tmp_path / "var" / "journal.sqlite"
+    # What the process left unmerged would mend the file: it is gone, too.
+    with contextlib.closing(sqlite3.connect(journal)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = journal.stat().st_size
+    with journal.open("r+b") as file:
+        if damage == "truncated":
+            file.truncate(size * 2 // 3)
+        elif damage == "overwritten":
+            file.seek(size // 2)
+            file.write(b"\xa5" * 40_960)
+        else:
+            file.write(b"\xa5" * 4_096)
+    before = {f["open_time"] for f in subscriber.payloads("event/forecast.issued")}
+    running = daemon()
+    running.find(r"(journal \S+ was damaged .*kept as journal.sqlite.corrupt-\S+, a new one holds)")
+    until(lambda: max(f["open_time"] for f in subscriber.payloads("event/forecast.issued")) == EXPECTED[-1], "the end")
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == EXPECTED[-1], "the last decision")
+    assert running.stop() == 0
+    again = daemon()
+    again.find("(node volcast is ready|connected to the broker)")
+    assert again.stop() == 0
+    assert "damaged" not in again.err
+    rows = predicted("2024-01-01")
+    forecasts = subscriber.payloads("event/forecast.issued")
+    for forecast in forecasts:
+        assert forecast["volatility"]["hourly"] == pytest.approx(rows[forecast["open_time"]]["volatility_hourly"])
+    said = {f["open_time"] for f in forecasts}
+    if damage == "no database":
+        # Nothing was left to tell where it had been: it begins anew, with the newest closed hour.
+        assert [t for t in EXPECTED if t >= min(said - before)] == sorted(t for t in said if t >= min(said - before))
+    else:
+        assert sorted(said) == EXPECTED
+
+
+@pytest.mark.fault(29)
+def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
+    daemon: Callable[[], Any],
+    volcast: Callable[..., Any],
+    mosquitto: Any,
+    subscribe: Callable[..., Any],
+    predicted: Callable[[str], dict[int, dict[str, Any]]],
+    same_numbers: Callable[..., None],
+    tmp_path: Path,
+    until: Any,
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    running = daemon()
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 20, "twenty forecasts")
+    copy, var = tmp_path / "copy.sqlite", tmp_path / "var"
+    backup = volcast("backup", "--data-dir", var, copy)
+    assert backup.popen.wait(60) == 0, backup.err
+    refused = volcast("backup", "--data-dir", var, copy)
+    assert refused.popen.wait(60) == 1
+    assert "is not replaced" in refused.err
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        candles, forecasts = (db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("candles", "forecasts"))
+    # One moment: as many candles as were processed, none of them without its forecast.
+    assert forecasts >= 19
+    assert candles == 2_880 + forecasts - 1
+    said = len(subscriber.payloads("event/forecast.issued"))
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= said + 20, "life after the backup")
+    running.stop(signal.SIGKILL)
+    for left in var.glob("journal.sqlite*"):
+        left.unlink()
+    copy.rename(var / "journal.sqlite")
+    running = daemon()
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == EXPECTED[-1], "the end")
+    assert running.stop() == 0
+    rows = predicted("2024-01-01")
+    decisions = {d["open_time"]: d for d in subscriber.payloads("event/decision.issued")}
+    assert sorted(decisions) == EXPECTED
+    for forecast in subscriber.payloads("event/forecast.issued"):
+        same_numbers(forecast, decisions[forecast["open_time"]], rows[forecast["open_time"]])
+
+
+@pytest.mark.fault(29)
+def test_a_full_disk_stops_the_messages_and_not_the_node(
+    daemon: Callable[[], Any],
+    mosquitto: Any,
+    subscribe: Callable[..., Any],
+    predicted: Callable[[str], dict[int, dict[str, Any]]],
+    same_numbers: Callable[..., None],
+    tmp_path: Path,
+    until: Any,
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    running = daemon()
+    http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 20, "twenty forecasts")
+    # No file of the process may grow from here on: for SQLite the same as a disk without room.
+    resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
+    until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "degraded", "degraded")
+    assert "cannot be written" in " ".join(subscriber.payloads("node/volcast/state")[-1]["reasons"])
+    said = subscriber.payloads("event/forecast.issued")
+    assert get(f"{http}/api/v1/forecast/BTCUSDT") == (200, said[-1])
+    assert get(f"{http}/healthz")[0] == 200
+    assert get(f"{http}/readyz")[0] == 503
+    assert len(subscriber.payloads("event/forecast.issued")) == len(said)
+    resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "ready", "readiness")
+    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
+    assert running.stop() == 0
+    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers)
+    check_journal(tmp_path / "var", forecasts, decisions)
+    after = [f["provenance"] for f in forecasts[len(said) :]]
+    assert {"live", "backfill"} <= set(after)
+    assert "Traceback" not in running.err
+
+
+@pytest.mark.fault(28)
+def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
+    volcast: Callable[..., Any],
+    mosquitto: Any,
+    subscribe: Callable[..., Any],
+    candle_file: Path,
+    predicted: Callable[[str], dict[int, dict[str, Any]]],
+    same_numbers: Callable[..., None],
+    tmp_path: Path,
+    until: Any,
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+
+    def play(since: str, hours: int) -> tuple[Any, tuple[str, str]]:
+        process = volcast(
+            "exchange", "--candles", candle_file, "--from", since, "--hours", hours, "--speed", 36_000,
+            "--ws-port", 0, "--rest-port", 0,
+        )  # fmt: skip
+        return process, (process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)"))
+
+    first, urls = play("2024-01-01", 5)
+    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "five forecasts")
+    assert running.stop() == 0
+    first.end()
+    # A fortnight later: what happened meanwhile is the exchange's history.
+    _, urls = play("2024-01-16", 30)
+    last = 1_705_363_200_000 + 29 * HOUR_MS
+    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == last, "the end")
+    assert running.stop() == 0
+    forecasts = subscriber.payloads("event/forecast.issued")
+    times = [f["open_time"] for f in forecasts]
+    assert times == [t for t in range(START, last + 1, HOUR_MS) if t not in HOLE]
+    rows = predicted("2024-01-01")
+    decisions = {d["open_time"]: d for d in subscriber.payloads("event/decision.issued")}
+    for forecast in forecasts:
+        same_numbers(forecast, decisions[forecast["open_time"]], rows[forecast["open_time"]])
+    progress = [f for f in subscriber.payloads("BTCUSDT/1h/feed") if f["state"] == "backfilling" and f["from"]]
+    assert progress[0]["from"] == START + 5 * HOUR_MS
+    assert progress[0]["to"] >= 1_705_363_200_000 - HOUR_MS
+    assert {f["provenance"] for f in forecasts[5:340]} == {"backfill"}
+    assert "live" in {f["provenance"] for f in forecasts[350:]}
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize(
+    "moment",
+    ["connected to the broker", "feed is backfilling", "warmed up on", "feed is live", "node volcast is ready"],
+)
+def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
+    moment: str, daemon: Callable[[], Any], mosquitto: Any, subscribe: Callable[..., Any], until: Any
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    running = daemon()
+    running.find(f"({moment})")
+    assert running.stop(timeout_s=10) == 0
+    if "connected to the broker" in running.err:
+        until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "stopped", "stopped")
+    assert "Traceback" not in running.err
+
+
+@pytest.mark.fault(28)
+def test_sigterm_ends_in_time_when_broker_and_exchange_hang(
+    volcast: Callable[..., Any], candle_file: Path, mosquitto: Any, tmp_path: Path
+) -> None:
+    """Both have accepted the connection and then answer nothing any more."""
+    exchange = volcast(
+        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 36_000,
+        "--ws-port", 0, "--rest-port", 0,
+    )  # fmt: skip
+    urls = exchange.find(r"--ws-url (\S+)"), exchange.find(r"--rest-url (\S+)")
+    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
+    running.find("(feed is live)")
+    hanging = (exchange.popen, mosquitto._popen)
+    for process in hanging:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        assert running.stop(timeout_s=10) == 0
+    finally:
+        for process in hanging:
+            process.send_signal(signal.SIGCONT)
+    assert "Traceback" not in running.err
+
+
 def test_a_broker_that_is_away_loses_nothing_and_hears_it_in_order(
     daemon: Callable[[], Any],
     mosquitto: Any,
@@ -133,11 +395,11 @@ def test_a_broker_that_is_away_loses_nothing_and_hears_it_in_order(
     status, body = get(f"{http}/readyz")
     assert (status, body["reasons"][0]) == (503, "broker not connected")
     mosquitto.start()
+    until(lambda: get(f"{http}/readyz")[0] == 200, "readiness")
     until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
     forecasts, _ = check_values(subscriber, predicted("2024-01-01"), same_numbers)
     times = [f["open_time"] for f in forecasts]
     assert times == sorted(times)
-    assert get(f"{http}/readyz")[0] == 200
     assert running.stop() == 0
 
 

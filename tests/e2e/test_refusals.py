@@ -153,7 +153,7 @@ def test_check_shows_settings_without_secrets_and_warns_of_whom_it_cannot_reach(
     done = volcast_now("check", *here, VOLCAST_MQTT_URL=mosquitto.url)
     assert done.returncode == 0, done.stderr
     assert "run would start" in done.stdout
-    assert done.stdout.count("\nok ") == 6
+    assert done.stdout.count("\nok ") == 9
     away = volcast_now("check", *here, "--mqtt-url", "mqtts://u:geheim@127.0.0.1:9")
     assert away.returncode == 0, away.stderr
     assert "warning  broker" in away.stdout

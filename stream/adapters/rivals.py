@@ -1,0 +1,133 @@
+"""Other nodes as the broker remembers them: who is alive and publishes what we would publish.
+
+This is courtesy, no lock: two nodes that look at the same moment see nobody. What then overlaps is harmless, because
+equal candles have equal ids and equal values. What a node says of itself is retained, and the broker's word for one
+that vanished is `lost`; a node whose broker died with it stays alive here until its topic is cleared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import aiomqtt
+import msgspec
+
+from stream.core.messages import ROOT, node_topic
+from stream.ports import RefusedError
+
+log = logging.getLogger(__name__)
+
+#: A broker sends what it retains at once after a subscription, and does not say when that was all.
+_QUIET_S = 0.25
+#: How long a node that vanished may take to come back before another takes its place.
+_GRACE_S = 3.0
+_GONE = ("stopped", "lost")
+_PREFIX = f"{ROOT}/node/"
+_TOPICS = (node_topic("+", "state"), node_topic("+", "info"))
+
+
+class Rivals:
+    """What is known of the other nodes on one connection."""
+
+    def __init__(self, instance: str, symbols: Sequence[str], *, session: str = "", since_ms: int = 0) -> None:
+        """`session` and `since_ms` (wall clock) are what this process says of itself."""
+        self._instance = instance
+        self._session, self._since_ms = session, since_ms
+        self._usurped = False
+        self._symbols = tuple(symbols)
+        self._states: dict[str, str] = {}
+        self._published: dict[str, tuple[str, ...]] = {}
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        """A message of `node/+/state` or `node/+/info`, whoever wrote it."""
+        name, _, leaf = topic.removeprefix(_PREFIX).partition("/")
+        try:
+            told: Any = msgspec.json.decode(payload) if payload else {}
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return
+        if not isinstance(told, dict):
+            return
+        if name == self._instance:
+            self._hear_our_name(leaf, told)
+            return
+        if leaf == "state":
+            self._states[name] = str(told.get("state", "stopped"))
+        elif isinstance(symbols := told.get("symbols"), list):
+            self._published[name] = tuple(str(symbol) for symbol in symbols)
+
+    def _hear_our_name(self, leaf: str, told: dict[str, Any]) -> None:
+        """A later process than ours has spoken under our name; one from before is our own past."""
+        since = told.get("since")
+        if leaf == "state" and told.get("session") != self._session and isinstance(since, int):
+            self._usurped = since > self._since_ms
+
+    def alive(self) -> dict[str, list[str]]:
+        """Other live nodes, each with the symbols that are ours too."""
+        shared = {
+            name: [symbol for symbol in self._published.get(name, ()) if symbol in self._symbols]
+            for name, state in sorted(self._states.items())
+            if state not in _GONE
+        }
+        return {name: symbols for name, symbols in shared.items() if symbols}
+
+    def refuse_usurper(self) -> None:
+        """`RefusedError` where another process has taken our name since we spoke. Not every broker says so when it
+        ends a connection in favour of another one."""
+        if self._usurped:
+            raise RefusedError(
+                f"another node has connected to the broker under the name {self._instance}: "
+                "give each node its own --instance"
+            )
+
+    def refuse(self) -> None:
+        """`RefusedError` where somebody publishes what we would."""
+        for name, symbols in self.alive().items():
+            raise RefusedError(
+                f"the node {name} is alive on this broker and publishes {','.join(symbols)} too: stop it, choose other "
+                f"--symbols, or wait for its end with --standby; if it is gone for good, clear the retained "
+                f"{node_topic(name, 'state')}"
+            )
+
+    async def look(self, client: aiomqtt.Client) -> None:
+        """Listens until the broker has said what it retains of the nodes."""
+        codes = await client.subscribe([(topic, 0) for topic in _TOPICS])
+        if any(getattr(code, "is_failure", False) for code in codes):
+            log.warning("the broker does not let us see other nodes: nobody notices one that publishes the same")
+            return
+        while await self._next(client, _QUIET_S):
+            pass
+
+    async def look_once(self, client: aiomqtt.Client) -> None:
+        """`look`, and no ear for what comes later."""
+        await self.look(client)
+        # One by one: the embedded broker acknowledges each topic of a list by itself, which aiomqtt does not expect.
+        for topic in _TOPICS:
+            await client.unsubscribe(topic)
+
+    async def _next(self, client: aiomqtt.Client, wait_s: float | None) -> bool:
+        """Hears one message; False where none comes in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                async for message in client.messages:
+                    self.hear(str(message.topic), bytes(message.payload or b""))
+                    return True
+        return False
+
+    async def all_gone(self, client: aiomqtt.Client) -> None:
+        """Returns once nobody has published ours for the length of the grace."""
+        await self.look(client)
+        told: dict[str, list[str]] = {}
+        waited = False
+        while True:
+            alive = self.alive()
+            if alive != told:
+                for name, symbols in alive.items():
+                    log.info("standing by: the node %s publishes %s", name, ",".join(symbols))
+                told = alive
+            waited = waited or bool(alive)
+            if not await self._next(client, None if alive else _GRACE_S if waited else 0.0) and not alive:
+                return

@@ -1,0 +1,28 @@
+"""`volcast backup FILE`: a consistent copy of the journal, beside a daemon that goes on writing."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import click
+
+from stream.adapters import journal_files
+from stream.adapters.journal import FILE_NAME
+from stream.ports import JournalError, RefusedError
+
+
+def backup(data_dir: Path, file: Path) -> None:
+    """`RefusedError` where FILE exists, `JournalError` where the journal cannot be copied whole."""
+    journal = data_dir / FILE_NAME
+    if not journal.exists():
+        raise JournalError(f"there is no journal in {data_dir}: name its directory with --data-dir")
+    if file.exists():
+        raise RefusedError(f"{file} is there already and is not replaced: choose another name, or remove it")
+    try:
+        with contextlib.closing(journal_files.look(journal)) as source:
+            journal_files.copy(source, file)
+    except (sqlite3.Error, OSError) as error:
+        raise JournalError(f"{journal} was not copied to {file}: {error}") from None
+    click.echo(f"{file}: {file.stat().st_size} bytes")

@@ -1,0 +1,339 @@
+"""A real broker on bad days: restarted empty, refusing, shared; and peers whose certificates are not good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOURS = 300
+
+
+def openssl(*args: object) -> None:
+    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True)
+
+
+class Authority:
+    """A certificate authority of our own, and a server certificate for 127.0.0.1 that it vouches for."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir()
+        self.ca, self.key, self.certificate = folder / "ca.pem", folder / "server.key", folder / "server.pem"
+        ca_key, request, extension = folder / "ca.key", folder / "server.csr", folder / "san"
+        extension.write_text("subjectAltName=IP:127.0.0.1,IP:127.0.0.2\n")
+        new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        openssl("req", "-x509", *new, "-keyout", ca_key, "-out", self.ca, "-subj", f"/CN={name}", "-days", 2,
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
+        openssl("req", *new, "-keyout", self.key, "-out", request, "-subj", "/CN=127.0.0.1")
+        openssl("x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", ca_key, "-CAcreateserial",
+                "-out", self.certificate, "-days", 2, "-extfile", extension)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki") / "ours", "ours")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki") / "strange", "stranger")
+
+
+@pytest.fixture
+def exchange(volcast: Callable[..., Any], candle_file: Path) -> list[str]:
+    process = volcast(
+        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 18_000,
+        "--ws-port", 0, "--rest-port", 0,
+    )  # fmt: skip
+    return ["--ws-url", process.find(r"--ws-url (\S+)"), "--rest-url", process.find(r"--rest-url (\S+)")]
+
+
+@pytest.fixture
+def start(volcast: Callable[..., Any], exchange: list[str], tmp_path: Path) -> Callable[..., Any]:
+    """A node of a name of its own, with its own data directory; the broker's URL comes from the environment."""
+
+    def start(url: str, instance: str = "volcast", *more: object) -> Any:
+        return volcast(
+            "run", *exchange, "--http-port", 0, "--data-dir", tmp_path / instance, "--time-scale", 18_000,
+            "--drift-period-hours", 0, "--instance", instance, *more, VOLCAST_MQTT_URL=url,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def broker(mosquitto: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Another Mosquitto, with lines of one's own in its configuration."""
+    started: list[Any] = []
+
+    def broker(*lines: str) -> Any:
+        folder = tmp_path / f"broker{len(started)}"
+        folder.mkdir()
+        other = type(mosquitto)(folder)
+        text = other._config.read_text()
+        for line in lines:
+            name = line.split()[0]
+            text = "".join(kept for kept in text.splitlines(keepends=True) if not kept.startswith(f"{name} "))
+        other._config.write_text(text + "".join(f"{line}\n" for line in lines))
+        other.start()
+        started.append(other)
+        return other
+
+    yield broker
+    for each in started:
+        each.stop()
+
+
+def retained(subscriber: Any) -> set[str]:
+    """What the broker had kept when the subscriber came: the last parts of the topics."""
+    lines = [line.split(" ", 2) for line in subscriber._file.read_text().splitlines()]
+    return {topic.rpartition("/")[2] for kept, topic, *_ in lines if kept == "1"}
+
+
+@pytest.mark.fault(31)
+def test_a_broker_that_comes_back_empty_is_told_everything_that_is_current(
+    broker: Callable[..., Any],
+    volcast: Callable[..., Any],
+    start: Callable[..., Any],
+    candle_file: Path,
+    subscribe: Callable[..., Any],
+    until: Any,
+) -> None:
+    # An hour a second: what is said must not be out of date, two hours on, because this machine is busy.
+    slow = volcast(
+        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS,
+        "--ws-port", 0, "--rest-port", 0, "--speed", 3_600,
+    )  # fmt: skip
+    urls = ["--ws-url", slow.find(r"--ws-url (\S+)"), "--rest-url", slow.find(r"--rest-url (\S+)")]
+    forgetful = broker("persistence false")
+    before = subscribe(forgetful.port, "5")
+    running = start(forgetful.url, "volcast", *urls, "--time-scale", 3_600)
+    until(lambda: len(before.payloads("event/forecast.issued")) >= 3, "three forecasts")
+    forgetful.stop()
+    running.find("(no broker, trying on)")
+    said = len(before.payloads("event/decision.issued"))
+    forgetful.start()
+    until(lambda: len(before.payloads("event/decision.issued")) >= said + 3, "decisions on the new broker")
+    before.end()
+    late = subscribe(forgetful.port, "5")
+    wanted = {"state", "info", "feed", "forecast", "decision", "recent"}
+    until(lambda: wanted <= retained(late), "everything that is current")
+    assert running.stop() == 0
+
+
+@pytest.mark.fault(31)
+def test_wrong_credentials_are_waited_out_without_telling_the_password(
+    broker: Callable[..., Any], start: Callable[..., Any], subscribe: Callable[..., Any], until: Any, tmp_path: Path
+) -> None:
+    passwords = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "volcast", "another"], check=True)
+    passwords.chmod(0o644)
+    strict = broker("allow_anonymous false", f"password_file {passwords}")
+    running = start(strict.url.replace("mqtt://", "mqtt://volcast:geheim@"))
+    running.find("(no broker, trying on: MqttConnectError: .*[Nn]ot authorized)")
+    running.find("(feed is live)")
+    subprocess.run(["mosquitto_passwd", "-b", str(passwords), "volcast", "geheim"], check=True)
+    strict.stop()
+    strict.start()
+    running.find("(connected to the broker)")
+    assert running.stop() == 0
+    assert "geheim" not in running.err + running.out
+
+
+@pytest.mark.fault(31)
+def test_a_node_that_takes_our_name_ends_us_with_one_line_instead_of_a_fight(
+    start: Callable[..., Any], mosquitto: Any, until: Any, tmp_path: Path
+) -> None:
+    """This Mosquitto ends the older connection without a reason: what the other said of itself tells."""
+    older = start(mosquitto.url)
+    older.find("(node volcast is ready)")
+    newer = start(mosquitto.url, "volcast", "--data-dir", tmp_path / "other")
+    until(lambda: older.popen.poll() is not None, "the end", 30)
+    assert older.popen.returncode == 1
+    last = older.err.splitlines()[-1]
+    assert last.startswith("volcast: another")
+    assert last.endswith("give each node its own --instance")
+    assert "Traceback" not in older.err
+    newer.find("(node volcast is ready)")
+    assert newer.stop() == 0
+
+
+def test_a_second_node_for_the_same_symbols_is_refused_and_one_for_others_is_not(
+    start: Callable[..., Any], mosquitto: Any, until: Any
+) -> None:
+    first = start(mosquitto.url, "a")
+    first.find("(node a is ready)")
+    second = start(mosquitto.url, "b")
+    assert second.popen.wait(30) == 1
+    assert "volcast: the node a is alive on this broker and publishes BTCUSDT too" in second.err
+    assert "Traceback" not in second.err
+    assert first.stop() == 0
+    third = start(mosquitto.url, "b")
+    third.find("(node b is ready)")
+    assert third.stop() == 0
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_node_that_stands_by_takes_over_and_no_hour_is_missing(
+    end: str, start: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], until: Any
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    first = start(mosquitto.url, "a", "--standby")
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "five decisions")
+    second = start(mosquitto.url, "b", "--standby")
+    second.find("(standing by: the node a publishes BTCUSDT)")
+    assert not subscriber.payloads("node/b/state")
+    if end == "stopped":
+        assert first.stop() == 0
+    else:
+        first.end()
+    second.find("(node b is ready)")
+    said = len(subscriber.payloads("event/decision.issued"))
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= said + 5, "decisions of the other")
+    assert second.stop() == 0
+    # The same hour from both is the same forecast.
+    found: dict[str, float] = {}
+    for forecast in subscriber.payloads("event/forecast.issued"):
+        value = forecast["volatility"]["hourly"]
+        assert found.setdefault(forecast["id"], value) == pytest.approx(value, rel=1e-9)
+
+
+def test_who_stands_by_for_ever_still_stops_at_once(start: Callable[..., Any], mosquitto: Any) -> None:
+    first = start(mosquitto.url, "a")
+    first.find("(node a is ready)")
+    second = start(mosquitto.url, "b", "--standby")
+    second.find("(standing by)")
+    assert second.stop(timeout_s=10) == 0
+    assert first.stop() == 0
+
+
+@pytest.mark.fault(25)
+def test_a_broker_without_a_trusted_certificate_hears_nothing_and_one_with_our_authority_does(
+    broker: Callable[..., Any],
+    start: Callable[..., Any],
+    authority: Authority,
+    stranger: Authority,
+    tmp_path: Path,
+) -> None:
+    certificate, key = tmp_path / "served.pem", tmp_path / "served.key"
+
+    def serve(whose: Authority) -> None:
+        certificate.write_bytes(whose.certificate.read_bytes())
+        key.write_bytes(whose.key.read_bytes())
+
+    serve(stranger)
+    encrypted = broker(f"certfile {certificate}", f"keyfile {key}")
+    url = encrypted.url.replace("mqtt://", "mqtts://")
+    # Nobody in the system's store vouches for it; our own authority does not vouch for a stranger.
+    for more in ((), ("--mqtt-ca-file", authority.ca)):
+        running = start(url, "volcast", *more)
+        running.find("(no broker, trying on: MqttError: .*certificate verify failed)")
+        assert "connected to the broker" not in running.err
+        assert running.stop(timeout_s=10) == 0
+    running = start(url, "volcast", "--mqtt-ca-file", authority.ca)
+    running.find("(certificate verify failed)")
+    encrypted.stop()
+    serve(authority)
+    encrypted.start()
+    running.find("(connected to the broker)")
+    running.find("(node volcast is ready)")
+    assert running.stop() == 0
+
+
+class Encrypted:
+    """TLS in front of a port of this machine, at 127.0.0.2: to the node a host like any other. Its certificate can be
+    exchanged while it runs."""
+
+    def __init__(self, port: int, whose: Authority) -> None:
+        self._behind = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.present(whose)
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve(ready)), daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def present(self, whose: Authority) -> None:
+        self._context.load_cert_chain(whose.certificate, whose.key)
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._ended = asyncio.Event()
+        server = await asyncio.start_server(self._relay, "127.0.0.2", 0, ssl=self._context)
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await self._ended.wait()
+        server.close()
+        tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65_536):
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        await asyncio.gather(pass_on(reader, inner_writer), pass_on(inner_reader, writer))
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.mark.fault(25)
+def test_an_exchange_without_a_trusted_certificate_is_waited_for_and_everything_is_filled_in(
+    exchange: list[str],
+    volcast: Callable[..., Any],
+    mosquitto: Any,
+    subscribe: Callable[..., Any],
+    authority: Authority,
+    stranger: Authority,
+    until: Any,
+    tmp_path: Path,
+) -> None:
+    ports = [int(url.rpartition(":")[2].rstrip("/")) for url in (exchange[1], exchange[3])]
+    stream, rest = (Encrypted(port, stranger) for port in ports)
+    try:
+        subscriber = subscribe(mosquitto.port, "5")
+        running = volcast(
+            "run", "--ws-url", f"wss://127.0.0.2:{stream.port}", "--rest-url", f"https://127.0.0.2:{rest.port}",
+            "--mqtt-url", mosquitto.url, "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", 18_000,
+            "--drift-period-hours", 0, SSL_CERT_FILE=str(authority.ca), NO_PROXY="127.0.0.2",
+        )  # fmt: skip
+        running.find("(asking on: .*certificate verify failed)")
+        running.find("(no stream: .*certificate verify failed)")
+        http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
+        assert urllib.request.urlopen(f"{http}/healthz", timeout=5).status == 200
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{http}/readyz", timeout=5)
+        metrics = urllib.request.urlopen(f"{http}/metrics", timeout=5).read().decode()
+        assert "volcast_ws_connected 0.0" in metrics
+        assert subscriber.payloads("event/forecast.issued") == []
+        for relay in (stream, rest):
+            relay.present(authority)
+        running.find("(node volcast is ready)")
+        until(lambda: len(subscriber.payloads("event/decision.issued")) >= 10, "ten decisions")
+        assert running.stop(timeout_s=10) == 0
+        times = [f["open_time"] for f in subscriber.payloads("event/forecast.issued")]
+        assert times == list(range(times[0], times[-1] + 1, 3_600_000))
+        assert "Traceback" not in running.err
+    finally:
+        stream.end()
+        rest.end()
