@@ -31,9 +31,10 @@ BASELINES = ("persistence", "ewma", "har")
 PROVENANCES = ("live", "backfill")
 #: The causes that are known; the feed folds others into `http_other` and `closed_other`.
 DISCONNECTS = (
-    *("stall", "unreachable", "connection_lost"),
+    *("stall", "unreachable", "connection_lost", "rotated"),
     *(f"closed_{code}" for code in ("1000", "1001", "1006", "1008", "1011", "1012", "other")),
-    *(f"http_{status}" for status in ("403", "418", "429", "451", "500", "502", "503", "other")),
+    *(f"http_{status}" for status in ("301", "302", "307", "308", "403", "404", "418", "429", "451")),
+    *(f"http_{status}" for status in ("500", "502", "503", "other")),
 )
 #: `reason` of the dialect's `WireError`s that a frame can raise.
 REJECTIONS = (
@@ -69,6 +70,10 @@ class Metrics:
         self.duplicates = counter("kline_duplicates", "Closing frames of a candle already taken.")
         self.out_of_order = counter("kline_out_of_order", "Closing frames older than the newest candle.")
         self.gaps = counter("kline_gaps", "Holes declared: hours the exchange never published.")
+        self.quiet = gauge("ws_quiet", "1 while the stream is silent and REST has no news either.")
+        self.halted = gauge("symbol_halted", "1 while the exchange does not trade or list the symbol.", "symbol")
+        self.revisions = counter("kline_revisions", "Candles that the exchange revised.", "symbol")
+        self.reissued = counter("forecast_revisions", "Forecasts issued again with another value.", "symbol")
         self.missing = gauge("kline_missing", "Due candles that are not there yet.", "symbol")
         self.last_close = gauge("kline_last_close_timestamp_seconds", "Close of the newest processed candle.", "symbol")
         self.delivery = histogram("kline_delivery_delay_seconds", "Closing frame after its close.", _DELIVERY_BUCKETS_S)
@@ -110,6 +115,9 @@ class Metrics:
             info.labels(symbol, model.version, model.contract.features_version, str(until)).set(1)
             trained.labels(symbol).set(until / 1_000)
             self.missing.labels(symbol)
+            self.halted.labels(symbol)
+            self.revisions.labels(symbol)
+            self.reissued.labels(symbol)
             self.buffer.labels(symbol)
             self.serving_baseline.labels(symbol).set(0)
             self.forecast_failures.labels(symbol)
@@ -138,6 +146,10 @@ class Metrics:
             ports.CandleProcessed: self._candle,
             ports.Resumed: self._resumed,
             ports.GapDeclared: lambda f: self.gaps.inc(),
+            ports.FeedQuiet: lambda f: self.quiet.set(f.quiet),
+            ports.TradingObserved: lambda f: self.halted.labels(f.symbol).set(f.halted),
+            ports.CandleRevised: lambda f: self.revisions.labels(f.symbol).inc(),
+            ports.ForecastRevised: self._revised,
             ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
             ports.Inferred: lambda f: self.inference.observe(f.seconds),
             ports.ForecastCommitted: self._forecast,
@@ -174,7 +186,7 @@ class Metrics:
 
     def _feed_disconnected(self, fact: ports.FeedDisconnected) -> None:
         self.ws_disconnects.labels(fact.reason).inc()
-        self.ws_connected.set(0)
+        self.ws_connected.set(fact.still_open)
 
     def _candle(self, fact: ports.CandleProcessed) -> None:
         self.closed.labels(fact.symbol, fact.provenance).inc()
@@ -193,6 +205,11 @@ class Metrics:
     def _forecast(self, fact: ports.ForecastCommitted) -> None:
         self.forecasts.labels(fact.forecast.symbol, fact.forecast.provenance).inc()
         self._show(fact.forecast, fact.decision)
+
+    def _revised(self, fact: ports.ForecastRevised) -> None:
+        self.reissued.labels(fact.forecast.symbol).inc()
+        if fact.newest:
+            self._show(fact.forecast, fact.decision)
 
     def _show(self, forecast: Forecast, decision: Decision) -> None:
         symbol = forecast.symbol

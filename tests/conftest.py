@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.
 settings.load_profile("volcast")
 
 ROOT = Path(__file__).parents[1]
+# For tests/fault_harness.py, which e2e tests and benchmarks share.
+sys.path.insert(0, str(Path(__file__).parent))
 REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 

@@ -37,10 +37,10 @@ class Facts:
     heartbeat_age_s = 1.0
 
     def __init__(self) -> None:
-        rules = Rules(Policy(), MODEL.contract.regimes)
+        rules = Rules.of(Policy(), MODEL.contract)
         candles = simulate_symbol("BTCUSDT", START, 60, 7)
         issued = [e for _, e in replay(rules, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
-        self.forecasts = [publication.forecast(e.prediction, MODEL, "live", 9) for e in issued]
+        self.forecasts = [publication.forecast(e, MODEL, "live", 9) for e in issued]
         self.decision = publication.decision(issued[-1], "live", 9)
         self.ready = Readiness(True)
         self.known = Latest(messages.encode(self.forecasts[-1]), messages.encode(self.decision))
@@ -203,5 +203,6 @@ def test_labels_of_configured_symbols_exist_from_the_start() -> None:
 
 def test_every_fact_that_is_told_is_known_to_the_metrics_or_is_no_number() -> None:
     metrics: Any = Metrics(version="1", symbols=(), model=MODEL)
-    silent = {ports.NodeChanged}
+    # Scores are in the journal and on MQTT; a gauge of single scores would only be noise.
+    silent = {ports.NodeChanged, ports.ForecastScored}
     assert set(ports.Fact.__subclasses__()) - set(metrics._handlers) == silent

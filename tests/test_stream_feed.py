@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from stream.adapters.backoff import Backoff
-from stream.adapters.feed import BinanceFeed
+from stream.adapters.feed import ROTATE_AFTER_S, BinanceFeed
 from stream.core.binance import KlineUpdate
 from stream.core.candle import HOUR_MS, Candle
-from stream.ports import Clock, Fact, FeedConnected, FeedDisconnected, FrameRejected
+from stream.ports import Clock, Fact, FeedConnected, FeedDisconnected, FeedQuiet, FrameRejected
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
@@ -59,17 +60,15 @@ async def exchange(tape: dict[str, list[Candle]]) -> AsyncIterator[Exchange]:
         yield running
 
 
-async def listen(exchange: Exchange, closes: int, facts: list[Fact], **options: float) -> Listener:
+async def listen(exchange: Exchange, closes: int, facts: list[Fact], **options: Any) -> Listener:
     listener = Listener(closes)
     rng = random.Random(1)
     feed = BinanceFeed(
         exchange.ws_url,
         SYMBOLS,
-        clock=Clock(),
+        **{"clock": Clock(), "backoff": Backoff(rng, first_s=0.01, cap_s=0.05), **options},
         observe=facts.append,
         rng=rng,
-        backoff=Backoff(rng, first_s=0.01, cap_s=0.05),
-        **options,
     )
     running = asyncio.create_task(feed.run(listener))
     try:
@@ -97,7 +96,7 @@ async def test_a_server_that_accepts_and_closes_is_outlived_without_a_storm(exch
     assert len([f for f in facts if isinstance(f, FeedConnected)]) == 21
 
 
-@pytest.mark.parametrize(("status", "reason"), [(500, "http_500"), (503, "http_503"), (404, "http_other")])
+@pytest.mark.parametrize(("status", "reason"), [(500, "http_500"), (503, "http_503"), (410, "http_other")])
 async def test_http_refusals_are_outlived(exchange: Exchange, status: int, reason: str) -> None:
     exchange.fault("refuse", status=status, n=3)
     facts: list[Fact] = []
@@ -159,3 +158,138 @@ def test_backoff_grows_to_its_cap_and_is_forgiven() -> None:
     assert next(i for i in range(len(delays)) if sum(delays[:i]) > 300) < 30
     backoff.healthy()
     assert backoff.next_s() <= 1.25
+
+
+class FastClock:
+    """A clock that a test turns: sleeping moves it, and lets the loop run."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(monotonic_s=lambda: self.now_s)
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("status", [301, 302, 403, 404, 418, 429, 451])
+async def test_a_refusal_that_will_last_is_named_and_not_asked_again_at_once(exchange: Exchange, status: int) -> None:
+    location = "ws://127.0.0.1:1/elsewhere" if status < 400 else None
+    exchange.fault("refuse", status=status, n=3, location=location)
+    fast = FastClock()
+    facts: list[Fact] = []
+    listener = await listen(exchange, 10, facts, clock=fast.clock, sleep=fast.sleep)
+    assert [f.reason for f in facts if isinstance(f, FeedDisconnected)] == [f"http_{status}"] * 3
+    assert [s for s in fast.slept if s >= 30] == [30.0] * 3
+    assert listener.connections == 1
+
+
+@pytest.mark.fault(5)
+async def test_hundreds_of_symbols_are_subscribed_within_the_exchanges_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    symbols = tuple(f"A{i:03d}USDT" for i in range(650))
+    tape = simulate(symbols, START, 1, 7)
+    async with Exchange(tape, START, speed=3_600.0, ping_interval_s=0.4) as exchange:
+        listener = Listener(len(symbols))
+        facts: list[Fact] = []
+        rng = random.Random(1)
+        feed = BinanceFeed(exchange.ws_url, symbols, clock=Clock(), observe=facts.append, rng=rng)
+        running = asyncio.create_task(feed.run(listener))
+        async with asyncio.timeout(30):
+            while sum(len(c["streams"]) for c in exchange.state()["connections"]) < 650:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert exchange.limits()["broken"] == 0
+        assert 2 <= exchange.limits()["control_frames_in_1_s"] <= 5
+        said = [e for e in exchange.access_log.entries("frame") if e.method == "SUBSCRIBE"]
+        assert len(said) == 6
+    assert not [f for f in facts if isinstance(f, FeedDisconnected)]
+
+
+async def test_a_stream_that_is_silent_because_nothing_is_traded_raises_no_alarm(tape: dict[str, list[Candle]]) -> None:
+    # At this speed no update is due for an hour.
+    known = {s: tape[s][0] for s in SYMBOLS}
+    asked: list[str] = []
+    enough = asyncio.Event()
+
+    async def newest(symbol: str) -> Candle | None:
+        asked.append(symbol)
+        if len(asked) >= 20:
+            enough.set()
+        return known[symbol]
+
+    facts, fast = await _silent(tape, newest, enough)
+    quiet = [f.quiet for f in facts if isinstance(f, FeedQuiet)]
+    # Nothing was known to compare with at first, which counts as death; from then on nobody is blamed.
+    assert [f.reason for f in facts if isinstance(f, FeedDisconnected)] == ["stall"]
+    assert quiet == [True]
+    assert fast.now_s > 300
+
+
+async def test_a_dead_stream_is_noticed_within_90_seconds(tape: dict[str, list[Candle]]) -> None:
+    calls = iter(range(1, 10**6))
+    ended = asyncio.Event()
+
+    async def newest(symbol: str) -> Candle | None:
+        n = next(calls)
+        if n > 12:
+            ended.set()
+        return Candle(symbol, START, 1.0, 1.0, 1.0, 1.0, float(n))
+
+    facts, fast = await _silent(tape, newest, ended)
+    reasons = [f.reason for f in facts if isinstance(f, FeedDisconnected)]
+    assert set(reasons) == {"stall"}
+    # The first, and each that followed with its backoff, within 90 s of its own.
+    delays = sum(s for s in fast.slept if s not in (1.0, 5.0))
+    assert (fast.now_s - delays) / len(reasons) < 90
+
+
+async def _silent(tape: dict[str, list[Candle]], newest, ends: asyncio.Event):  # type: ignore[no-untyped-def]
+    fast = FastClock()
+    facts: list[Fact] = []
+    rng = random.Random(1)
+    async with Exchange(tape, START, speed=0.001) as exchange:
+        feed = BinanceFeed(
+            exchange.ws_url, SYMBOLS, clock=fast.clock, observe=facts.append, rng=rng, newest=newest, sleep=fast.sleep
+        )
+        running = asyncio.create_task(feed.run(Listener(10**6)))
+        async with asyncio.timeout(30):
+            await ends.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return facts, fast
+
+
+@pytest.mark.fault(4)
+async def test_a_connection_is_relieved_before_its_day_is_over_and_not_near_a_close(
+    tape: dict[str, list[Candle]],
+) -> None:
+    looks = iter(range(10**6))
+    facts: list[Fact] = []
+    async with Exchange(tape, START, speed=36_000.0) as exchange:
+        listener = await listen(
+            exchange,
+            96,
+            facts,
+            rotate_after_s=(0.2, 0.3),
+            until_calm_s=lambda: float(next(looks) < 3),
+            stall_after_s=1.0,
+        )
+    reasons = [(f.reason, f.still_open) for f in facts if isinstance(f, FeedDisconnected)]
+    assert reasons
+    assert set(reasons) == {("rotated", True)}
+    assert next(looks) > 3
+    assert max(ROTATE_AFTER_S) < 86_400
+    assert listener.connections == 1
+    # Nothing is missing over the change; what both brought is the ledger's to tell.
+    for symbol in SYMBOLS:
+        heard = {c.open_time for c in listener.heard if c.symbol == symbol}
+        assert heard == {c.open_time for c in tape[symbol] if c.open_time <= max(heard)}

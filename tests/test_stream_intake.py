@@ -18,7 +18,16 @@ from stream.core.keyed import Rules
 from stream.core.policy import Policy
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
-from stream.ports import Answer, CandleRepeated, Clock, Fact, FrameRejected, RefusedError, UnreachableError
+from stream.ports import (
+    Answer,
+    CandleRepeated,
+    CandleRevised,
+    Clock,
+    Fact,
+    FrameRejected,
+    RefusedError,
+    UnreachableError,
+)
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -38,6 +47,7 @@ class Rest:
         self.status = "TRADING"
         self.knows = True
         self.asked = 0
+        self.asked_for_candles = 0
         self.lacks: set[int] = set()
         self.heard = asyncio.Event()
 
@@ -50,6 +60,7 @@ class Rest:
         return ExchangeInfo(self.now_ms, [SymbolInfo(symbol, self.status)])
 
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
+        self.asked_for_candles += 1
         await self._answer()
         last = 2**60 if to_open_time is None else to_open_time
         found = [c for c in self.candles_ if from_open_time <= c.open_time <= last and c.close_time < self.now_ms]
@@ -84,7 +95,7 @@ class Stand:
         self.processor = Processor(
             journal=self.journal,
             predictor=Predictor(),
-            rules=Rules(Policy(), Predictor.model.contract.regimes),
+            rules=Rules.of(Policy(), Predictor.model.contract),
             clock=clock,
             observe=self.facts.append,
             offer=lambda events, retained: None,
@@ -288,3 +299,85 @@ async def test_a_symbol_that_neither_exchange_nor_journal_knows_is_refused(tmp_p
     with contextlib.suppress(Exception):
         await asyncio.to_thread(made.processor.close)
     await asyncio.to_thread(made.journal.close)
+
+
+@pytest.mark.fault(36)
+async def test_the_past_is_held_against_rest_once_an_hour(stand: Stand) -> None:
+    await stand.passed(1)
+    await stand.processor.process([Due(stand.tape[NEWEST], "backfill")])
+    await stand.idle()
+    # Once at the start, for what happened while we were away; then ten minutes after each full hour.
+    assert await audited(stand, minutes=1) == 1
+    assert await audited(stand, minutes=9) == 0
+    revised = msgspec.structs.replace(stand.tape[NEWEST], close=stand.tape[NEWEST].open, volume=1.0)
+    stand.rest.candles_ = [revised if c.open_time == revised.open_time else c for c in stand.tape]
+    assert await audited(stand, minutes=10) == 1
+    assert [f.open_time for f in stand.facts if isinstance(f, CandleRevised)] == [revised.open_time]
+    assert await audited(stand, minutes=40) == 0
+    assert await audited(stand, minutes=70) == 1
+    assert len([f for f in stand.facts if isinstance(f, CandleRevised)]) == 1
+
+
+async def test_an_audit_that_rest_does_not_answer_is_tried_again_later(stand: Stand) -> None:
+    await stand.passed(1)
+    await stand.processor.process([Due(stand.tape[NEWEST], "backfill")])
+    await stand.idle()
+    stand.rest.reachable = False
+    assert await audited(stand, minutes=10) == 1
+    assert await audited(stand, minutes=10, later_s=59) == 0
+    stand.rest.reachable = True
+    assert await audited(stand, minutes=10, later_s=60) == 1
+    assert await audited(stand, minutes=10, later_s=300) == 0
+
+
+async def test_a_second_copy_that_differs_makes_rest_the_judge(stand: Stand) -> None:
+    await stand.passed(1)
+    await stand.idle()
+    await stand.close(NEWEST + 1)
+    await stand.passed(1)
+    for due in (Due(stand.tape[NEWEST], "backfill"), Due(stand.tape[NEWEST + 1], "live", 0.0)):
+        await stand.processor.process([due])
+    assert await audited(stand, minutes=75) == 1
+    assert await audited(stand, minutes=75) == 0
+    spoken = stand.tape[NEWEST + 1]
+    other = msgspec.structs.replace(spoken, volume=spoken.volume + 1)
+    await stand.intake.closed(KlineUpdate(other, spoken.close_time + 900, True), stand.now_s)
+    assert await audited(stand, minutes=75) == 1
+    assert not [f for f in stand.facts if isinstance(f, CandleRevised)]
+
+
+@pytest.mark.fault(21)
+@pytest.mark.parametrize(("status", "halted"), [("TRADING", False), ("BREAK", True)])
+async def test_a_day_without_a_trade_makes_us_ask_whether_there_is_any_trading(
+    stand: Stand, status: str, halted: bool
+) -> None:
+    await stand.passed(1)
+    await stand.idle()
+    stand.rest.status = status
+    price = stand.tape[NEWEST].close
+    for n in range(1, 26):
+        flat = Candle(SYMBOL, START + (NEWEST + n) * HOUR_MS, price, price, price, price, 0.0)
+        stand.rest.now_ms = flat.close_time + 1_000
+        await stand.intake.closed(KlineUpdate(flat, flat.close_time + 80, True), stand.now_s)
+    await stand.passed(25)
+    await audited(stand, minutes=25 * 60 + 15)
+    assert stand.intake.lanes[SYMBOL].halted is halted
+    assert (stand.states[-1] == "halted") is halted
+    # One trade and it goes on.
+    await stand.close(NEWEST + 26)
+    assert not stand.intake.lanes[SYMBOL].halted
+    assert stand.states[-1] == "live"
+
+
+async def audited(stand: Stand, minutes: int, later_s: float = 0.0) -> int:
+    """How often REST was asked for the past by looks at this many minutes after the newest candle's close."""
+    now_ms = START + (NEWEST + 1) * HOUR_MS + minutes * 60_000
+    stand.rest.now_ms = max(stand.rest.now_ms, now_ms)
+    stand.time.observe(now_ms, stand.now_s)
+    stand.now_s += later_s
+    asked = stand.rest.asked_for_candles
+    stand.intake.audit()
+    async with asyncio.timeout(10):
+        while stand.intake.lanes[SYMBOL].auditing:  # noqa: ASYNC110 - a fake clock has no events
+            await asyncio.sleep(0)
+    return stand.rest.asked_for_candles - asked

@@ -221,6 +221,7 @@ async def test_topics_of_a_symbol_that_left_the_configuration_are_cleared(
     assert await asyncio.to_thread(_retained_symbols, tmp_path) == {"BTCUSDT"}
 
 
+@pytest.mark.fault(22)
 async def test_a_symbol_nobody_knows_is_refused(exchange: Callable[[], Exchange], broker: str, tmp_path: Path) -> None:
     async with exchange() as running:
         unknown = settings(running, broker, tmp_path, symbols=("BTCUSDT", "NOSUCH"))

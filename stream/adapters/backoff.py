@@ -1,16 +1,15 @@
-"""How long to wait before trying again. Randomness is passed in; sleeping is the caller's."""
+"""How long to wait before trying again, and how often to try at all. Randomness and time are passed in; sleeping is
+the caller's."""
 
 from __future__ import annotations
 
 import random
+from collections import deque
+from collections.abc import Callable
 
 
 class Backoff:
-    """Delays between connection attempts: exponential with jitter, capped, and forgiven only by healthy data.
-
-    With `first_s` = 1 even a server that accepts and closes sees far fewer than the 300 attempts in 5 minutes
-    that the exchange allows.
-    """
+    """Delays between connection attempts: exponential with jitter, capped, and forgiven only by healthy data."""
 
     def __init__(self, rng: random.Random, *, first_s: float = 1.0, cap_s: float = 60.0, factor: float = 1.8) -> None:
         self._rng = rng
@@ -25,3 +24,26 @@ class Backoff:
         delay = min(self._cap_s, self._first_s * self._factor ** min(self._failures, 64))
         self._failures += 1
         return delay * self._rng.uniform(0.75, 1.25)
+
+
+class ConnectBudget:
+    """At most so many connection attempts in any five minutes, whatever they were for.
+
+    The exchange bans an address at 300. A third of that leaves room for a supervisor that restarts us every few
+    seconds, and for others behind the same address.
+    """
+
+    WINDOW_S = 300.0
+
+    def __init__(self, monotonic_s: Callable[[], float], attempts: int = 100) -> None:
+        self._monotonic_s = monotonic_s
+        self._spent: deque[float] = deque(maxlen=attempts)
+
+    def wait_s(self) -> float:
+        """How long until one more attempt is within the budget."""
+        if len(self._spent) < (self._spent.maxlen or 0):
+            return 0.0
+        return max(0.0, self._spent[0] + self.WINDOW_S - self._monotonic_s())
+
+    def spend(self) -> None:
+        self._spent.append(self._monotonic_s())

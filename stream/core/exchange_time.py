@@ -7,6 +7,10 @@ that runs a little fast from pulling the estimate away over months.
 
 from __future__ import annotations
 
+from stream.core.candle import HOUR_MS
+
+#: What can wait keeps so far away from a close.
+_CALM_MS = 120_000
 #: Readings of this much real time, and of as much before it, count.
 _WINDOW_S = 300.0
 
@@ -37,6 +41,17 @@ class ExchangeTime:
             self._before_ms, self._offset_ms, self._began_s = self._offset_ms, offset_ms, monotonic_s
         else:
             self._offset_ms = max(self._offset_ms, offset_ms)
+
+    def until_calm_s(self, monotonic_s: float) -> float:
+        """Real seconds until no close is near; 0 where none is, where the time is unknown, and where an hour of the
+        exchange is not one of ours."""
+        if self._offset_ms is None or self._scale != 1:
+            return 0.0
+        into_ms = self.now_ms(monotonic_s) % HOUR_MS
+        if into_ms < _CALM_MS:
+            return (_CALM_MS - into_ms) / 1_000
+        left_ms = HOUR_MS - into_ms
+        return (left_ms + _CALM_MS) / 1_000 if left_ms <= _CALM_MS else 0.0
 
     def now_ms(self, monotonic_s: float) -> int:
         """Exchange time in ms; `LookupError` before the exchange has said anything."""

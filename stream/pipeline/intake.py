@@ -2,7 +2,8 @@
 
 Each symbol has a lane. What the socket brings in order passes at once; what lies behind a hole is held until REST has
 been asked. Its answer and the held candles are merged, and an hour that had ended before REST was asked and is in
-neither does not exist. So every candle passes once, in order.
+neither does not exist. So every candle passes once, in order. What passed is held against REST once an hour: the
+exchange revises candles, and what it says last is true.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stream.core.keyed import HISTORY_HOURS
 from stream.core.ledger import Verdict, judge, overdue
 from stream.core.messages import FeedStateName
 from stream.pipeline.processing import Due, Processor
+from stream.pipeline.revision import REVISED_HOURS
 from stream.ports import (
     BackfillFailed,
     BackfillRequested,
@@ -36,6 +38,7 @@ from stream.ports import (
     MissingCounted,
     Observer,
     RefusedError,
+    TradingObserved,
     UnreachableError,
 )
 
@@ -55,6 +58,18 @@ _BACKLOG = 256
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.5, 30.0
 #: How often REST is asked about a candle that it did not have either.
 _ASK_AGAIN_S = 30.0
+#: The same where it had what was asked for: something else may be missing soon.
+_ASK_ANEW_S = 1.0
+#: The same while the symbol is not traded: whether it is costs ten times as much to ask.
+_ASK_AGAIN_HALTED_S = 60.0
+#: So long after each full hour the past is held against REST.
+_AUDIT_AFTER_MS = 600_000
+_AUDIT_TICK_S = 1.0
+_AUDIT_AGAIN_S = 60.0
+#: Symbols whose past is asked for at a time.
+_AUDITS_AT_ONCE = 8
+#: After so many hours without a trade the exchange is asked whether the symbol is still traded.
+_FLAT_HOURS = 24
 
 
 @dataclass(slots=True)
@@ -73,6 +88,14 @@ class Lane:
     #: The socket came back while REST was being asked: what closed in between is in neither.
     ask_once_more: bool = False
     ask_again_at_s: float = 0.0
+    #: Hours without a trade up to now.
+    flat_hours: int = 0
+    #: The newest candle that passed.
+    newest: Candle | None = None
+    #: The full hour after which the past was last held against REST.
+    audited_hour: int = 0
+    audit_again_at_s: float = 0.0
+    auditing: bool = False
     #: It has its past, or has found that it cannot have it now.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -120,7 +143,9 @@ class Intake:
             for lane in self.lanes.values():
                 self._tell(lane, "backfilling")
                 self._repair(lane)
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(_AUDIT_TICK_S)
+                self.audit()
 
     async def settled(self) -> None:
         """Returns once each lane knows where it begins, or that REST does not answer. Listening earlier would let a
@@ -171,7 +196,7 @@ class Intake:
             # Also during a repair: a REST that does not answer must not hold up what the socket brings in order.
             self._pass_on(lane, Due(candle, "live", received_at_s))
             if not self._overdue(lane):
-                self._tell(lane, "live")
+                self._tell(lane, "halted" if lane.halted else "live")
             await self._room()
         elif verdict is Verdict.HOLE:
             if candle.open_time in lane.held:
@@ -180,6 +205,9 @@ class Intake:
             self._repair(lane)
         else:
             out_of_order = verdict is Verdict.OUT_OF_ORDER
+            if lane.newest is not None and not out_of_order and candle.ohlcv != lane.newest.ohlcv:
+                # Twice, and not the same: REST says which it is.
+                lane.audited_hour = 0
             self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order))
 
     def _plausible(self, lane: Lane, update: KlineUpdate, received_at_s: float) -> bool:
@@ -203,8 +231,49 @@ class Intake:
         for lane in self.lanes.values():
             late = lane.warmed and self._overdue(lane)
             self._observe(MissingCounted(lane.symbol, self._missing_hours(lane)))
+            self._observe(TradingObserved(lane.symbol, lane.halted))
             if late and lane.repairing is None and now_s >= lane.ask_again_at_s:
                 self._repair(lane)
+
+    def audit(self) -> None:
+        """Called about once a second: begins to hold the past of symbols against REST where that is due."""
+        if self._group is None or not self._time.known:
+            return
+        now_s = self._clock.monotonic_s()
+        hour = grid_floor(self._time.now_ms(now_s) - _AUDIT_AFTER_MS)
+        free = _AUDITS_AT_ONCE - sum(lane.auditing for lane in self.lanes.values())
+        for lane in self.lanes.values():
+            idle = lane.warmed and lane.repairing is None and not lane.auditing
+            if free > 0 and idle and hour > lane.audited_hour and now_s >= lane.audit_again_at_s:
+                free -= 1
+                lane.auditing = True
+                self._group.create_task(self._audit(lane, hour), name=f"audit {lane.symbol}")
+
+    async def _audit(self, lane: Lane, hour: int) -> None:
+        lane.audit_again_at_s = self._clock.monotonic_s() + _AUDIT_AGAIN_S
+        try:
+            newest = lane.last_open_time
+            if newest is not None:
+                self._observe(BackfillRequested(lane.symbol))
+                oldest = newest - (REVISED_HOURS - 1) * HOUR_MS
+                answer = await self._history.candles(lane.symbol, oldest, newest)
+                proven_ms = answer.asked_at_ms - REST_LAG_MS
+                told = [c for c in answer.candles if c.close_time < proven_ms]
+                await self._processor.revise(lane.symbol, told)
+            if lane.flat_hours >= _FLAT_HOURS:
+                await self._look_at_status(lane)
+            lane.audited_hour, lane.audit_again_at_s = hour, 0.0
+        except (UnreachableError, UnknownSymbolError) as error:
+            self._observe(BackfillFailed(lane.symbol, str(error)))
+        finally:
+            lane.auditing = False
+
+    async def _look_at_status(self, lane: Lane) -> None:
+        """Candles without a trade may go on long after a symbol's end: flat is not yet halted."""
+        info = await self._history.exchange_info(lane.symbol)
+        lane.halted = not any(s.trading for s in info.symbols if s.symbol == lane.symbol)
+        if lane.halted:
+            self._tell(lane, "halted", lane.next_open_time)
 
     def _overdue(self, lane: Lane) -> bool:
         if not self._time.known:
@@ -243,12 +312,13 @@ class Intake:
                 # Either may have come while we asked: then REST has more to say.
                 if not lane.ask_once_more and not lane.held:
                     break
-        lane.ask_again_at_s = self._clock.monotonic_s() + _ASK_AGAIN_S
+        again_s = _ASK_AGAIN_HALTED_S if lane.halted else _ASK_AGAIN_S if self._overdue(lane) else _ASK_ANEW_S
+        lane.ask_again_at_s = self._clock.monotonic_s() + again_s
         lane.repairing = None
         if self._overdue(lane):
             self._tell(lane, "halted" if lane.halted else "gap", lane.next_open_time)
         else:
-            self._tell(lane, "live" if self.feed_connected else "stale")
+            self._tell(lane, "halted" if lane.halted else "live" if self.feed_connected else "stale")
 
     async def _merge(self, lane: Lane, fetched: list[Candle], proven_ms: int) -> bool:
         """Passes on REST's candles and the held ones. False where a hole remains that REST was not asked about."""
@@ -280,7 +350,11 @@ class Intake:
         """Not a coroutine: between knowing that a candle is passed and passing it nobody may be cancelled."""
         lane.last_open_time = due.candle.open_time
         lane.next_open_time = due.candle.open_time + HOUR_MS
-        lane.halted = False
+        lane.newest = due.candle
+        traded = due.candle.volume > 0
+        lane.flat_hours = 0 if traded else lane.flat_hours + 1
+        # Candles without a trade do not prove that there is any trading.
+        lane.halted = lane.halted and not traded and lane.flat_hours >= _FLAT_HOURS
         self._queue.put_nowait(due)
 
     async def _room(self) -> None:
@@ -340,11 +414,13 @@ class Intake:
         """Asks REST until it answers. `RefusedError` where the symbol is unknown to exchange and journal."""
         delay_s = _RETRY_FIRST_S
         known: str | None = None
+        denied = False
         while True:
             self._observe(BackfillRequested(lane.symbol))
             try:
                 answer = await question()
-                lane.halted = False
+                if denied:
+                    lane.halted = False
                 return answer
             except UnreachableError as error:
                 reason = str(error)
@@ -353,7 +429,7 @@ class Intake:
                 if not lane.warmed and not known_here:
                     raise unknown_symbol(lane.symbol) from None
                 reason = "the exchange does not list it any more"
-                lane.halted = True
+                lane.halted = denied = True
             self._observe(BackfillFailed(lane.symbol, reason))
             lane.settled.set()
             if lane.halted or lane.held or not lane.warmed or self._overdue(lane):

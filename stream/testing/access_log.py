@@ -12,7 +12,7 @@ import msgspec
 #: Enough for any test; a longer-lived exchange forgets its oldest entries.
 MAX_ENTRIES = 100_000
 
-Kind = Literal["connect", "frame", "ping", "pong", "disconnect", "refused", "flapped", "request", "fault"]
+Kind = Literal["connect", "frame", "ping", "pong", "disconnect", "refused", "flapped", "request", "fault", "limit"]
 
 
 class LogEntry(msgspec.Struct, frozen=True):

@@ -15,11 +15,12 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -27,8 +28,21 @@ from websockets.http11 import Request, Response
 from stream import web
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.testing.access_log import AccessLog, LogEntry
-from stream.testing.faults import Drop, Fault, FaultBoard, parse_fault
-from stream.testing.rest_api import WeightMeter, rest_app
+from stream.testing.faults import (
+    DelayClose,
+    Drop,
+    Fault,
+    FaultBoard,
+    FaultError,
+    Microseconds,
+    Revise,
+    Shutdown,
+    WrongClose,
+    parse_fault,
+)
+from stream.testing.junk import JUNK
+from stream.testing.limits import CONNECT_WINDOW_S, CONNECTS_PER_5_MIN, CONTROL_FRAMES_PER_SECOND, Rolling
+from stream.testing.rest_api import WEIGHT_PER_MINUTE, WeightMeter, rest_app
 from stream.testing.tape import Tape, forming
 from stream.testing.virtual_clock import VirtualClock
 from stream.testing.wire import Json
@@ -67,6 +81,8 @@ class Exchange:
         rest_port: int = 0,
         seed: int = 0,
         ping_interval_s: float = 20.0,
+        weight_per_minute: int = WEIGHT_PER_MINUTE,
+        connects_per_5_min: int = CONNECTS_PER_5_MIN,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tape = Tape(tape)
@@ -77,12 +93,22 @@ class Exchange:
         self._clock = VirtualClock(start_ms, speed, monotonic)
         self.access_log = AccessLog(self._clock.now_ms, monotonic)
         self._hub = Hub(on_listening=self._clock.start)
-        self._meter = WeightMeter()
+        self._meter = WeightMeter(weight_per_minute, monotonic)
         self._address = (host, ws_port, rest_port)
         self._seed = seed
         self._ping_interval_s = ping_interval_s
         self._numbers = itertools.count(1)
         self._outage_closes = 0
+        self._monotonic = monotonic
+        self._connects_allowed = connects_per_5_min
+        self._connects = Rolling(CONNECT_WINDOW_S, monotonic)
+        self._most_control_frames = 0
+        self._limits_broken = 0
+        #: Closes that are sent late: after the next update, or after the next close.
+        self._delayed: dict[str, list[Update]] = {"update": [], "close": []}
+        #: Connections that are to be closed, and after how many closes.
+        self._ending: list[tuple[list[Connection], int]] = []
+        self._acts: set[asyncio.Task[None]] = set()
         self._cleanup = AsyncExitStack()
         self.ws_url = ""
         self.rest_url = ""
@@ -119,6 +145,17 @@ class Exchange:
             "faults": self.board.describe(),
             "outage_closes": self._outage_closes,
             "used_weight": self._meter.used(self.now_ms()),
+            "limits": self.limits(),
+        }
+
+    def limits(self) -> Json:
+        """The most that clients ever did within the exchange's windows, and how often that was too much."""
+        return {
+            "control_frames_in_1_s": self._most_control_frames,
+            "connects_in_5_min": self._connects.most,
+            "used_weight_in_1_min": self._meter.most,
+            "weight_per_minute": self._meter.limit,
+            "broken": self._limits_broken + self._meter.refused,
         }
 
     def fault(self, name: str | bytes, **params: Any) -> Json:
@@ -135,8 +172,41 @@ class Exchange:
         if isinstance(fault, Drop):
             self._outage_closes = max(self._outage_closes, fault.outage_hours)
             return {"dropped": self._hub.cut(fault.connection)}
+        if isinstance(fault, Shutdown):
+            self._act(self._shut_down(fault))
+            return {"closing": sorted(self._hub.numbers)}
+        if isinstance(fault, Revise):
+            return {"revised": self._revise(fault)}
         self.board.arm(fault, self.now_ms(), self._hub.numbers)
         return {"armed": str(fault.__struct_config__.tag)}
+
+    def _act(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(act)
+        self._acts.add(task)
+        task.add_done_callback(self._acts.discard)
+
+    async def _shut_down(self, fault: Shutdown) -> None:
+        chosen = self._hub.all()
+        if fault.announce:
+            payload = msgspec.json.encode({"e": "serverShutdown", "E": self.now_ms()})
+            await self._hub.announce(payload, fault.framing)
+        if fault.hours:
+            self._ending.append((chosen, fault.hours))
+        else:
+            await self._end(chosen)
+
+    async def _end(self, chosen: list[Connection]) -> None:
+        for connection in chosen:
+            self._hub.remove(connection.number)
+            await connection.close(1001, "going away")
+
+    def _revise(self, fault: Revise) -> int:
+        open_time = grid_floor(self.now_ms()) - HOUR_MS * fault.hours_ago
+        candle = self.tape.at(fault.symbol, open_time)
+        if candle is None:
+            raise FaultError(f"{fault.symbol} has no candle that opens at {open_time}")
+        self.tape.replace(_with_close(candle, fault.factor))
+        return open_time
 
     # -- the servers
 
@@ -161,6 +231,7 @@ class Exchange:
             )
             playing = asyncio.create_task(self._play(), name="exchange tape")
             stack.push_async_callback(self._stop, playing)
+            stack.callback(lambda: [task.cancel() for task in self._acts])
             self._cleanup = stack.pop_all()
         return self
 
@@ -176,6 +247,10 @@ class Exchange:
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
         """The answer to an upgrade that is refused; None admits it."""
+        if self._connects.add(self.now_ms()) > self._connects_allowed:
+            self._limits_broken += 1
+            self.access_log.add("limit", None, "connects")
+            return socket.respond(http.HTTPStatus.TOO_MANY_REQUESTS, "too many attempts\n")
         refuse = self.board.refusal()
         status = 503 if self._outage_closes else 0
         if refuse is not None:
@@ -190,6 +265,8 @@ class Exchange:
         response = socket.respond(http.HTTPStatus(status), "refused\n")
         if refuse is not None and refuse.retry_after is not None:
             response.headers["Retry-After"] = str(refuse.retry_after)
+        if refuse is not None and refuse.location is not None:
+            response.headers["Location"] = refuse.location
         return response
 
     async def _converse(self, socket: ServerConnection) -> None:
@@ -200,18 +277,37 @@ class Exchange:
             await socket.close(1001)
             return
         self.access_log.add("connect", number, path)
-        if isinstance(socket, Listener):
-            socket.on_control = lambda kind: self.access_log.add("ping" if kind == "ping" else "pong", number)
         connection = Connection(number, socket, path)
+        spoken = Rolling(1.0, self._monotonic)
+        if isinstance(socket, Listener):
+
+            def heard(kind: str) -> None:
+                self.access_log.add("ping" if kind == "ping" else "pong", number)
+                self._allow(spoken, connection)
+
+            socket.on_control = heard
         self._hub.add(connection)
         with contextlib.suppress(ConnectionClosed):
             async for message in socket:
                 method, params, reply = connection.answer(message)
                 self.access_log.add("frame", number, method, params=params)
+                if not self._allow(spoken, connection):
+                    continue
                 await socket.send(reply, text=True)
                 self._hub.review()
         self._hub.remove(number)
         self.access_log.add("disconnect", number, "", code=socket.close_code)
+
+    def _allow(self, spoken: Rolling, connection: Connection) -> bool:
+        """Counts a control frame; one too many ends the connection."""
+        count = spoken.add(self.now_ms())
+        self._most_control_frames = max(self._most_control_frames, count)
+        if count <= CONTROL_FRAMES_PER_SECOND:
+            return True
+        self._limits_broken += 1
+        self.access_log.add("limit", connection.number, "control frames")
+        self._act(connection.close(1008, "Too many requests"))
+        return False
 
     # -- the tape
 
@@ -239,13 +335,35 @@ class Exchange:
         await self._clock.until(closing_ms)
         for fault in self.board.due(open_time):
             self._enact(fault)
-        closes: list[Update] = []
-        for candle in self._candles(open_time):
-            closes += [Update(candle, closing_ms, True)] * self.board.copies_of_close(candle.symbol)
-        await self._deliver(closes)
+        candles = self._candles(open_time)
+        if candles and (kinds := self.board.junk()):
+            await self._hub.send_junk([JUNK[kind](candles[0], closing_ms) for kind in kinds])
+        if times := self.board.burst():
+            await self._deliver([Update(forming(c, 0.9), closing_ms - 1_000, False) for c in candles] * times)
+        late, self._delayed["close"] = self._delayed["close"], []
+        await self._deliver([update for candle in candles for update in self._closes(candle, closing_ms)])
+        await self._deliver(late)
         if self._clock.speed is None:
             await self._hub.settle()
         self._outage_closes = max(0, self._outage_closes - 1)
+        ending, self._ending = self._ending, []
+        for chosen, hours in ending:
+            if hours > 1:
+                self._ending.append((chosen, hours - 1))
+            else:
+                await self._end(chosen)
+
+    def _closes(self, candle: Candle, closing_ms: int) -> list[Update]:
+        """The closing frames of a candle that are sent now; those that are late are put aside."""
+        board, symbol = self.board, candle.symbol
+        if (wrong := board.change_of_close(symbol, WrongClose)) is not None:
+            candle = _with_close(candle, wrong.factor)
+        in_microseconds = board.change_of_close(symbol, Microseconds) is not None
+        updates = [Update(candle, closing_ms, True, in_microseconds)] * board.copies_of_close(symbol)
+        if (delay := board.change_of_close(symbol, DelayClose)) is not None:
+            self._delayed[delay.until] += updates
+            return []
+        return updates
 
     async def _await_listener(self) -> None:
         # Between two attempts of a client to connect a max-speed tape would run to its end.
@@ -260,14 +378,23 @@ class Exchange:
         while event_ms < min(closing_ms, open_time + HOUR_MS):
             await self._clock.until(event_ms)
             fraction = (event_ms - open_time) / HOUR_MS
+            late, self._delayed["update"] = self._delayed["update"], []
             await self._deliver([Update(forming(c, fraction), event_ms, False) for c in self._candles(open_time)])
+            await self._deliver(late)
             # Updates that are late are left out, so that a slow machine still gets its closes in time.
             event_ms = period_ms + (event_ms if speed is None else max(event_ms, self._clock.elapsed_to_ms()))
 
     def _candles(self, open_time: int) -> list[Candle]:
         found = (self.tape.at(symbol, open_time) for symbol in self.tape.symbols)
-        return [candle for candle in found if candle is not None]
+        return [c for c in found if c is not None and self.board.status(c.symbol) != "DELISTED"]
 
     async def _deliver(self, updates: list[Update]) -> None:
+        if not updates:
+            return
         now_ms = self.now_ms()
         await self._hub.deliver(updates, lambda number, symbol: self.board.is_muted(number, symbol, now_ms))
+
+
+def _with_close(candle: Candle, factor: float) -> Candle:
+    close = round(candle.close * factor, 8)
+    return msgspec.structs.replace(candle, close=close, high=max(candle.high, close), low=min(candle.low, close))

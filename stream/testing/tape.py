@@ -43,6 +43,18 @@ class Tape:
         index = bisect_left(times, open_time)
         return self._candles[symbol][index] if index < len(times) and times[index] == open_time else None
 
+    def replace(self, candle: Candle) -> None:
+        """The exchange has thought better of a candle that is on the tape; `KeyError` where it is not."""
+        times = self._open_times[candle.symbol]
+        index = bisect_left(times, candle.open_time)
+        if index == len(times) or times[index] != candle.open_time:
+            raise KeyError(candle.open_time)
+        self._candles[candle.symbol][index] = check(candle)
+
+    def all(self, symbol: str) -> list[Candle]:
+        """The whole tape of a symbol as it is now."""
+        return list(self._candles[symbol])
+
     def visible(
         self, symbol: str, now_ms: int, start_ms: int | None, end_ms: int | None, limit: int
     ) -> tuple[list[Candle], Candle | None]:

@@ -43,8 +43,10 @@ class Listener(ServerConnection):
 class Update:
     """One kline event, encoded once for all connections that want it alike."""
 
-    def __init__(self, candle: Candle, event_ms: int, closed: bool) -> None:
+    def __init__(self, candle: Candle, event_ms: int, closed: bool, in_microseconds: bool = False) -> None:
+        """`in_microseconds`: whatever the client asked for."""
         self.symbol = candle.symbol
+        self._in_microseconds = in_microseconds
         self.stream = stream_name(candle.symbol)
         self._candle, self._event_ms, self._closed = candle, event_ms, closed
         self._frames: dict[tuple[bool, bool], bytes] = {}
@@ -52,7 +54,7 @@ class Update:
     def frame(self, is_combined: bool, microseconds: bool) -> bytes:
         key = (is_combined, microseconds)
         if key not in self._frames:
-            raw = kline_payload(self._candle, self._event_ms, self._closed, microseconds)
+            raw = kline_payload(self._candle, self._event_ms, self._closed, microseconds or self._in_microseconds)
             self._frames[key] = combined(self.stream, raw) if is_combined else raw
         return self._frames[key]
 
@@ -123,6 +125,13 @@ class Connection:
             if update.stream in self.streams:
                 await self._socket.send(update.frame(self.combined, self.microseconds), text=True)
 
+    async def send_raw(self, payload: bytes, framing: str | None = None) -> None:
+        """Sends bytes that are no candle's: as they are, or as the data of a combined frame (`framing`)."""
+        await self._socket.send(combined("!serverShutdown", payload) if framing == "combined" else payload, text=True)
+
+    async def close(self, code: int, reason: str = "") -> None:
+        await self._socket.close(code, reason)
+
     async def settle(self) -> None:
         """Returns when the client has read everything sent so far: a pong overtakes nothing."""
         await (await self._socket.ping(PACING + str(next(self._pacing)).encode()))
@@ -179,6 +188,25 @@ class Hub:
 
         async def one(connection: Connection) -> None:
             await connection.send([u for u in updates if not is_muted(connection.number, u.symbol)])
+
+        await self._each(one)
+
+    def all(self) -> list[Connection]:
+        return list(self._connections.values())
+
+    async def send_junk(self, frames: Sequence[bytes]) -> None:
+        async def one(connection: Connection) -> None:
+            for frame in frames:
+                await connection.send_raw(frame)
+
+        await self._each(one)
+
+    async def announce(self, payload: bytes, framing: str | None) -> None:
+        """Tells every client, in this framing or each in its own."""
+
+        async def one(connection: Connection) -> None:
+            own = "combined" if connection.combined else "raw"
+            await connection.send_raw(payload, framing or own)
 
         await self._each(one)
 

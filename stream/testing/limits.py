@@ -1,0 +1,38 @@
+"""What the exchange allows its clients, counted as strictly as it counts: in rolling windows, not in buckets.
+
+A window is over when it is over on the exchange's clock or on ours: the exchange's may stand still, or jump.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+#: Messages a second on one connection, pings, pongs and JSON together; the next one ends it.
+CONTROL_FRAMES_PER_SECOND = 5
+#: Attempts to connect of one address.
+CONNECTS_PER_5_MIN = 300
+CONNECT_WINDOW_S = 300.0
+
+
+class Rolling:
+    """Things counted in a rolling window of `seconds`; `most` is the largest count that there was."""
+
+    def __init__(self, seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._counted: deque[tuple[int, float]] = deque()
+        self.most = 0
+
+    def add(self, now_ms: int) -> int:
+        """Counts one more; how many there are in the window that ends now."""
+        now_s = self._monotonic()
+        while self._counted:
+            at_ms, at_s = self._counted[0]
+            if at_ms > now_ms - self._seconds * 1_000 and at_s > now_s - self._seconds:
+                break
+            self._counted.popleft()
+        self._counted.append((now_ms, now_s))
+        self.most = max(self.most, len(self._counted))
+        return len(self._counted)

@@ -1,0 +1,97 @@
+"""Many faults at once, drawn by seed, and many reconnects: a short form of what tests/benchmarks/test_soak.py does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import fault_harness as stand
+import pytest
+
+from stream.adapters.backoff import Backoff
+from stream.adapters.feed import BinanceFeed
+from stream.core.binance import KlineUpdate
+from stream.ports import CandleProcessed, Clock, Fact
+from stream.testing.broker import EmbeddedBroker
+from stream.testing.exchange import Exchange
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+RECONNECTS = 300
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with EmbeddedBroker() as running:
+        yield running.url
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_forty_faults_over_six_hundred_candles(
+    seed: int, broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = await stand.soak(broker, tmp_path, monkeypatch, seed=seed, symbols=SYMBOLS, hours=200, faults=40)
+    assert len(watch.of(CandleProcessed)) == 3 * 200 - 2
+
+
+class Deaf:
+    def __init__(self) -> None:
+        self.connections = 0
+        self.enough = asyncio.Event()
+
+    def connected(self) -> None:
+        self.connections += 1
+        if self.connections > RECONNECTS:
+            self.enough.set()
+
+    def disconnected(self, reason: str) -> None: ...
+
+    def forming(self, update: KlineUpdate, received_at_s: float) -> None: ...
+
+    async def closed(self, update: KlineUpdate, received_at_s: float) -> None: ...
+
+
+@pytest.mark.fault(30)
+@pytest.mark.fault(6)
+async def test_reconnects_leave_no_task_and_no_file_behind_and_keep_to_the_exchanges_limit() -> None:
+    now_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        await asyncio.sleep(0)
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def monotonic_s() -> float:
+        return now_s
+
+    tape = stand.market(hours=4, history=2)
+    facts: list[Fact] = []
+    async with Exchange(tape, stand.START, speed=1.0, monotonic=monotonic_s) as exchange:
+        before = (len(asyncio.all_tasks()), await asyncio.to_thread(open_files))
+        exchange.fault("flap", n=RECONNECTS)
+        listener = Deaf()
+        rng = random.Random(4)
+        feed = BinanceFeed(
+            exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s), observe=facts.append, rng=rng, sleep=sleep,
+            # As if each failure were the first: the budget alone must hold.
+            backoff=Backoff(rng, first_s=0.01, cap_s=0.01), stall_after_s=1e9,
+        )  # fmt: skip
+        running = asyncio.create_task(feed.run(listener))
+        async with asyncio.timeout(60):
+            await listener.enough.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        while exchange.state()["connections"]:  # noqa: ASYNC110 - the other end of the socket follows
+            await asyncio.sleep(0.01)
+        assert exchange.limits()["broken"] == 0
+        # Our hundred, and the one that arrives as the window ends.
+        assert exchange.limits()["connects_in_5_min"] <= 101
+        await asyncio.sleep(0.05)
+        after = (len(asyncio.all_tasks()), await asyncio.to_thread(open_files))
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] + 1
