@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -40,11 +41,15 @@ def _known_errors() -> tuple[type[BaseException], ...]:
     for module, name in (
         ("stream.adapters.candles", "CandleFileError"),
         ("stream.core.binance", "UnknownSymbolError"),
+        ("stream.core.policy_file", "PolicyError"),
         ("stream.testing.broker", "BrokerError"),
         ("stream.web", "PortInUseError"),
         ("monitor.drift", "DriftError"),
         ("training.dataset", "DatasetError"),
+        ("training.forecasters", "ForecasterError"),
+        ("training.ledger", "LedgerError"),
         ("training.fetch", "FetchError"),
+        ("export.card", "CardError"),
         ("export.convert", "ExportError"),
     ):
         if module in sys.modules:
@@ -68,15 +73,18 @@ def _settings_options(command: F) -> F:
         click.option("--config", type=_FILE, help="TOML file of settings.  [default: volcast.toml, if present]"),
         click.option("--symbols", metavar="A,B", help="Symbols, comma-separated.  [default: BTCUSDT]"),
         click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged]"),
+        click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]"),
         click.option("--ws-url", help="Market stream.  [default: wss://stream.binance.com:9443]"),
         click.option("--rest-url", help="REST.  [default: https://api.binance.com]"),
         click.option(
             "--mqtt-url", help="mqtt[s]://[user:password@]host or 'embedded'.  [default: mqtt://127.0.0.1:1883]"
         ),
+        click.option("--mqtt-ca-file", type=_FILE, help="PEM that vouches for mqtts://.  [default: the system's]"),
         click.option("--http-host", help="Address to serve HTTP on.  [default: 127.0.0.1]"),
         click.option("--http-port", metavar="PORT", help="0 = any free, printed.  [default: 9464]"),
         click.option("--data-dir", type=_DIR, help="Journal and reports.  [default: var]"),
         click.option("--instance", help="Name of this node in its MQTT topics.  [default: volcast]"),
+        click.option("--standby", is_flag=True, default=None, help="Wait while another node publishes these symbols."),
         click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines on stderr.  [default: text]"),
         click.option("--allow-plaintext", is_flag=True, default=None, help="Unencrypted URLs beyond loopback."),
         click.option("--time-scale", metavar="X", help="Speed of the exchange's clock against ours.  [default: 1]"),
@@ -93,6 +101,11 @@ def _load(flags: dict[str, Any]) -> Any:
 
     loaded = settings.load(flags, os.environ, flags.pop("config", None))
     logs.configure(loaded.log_format)
+    if flags.get("mqtt_url") and settings.mask(flags["mqtt_url"]) != flags["mqtt_url"]:
+        logging.getLogger(__name__).warning(
+            "--mqtt-url holds a password, and every user of this machine can read a command line: "
+            "use VOLCAST_MQTT_URL or the settings file"
+        )
     return loaded
 
 
@@ -126,6 +139,24 @@ def check(**flags: Any) -> None:
     command.check(settings)
 
 
+@cli.command()
+@click.argument("file", type=_FILE)
+@click.option("--config", type=_FILE, help="TOML file of settings.  [default: volcast.toml, if present]")
+@click.option("--data-dir", type=_DIR, help="Where the journal is.  [default: var]")
+def backup(file: Path, **flags: Any) -> None:
+    """Copy the journal into FILE, as it is at one moment, while the daemon goes on. FILE is whole or not there, and one
+    that is there already is not replaced.
+
+    To restore: stop the daemon, move journal.sqlite, -wal and -shm aside, put FILE in place of journal.sqlite, start.
+
+    Example: volcast backup --data-dir var journal-2026-11-22.sqlite
+    """
+    settings = _load(flags)
+    from stream.commands import backup as command
+
+    command.backup(settings.data_dir, file)
+
+
 def _tape_options(command: F) -> F:
     options = [
         click.option("--candles", type=_FILE, help="Play this candle file.  [default: a simulated market]"),
@@ -144,6 +175,7 @@ def _tape_options(command: F) -> F:
 @_tape_options
 @click.option("--data-dir", type=_DIR, help="Keep the journal here.  [default: a temporary directory]")
 @click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]")
 @click.option("--mqtt-url", default="embedded", show_default=True, help="Broker to publish to.")
 @click.option("--http-port", type=click.IntRange(0, 65_535), default=9_464, show_default=True, help="0 = any free.")
 @click.option("--json", "json_file", type=_FILE, help="Write the summary's figures here too.")
@@ -167,8 +199,10 @@ def demo(**options: Any) -> None:
 def exchange(**options: Any) -> None:
     """The embedded exchange on its own: Binance's dialect, a tape, faults on order (POST /control/fault).
 
-    Its clock stands still until the first subscription. Faults: drop, duplicate_close, withhold_close, mute, unmute,
-    refuse, flap, rest_status; for instance curl -d '{"fault":"drop"}' http://127.0.0.1:9080/control/fault
+    Its clock stands still until the first subscription. REST's port serves the bulk archive too, for `volcast fetch`.
+    Faults: drop, duplicate_close, withhold_close, mute, unmute, refuse, flap, rest_status; of the archive
+    truncated_zip, wrong_checksum, missing_archive, header_row, missing_rows, revised_archive. For instance
+    curl -d '{"fault":"drop"}' http://127.0.0.1:9080/control/fault
 
     Example: volcast exchange --candles btc.parquet --from 2024-03-01 --speed 3600
     """
@@ -183,6 +217,7 @@ def exchange(**options: Any) -> None:
 @click.option("--from", "from_", metavar="ISO", help="First candle to forecast, UTC.  [default: all]")
 @click.option("--symbol", help="Which symbol of the file.  [default: its only one]")
 @click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]")
 def predict(**options: Any) -> None:
     """Forecasts and decisions for a candle file, one row per closed candle: the same numbers as the daemon's for every
     row with 120 days of candles before it, which is what the daemon fetches.
@@ -191,31 +226,45 @@ def predict(**options: Any) -> None:
 
     Example: volcast predict --candles btc.parquet --from 2024-01-01 --out forecasts.parquet
     """
-    from stream.commands import offline
+    from stream.commands import predict as command
 
-    offline.predict(**options)
+    command.predict(**options)
 
 
 @cli.command()
 @click.option("--symbols", default="BTCUSDT", show_default=True, metavar="A,B", help="Symbols to fetch.")
 @click.option("--from", "from_", metavar="ISO", required=True, help="First candle, UTC.")
 @click.option("--to", metavar="ISO", help="Candles before this, UTC.  [default: now]")
-@click.option("--out", type=_FILE, required=True, help="Candle file to write, .parquet or .csv.")
-@click.option("--rest-url", default="https://api.binance.com", show_default=True, help="REST.")
+@click.option("--out", type=_FILE, required=True, help="Candle file to write or extend, .parquet or .csv.")
+@click.option(
+    "--rest-url", envvar="VOLCAST_REST_URL", default="https://api.binance.com", show_default=True, help="REST."
+)
+@click.option(
+    "--archive-url",
+    envvar="VOLCAST_ARCHIVE_URL",
+    help="Bulk archive.  [default: https://data.binance.vision; REST_URL if that is on loopback]",
+)
+@click.option("--allow-plaintext", is_flag=True, help="Unencrypted URLs beyond loopback.")
+@click.option("--json", "json_file", type=_FILE, help="Write holes, revisions and all other facts here too.")
 def fetch(**options: Any) -> None:
-    """Fetch closed candles from the exchange's REST into one candle file. Missing hours are told, not filled.
+    """Fetch closed candles into one candle file: from the bulk archive, checksums verified, and from REST what the
+    archive lacks. Missing hours are told, not filled.
 
-    Example: volcast fetch --symbols BTCUSDT --from 2019-01-01 --out btc.parquet
+    Interrupted, the same command resumes; on a file that is there it fetches what is missing, notices archives that
+    were revised, and leaves what was not asked for. What it has in hand is in OUT.parts, which may be deleted.
+
+    Example: volcast fetch --symbols BTCUSDT,ETHUSDT --from 2019-01-01 --out candles.parquet
     """
-    from stream.commands import offline
+    from stream.commands import fetch as command
 
-    offline.fetch(**options)
+    command.fetch(**options)
 
 
 @cli.command()
 @click.option("--candles", type=_FILE, required=True, help="Candle file.")
 @click.option("--out", type=_DIR, required=True, help="Directory for the run.")
 @click.option("--symbol", default="BTCUSDT", show_default=True)
+@click.option("--pool", type=_FILE, help="Candle file whose other pairs are learnt from too.")
 @click.option(
     "--from", "train_from", metavar="ISO", default="2019-01-01", show_default=True, help="First label's hour."
 )
@@ -226,7 +275,7 @@ def fetch(**options: Any) -> None:
 def train(**options: Any) -> None:
     """Train the LSTM on a candle file (needs the extra `train`).
 
-    Example: volcast train --candles btc.parquet --out runs/btc && volcast export --run runs/btc --out btc.onnx
+    Example: volcast train --candles btc.parquet --pool others.parquet --out runs/btc
     """
     from stream.commands import offline
 
@@ -236,6 +285,12 @@ def train(**options: Any) -> None:
 @cli.command()
 @click.option("--run", "run_dir", type=_DIR, required=True, help="Directory that `volcast train` wrote.")
 @click.option("--out", type=_FILE, required=True, help="ONNX bundle to write.")
+@click.option(
+    "--evaluation",
+    type=_FILE,
+    help="What `volcast evaluate --json` wrote about the run: its scores go into the bundle, a model card beside it.",
+)
+@click.option("--ledger", type=_FILE, help="Scorings of the test year, for the card to count.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures here too.")
 def export(**options: Any) -> None:
     """Turn a training run into one ONNX bundle, or refuse where the two disagree (needs the extra `train`).
@@ -249,19 +304,82 @@ def export(**options: Any) -> None:
 
 @cli.command()
 @click.option("--candles", type=_FILE, required=True, help="Candle file.")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
+@click.option(
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="ONNX bundle, or a directory that `volcast train` wrote; may be given again.  [default: the packaged one]",
+)
 @click.option("--symbol", default="BTCUSDT", show_default=True)
-@click.option("--from", "start", metavar="ISO", default="2024-01-01", show_default=True, help="First forecast, UTC.")
-@click.option("--to", "end", metavar="ISO", default="2025-01-01", show_default=True, help="No outcome beyond, UTC.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too.")
+@click.option("--from", "start", metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
+@click.option("--walk-forward", "years", metavar="YEARS", help="Train anew before each of these years, e.g. 2022,2023.")
+@click.option(
+    "--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from here on."
+)
+@click.option("--pool", type=_FILE, help="Walk forward: candle file of other pairs that the model learns from too.")
+@click.option(
+    "--baselines",
+    metavar="LIST",
+    default="core",
+    show_default=True,
+    help="Names, comma-separated, or core, all, none. core needs no training stack.",
+)
+@click.option("--baselines-only", is_flag=True, help="Walk forward: leave the model out.")
+@click.option("--no-tests", is_flag=True, help="Measures only: no tests of forecasts, no extra `research`.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of what is trained in a walk forward.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, all digits.")
+@click.option("--html", type=_FILE, help="Report with plots, one file.")
+@click.option("--figure", type=_FILE, help="Forecast against actual, .svg or .png.")
+@click.option("--ledger", type=_FILE, help="JSON lines: a scoring that touches 2024 is written down here.")
 def evaluate(**options: Any) -> None:
-    """Score a bundle beside the baselines, also where they win.
+    """Score models beside the baselines, also where they win: measures, tests, groups, intervals (hourly σ).
 
-    Example: volcast evaluate --candles btc.parquet --from 2024-01-01 --to 2025-01-01
+    Bundles as they are, or with --walk-forward a model trained anew before each year. The tests of forecasts and the
+    figures need the extra `research`, a walk forward the extra `train`.
+
+    Example: volcast evaluate --candles btc.parquet --from 2024-01-01 --to 2025-01-01 --html report.html
     """
-    from stream.commands import offline
+    from stream.commands import evaluate as command
 
-    offline.evaluate(**options)
+    command.evaluate(**options)
+
+
+@cli.command()
+@click.option("--candles", type=_FILE, required=True, help="Candle file.")
+@click.option("--symbol", default="BTCUSDT", show_default=True)
+@click.option("--from", "start", metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
+@click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--walk-forward", "years", metavar="YEARS", help="Learn anew before each of these years, e.g. 2021,2022.")
+@click.option("--forecaster", default="linear", show_default=True, help="Walk forward: who learns; model: the network.")
+@click.option("--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from.")
+@click.option(
+    "--policy",
+    "chosen",
+    type=_FILE,
+    multiple=True,
+    help="Policy file (TOML) or packaged name; may be given again, the first is judged.  [default: target-40]",
+)
+@click.option("--fee-bp", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Fee a side, 0.01 %.")
+@click.option("--slippage-bp", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Slippage a side.")
+@click.option("--delay-hours", type=click.IntRange(1, 2), default=1, show_default=True, help="Hours until a fill.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the bootstrap, and of what is trained.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, all digits.")
+@click.option("--html", type=_FILE, help="Report with plots, one file.")
+@click.option("--figure", type=_FILE, help="The main figure, .svg or .png; of several policies what tracking costs.")
+def backtest(**options: Any) -> None:
+    """What the daemon's decisions would have come to: risk, cost and stability beside benchmarks (needs `research`).
+
+    The very operator and policy of the daemon, filled at the next hour's open. Volatilities are annualized with
+    8,760 hours. A bundle is tested only after its training range; earlier years need --walk-forward.
+
+    Example: volcast backtest --candles btc.parquet --walk-forward 2021,2022,2023,2024 --html risk.html
+    """
+    from stream.commands import backtest as command
+
+    command.backtest(**options)
 
 
 @cli.command()
