@@ -99,3 +99,17 @@ def test_consumers_may_meet_fields_they_do_not_know() -> None:
     state = NodeState(instance="a", state="ready", session="s", since=1)
     later = json.loads(messages.encode(state)) | {"something_new": 1}
     assert msgspec.json.decode(json.dumps(later), type=NodeState) == state
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["volatility", "low", "high", "realized"])
+def test_a_recent_line_without_a_number_is_refused_however_many_outcomes_are_open(field: str, bad: float) -> None:
+    lines = [messages.RecentEntry(h * HOUR_MS, 0.01, 0.005, 0.02, None if h >= 24 else 0.01) for h in range(48)]
+    spoilt = [msgspec.structs.replace(lines[3], **{field: bad}), *lines[4:]]
+
+    def recent(forecasts: list[messages.RecentEntry]) -> messages.Recent:
+        return messages.Recent(symbol="BTCUSDT", model_version="m", issued_at=1, forecasts=tuple(forecasts))
+
+    assert messages.encode(recent(lines)).count(b"null") == 48 - 24
+    with pytest.raises(ValueError, match="no number to publish"):
+        messages.encode(recent(spoilt))
