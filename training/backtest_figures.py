@@ -18,7 +18,7 @@ from stream.core.windows import Array
 from training.backtest import Tested
 from training.backtest_benchmarks import BUY_AND_HOLD
 from training.backtest_measures import realized_volatility
-from training.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, dates, rendered
+from training.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH_INCHES, YELLOW, dates, rendered
 
 #: Low, medium, high: light to dark.
 _REGIME_COLOURS = ("#e8f1f8", "#9ecae1", "#d55e00")
@@ -53,7 +53,7 @@ def overview(tested: Tested, form: str = "svg") -> bytes:
         fourth.legend(loc="upper right", ncols=3)
         dates(fourth)
 
-    return rendered(draw, form, 9.6)
+    return rendered(draw, form, (WIDTH_INCHES, 9.6))
 
 
 def tradeoff(tested: Tested, form: str = "svg") -> bytes:
@@ -74,7 +74,7 @@ def tradeoff(tested: Tested, form: str = "svg") -> bytes:
         axes.set_ylabel("RMSE of the 7-day σ against the target, points a year")
         axes.set_title("What tracking costs", loc="left")
 
-    return rendered(draw, form, 4.8)
+    return rendered(draw, form, (WIDTH_INCHES, 4.8))
 
 
 def turnover(tested: Tested) -> bytes:
@@ -94,7 +94,7 @@ def turnover(tested: Tested) -> bytes:
         dates(axes)
         axes.set_title("Turnover", loc="left")
 
-    return rendered(draw, "svg", 3.2)
+    return rendered(draw, "svg", (WIDTH_INCHES, 3.2))
 
 
 def regimes(tested: Tested) -> bytes:
@@ -117,7 +117,8 @@ def regimes(tested: Tested) -> bytes:
         figure.legend(handles=handles, loc="outside upper right", ncols=3)
         axes.set_title("Regimes", loc="left")
 
-    return rendered(draw, "svg", 1.2 + 0.45 * len(np.unique(tested.decided.open_time // (8_760 * HOUR_MS))))
+    years = len(np.unique(tested.decided.open_time // (8_760 * HOUR_MS)))
+    return rendered(draw, "svg", (WIDTH_INCHES, 1.2 + 0.45 * years))
 
 
 def drawdowns(equity: Array) -> Array:

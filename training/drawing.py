@@ -19,6 +19,7 @@ BLACK, ORANGE, BLUE, GREEN, PINK, YELLOW, SKY, GREY = (
     "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f",
 )  # fmt: skip
 WIDTH_INCHES = 9.0
+SIZE_INCHES = (WIDTH_INCHES, 3.8)
 _DPI = 110
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "volcast",
@@ -36,10 +37,10 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def rendered(draw: Callable[[Figure], None], form: str, height_inches: float) -> bytes:
+def rendered(draw: Callable[[Figure], None], form: str, size_inches: tuple[float, float] = SIZE_INCHES) -> bytes:
     """What `draw` draws as a file of `form`, "svg" or "png"."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=_DPI)
+        figure = Figure(figsize=size_inches, dpi=_DPI)
         FigureCanvasAgg(figure)
         draw(figure)
         out = io.BytesIO()

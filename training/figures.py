@@ -1,56 +1,33 @@
 """Figures of an evaluation, as bytes of SVG or PNG: the same input gives the same bytes.
 
 Rules of this room:
-- No clock, no chance, no display: Agg, a fixed salt for the ids inside an SVG, no date in its metadata.
 - Lines over time are drawn of the forecasts made at 00:00 UTC, one a day: hourly ones overlap and cannot be read.
-- Colours are Okabe & Ito's, which do not lean on telling red from green.
 Importing this module loads matplotlib.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from itertools import cycle
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from stream.core.candle import HOUR_MS
 from stream.core.windows import Array
+from training.drawing import SIZE_INCHES, dates, rendered
 from training.groups import PHASES, phases, years
 from training.measures import inside, qlike_losses, rolling_coverage
 from training.panel import NEXT_24H, Interval, Panel
 from training.scores import INTERVALS, Said, said
 
-_STYLE: dict[str, Any] = {
-    "svg.hashsalt": "volcast",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 _ACTUAL, _FORECAST, _OTHER = "#000000", "#d55e00", "#0072b2"
 _LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a05d00", "#5d4fa0", "#4f7f4f")
 _YEAR_HOURS = 8_760
 _DECILES = 10
 #: Cumulative losses are drawn against this forecaster.
 REFERENCE = "har"
-_SIZE_INCHES = (9.0, 3.8)
 _YEAR_HEIGHT_INCHES = 2.4
-_DPI = 110
 
 
 def forecast_against_actual(panel: Panel, name: str, form: str = "svg") -> bytes:
@@ -71,8 +48,8 @@ def forecast_against_actual(panel: Panel, name: str, form: str = "svg") -> bytes
         rows[0].set_title(f"{panel.symbol}: volatility of the coming 24 h, forecast each day at 00:00 UTC", loc="left")
         figure.supylabel("σ of the next 24 h, % a year", fontsize="medium")
 
-    width, height = _SIZE_INCHES
-    return _rendered(draw, form, (width, max(height, _YEAR_HEIGHT_INCHES * len(shown))))
+    width, height = SIZE_INCHES
+    return rendered(draw, form, (width, max(height, _YEAR_HEIGHT_INCHES * len(shown))))
 
 
 def _actual_and_forecast(axes: Axes, panel: Panel, head: Said, rows: np.ndarray, name: str) -> None:
@@ -90,7 +67,7 @@ def _actual_and_forecast(axes: Axes, panel: Panel, head: Said, rows: np.ndarray,
         )
     axes.plot(days, _annual(head.realized[at]), color=_ACTUAL, linewidth=1.0, label="actual")
     axes.plot(days, _annual(head.forecasts[name][at]), color=_FORECAST, linewidth=1.2, label=f"forecast: {name}")
-    _dates(axes)
+    dates(axes)
 
 
 def calibration(panel: Panel, names: list[str]) -> bytes:
@@ -112,7 +89,7 @@ def calibration(panel: Panel, names: list[str]) -> bytes:
         axes.legend(loc="upper left")
         axes.set_title("Calibration: what came, by what was said", loc="left")
 
-    return _rendered(draw, "svg", (6.0, 4.6))
+    return rendered(draw, "svg", (6.0, 4.6))
 
 
 def coverage(panel: Panel) -> bytes:
@@ -129,11 +106,11 @@ def coverage(panel: Panel) -> bytes:
             axes.axhline(100 * interval.level, color="#999999", linewidth=1, linestyle="--")
         axes.set_ylabel("outcomes inside, 30 days, %")
         axes.set_ylim(top=101)
-        _dates(axes)
+        dates(axes)
         axes.legend(loc="lower right")
         axes.set_title("Coverage of the interval; dashed: what it promises", loc="left")
 
-    return _rendered(draw, "svg")
+    return rendered(draw, "svg")
 
 
 def residuals(panel: Panel, name: str) -> bytes:
@@ -159,7 +136,7 @@ def residuals(panel: Panel, name: str) -> bytes:
         right.legend(loc="upper right")
         right.set_title("Residuals by hour", loc="left")
 
-    return _rendered(draw, "svg")
+    return rendered(draw, "svg")
 
 
 def cumulative_losses(panel: Panel, names: list[str]) -> bytes:
@@ -175,11 +152,11 @@ def cumulative_losses(panel: Panel, names: list[str]) -> bytes:
             axes.plot(_days(panel)[daily], gained, color=colour, linewidth=1.2, label=name)
         axes.axhline(0, color=_ACTUAL, linewidth=1)
         axes.set_ylabel(f"sum of QLIKE - QLIKE of {REFERENCE}")
-        _dates(axes)
+        dates(axes)
         axes.legend(loc="best", ncols=2)
         axes.set_title(f"Losses over time against {REFERENCE}: lower is better", loc="left")
 
-    return _rendered(draw, "svg")
+    return rendered(draw, "svg")
 
 
 def _daily(panel: Panel) -> tuple[Said, np.ndarray]:
@@ -200,20 +177,3 @@ def _annual(sigma: Array) -> Array:
     """Hourly σ in percent a year."""
     annual: Array = 100 * _YEAR_HOURS**0.5 * sigma
     return annual
-
-
-def _rendered(draw: Callable[[Figure], None], form: str, size_inches: tuple[float, float] = _SIZE_INCHES) -> bytes:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size_inches, dpi=_DPI)
-        FigureCanvasAgg(figure)
-        draw(figure)
-        out = io.BytesIO()
-        figure.savefig(out, format=form, metadata={"Date": None} if form == "svg" else {"Software": None})
-    return out.getvalue()
-
-
-def _dates(axes: Axes) -> None:
-    locator = AutoDateLocator()
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.margins(x=0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.console import Console
 
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
-from stream.commands.json_file import write_json
 from stream.commands.node import packaged_model
 from stream.commands.offline import read_candles
+from stream.commands.outputs import require_writable, write, write_json
 from stream.core.policy import Policy
 from stream.ports import RefusedError
 
@@ -51,7 +50,7 @@ def backtest(
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
     for option, file in (("--json", json_file), ("--html", html), ("--figure", figure)):
-        _writable(option, file)
+        require_writable(option, file)
     judged = [policies.load(path) for path in chosen or (None,)]
     _refuse_same_names(judged)
     references = [p for name in _REFERENCES if (p := policies.load(name)).name not in {j.name for j in judged}]
@@ -90,12 +89,12 @@ def backtest(
         click.echo(f"note: {note}", err=True)
     write_json(json_file, msgspec.to_builtins(tested.backtest))
     if html is not None:
-        _write("--html", html, backtest_report.page(tested).encode())
+        write("--html", html, backtest_report.page(tested).encode())
     if figure is not None:
         from training import backtest_figures
 
         draw = backtest_figures.overview if len(judged) == 1 else backtest_figures.tradeoff
-        _write("--figure", figure, draw(tested, form))
+        write("--figure", figure, draw(tested, form))
 
 
 def _refuse_same_names(judged: Sequence[Policy]) -> None:
@@ -124,27 +123,3 @@ def _need(modules: Sequence[str]) -> None:
             f"a backtest needs {', '.join(missing)}, of the extra 'research': "
             "pip install -c constraints.txt '.[research]' in the clone"
         )
-
-
-def _writable(option: str, file: Path | None) -> None:
-    """Where a result cannot be written is said before it is computed."""
-    if file is None:
-        return
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise RefusedError(f"{option} {file}: cannot be written: {folder} is no directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise RefusedError(f"{option} {file}: cannot be written: no permission to write in {folder}")
-
-
-def _write(option: str, file: Path, data: bytes) -> None:
-    """Complete or absent."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        try:
-            beside.write_bytes(data)
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None

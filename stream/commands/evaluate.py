@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from stream.commands.json_file import write_json
 from stream.commands.node import packaged_model
+from stream.commands.outputs import require_writable, write, write_json
 from stream.ports import RefusedError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def evaluate(
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
     for option, file in (("--json", json_file), ("--html", html), ("--figure", figure), ("--ledger", ledger)):
-        _writable(option, file)
+        require_writable(option, file)
     _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
     _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
     from training import evaluate as room
@@ -119,11 +118,11 @@ def _write_all(scored: Scored, json_file: Path | None, html: Path | None, figure
         from training import report
         from training.evaluate import MEANINGS
 
-        _write("--html", html, report.page(of, scored.panel, MEANINGS).encode())
+        write("--html", html, report.page(of, scored.panel, MEANINGS).encode())
     if figure is not None:
         from training import figures, report
 
-        _write("--figure", figure, figures.forecast_against_actual(scored.panel, report.subject(of), form))
+        write("--figure", figure, figures.forecast_against_actual(scored.panel, report.subject(of), form))
 
 
 def _baselines(text: str) -> tuple[str, ...]:
@@ -154,27 +153,3 @@ def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
 
 def _told(what: str, done: int, total: int) -> None:
     click.echo(f"[{done}/{total}] {what}", err=True)
-
-
-def _writable(option: str, file: Path | None) -> None:
-    """A scoring takes a minute or an hour: where its result cannot be written is said before it."""
-    if file is None:
-        return
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise RefusedError(f"{option} {file}: cannot be written: {folder} is no directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise RefusedError(f"{option} {file}: cannot be written: no permission to write in {folder}")
-
-
-def _write(option: str, file: Path, data: bytes) -> None:
-    """Complete or absent."""
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        try:
-            beside.write_bytes(data)
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None

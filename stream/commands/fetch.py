@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stream.commands.exchange import parse_symbols, parse_time
-from stream.commands.json_file import write_json
+from stream.commands.outputs import write_json
 from stream.ports import RefusedError
 from training import fetch as room
 

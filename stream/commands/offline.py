@@ -16,8 +16,8 @@ from stream.adapters import candles as files
 from stream.adapters import predictor as predictors
 from stream.adapters.journal import SqliteJournal
 from stream.commands.exchange import parse_symbols
-from stream.commands.json_file import write_json
 from stream.commands.node import packaged_model
+from stream.commands.outputs import write_json
 from stream.core.candle import HOUR_MS
 from stream.core.keyed import HISTORY_HOURS
 from stream.ports import RefusedError
