@@ -30,7 +30,7 @@ def changed(path: str, value: Any) -> Contract:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        ("contract", 2, "contract 2"),
+        ("contract", 1, "contract 1"),
         ("features_version", "0", "features version 0"),
         ("sequence_names", ["a"], "sequence features"),
         ("static_names", ["a"], "static features"),
@@ -44,8 +44,12 @@ def changed(path: str, value: Any) -> Contract:
         ("calibration.high", -0.1, "interval"),
         ("regimes.medium_from", 0.5, "regime"),
         ("reference", {}, "drift reference"),
-        ("reference.hour_sin1.quantiles", [0.0], "hour_sin1"),
-        ("reference.hour_sin1.threshold", 0.0, "hour_sin1"),
+        ("har_calibration.low", 0.1, "interval"),
+        ("reference.log_max_24h.quantiles", [0.0], "log_max_24h"),
+        ("reference.log_max_24h.threshold", 0.0, "log_max_24h"),
+        ("reference.log_max_24h.fast_threshold", -1.0, "log_max_24h"),
+        ("usual.ratio_deviation", 0.0, "usual errors"),
+        ("training.symbols", [], "no symbol"),
         ("training.trained_until", 0, "training range"),
     ],
 )

@@ -17,7 +17,8 @@ from stream.__main__ import cli
 from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.keyed import Issued, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import Issued
 from stream.core.policy import ANNUAL, Policy, Thresholds
 from stream.core.replay import replay, to_grid
 from stream.testing.market import simulate_symbol

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from stream.adapters import candles
 from stream.core import baselines as core_baselines
 from stream.core.candle import HOUR_MS
-from stream.core.drift import levels, normed_wasserstein
-from stream.core.features import STATIC_NAMES
 from stream.core.replay import to_grid
 from stream.testing.market import simulate_symbol
 from training import baselines, dataset, describe, linear
@@ -178,26 +176,9 @@ def test_calibration_is_the_quantiles_and_the_newest_residuals_in_time_order(dat
     assert None in got.residuals
 
 
-def test_regimes_and_reference_describe_the_range(data):
+def test_regimes_describe_the_range(data):
     end = START + 4_000 * HOUR_MS
     regimes = describe.regimes(data, START, end)
     realized = data.features.realized_24h[data.features.returns_24h == 24]
     assert (realized < regimes.medium_from).mean() == pytest.approx(1 / 3, abs=0.01)
     assert (realized > regimes.high_from).mean() == pytest.approx(1 / 5, abs=0.01)
-    reference = describe.reference(data, START, end)
-    assert set(reference) == set(STATIC_NAMES)
-    values = data.features.static[data.features.ready][:, STATIC_NAMES.index("log_realized_24h")].astype(float)
-    own = np.array(reference["log_realized_24h"].quantiles)
-    assert normed_wasserstein(values, own) < 0.01
-    assert normed_wasserstein(values + 3 * values.std(), own) > reference["log_realized_24h"].threshold
-
-
-def test_the_drift_statistic_is_the_distance_of_shifted_values_in_deviations():
-    chance = np.random.default_rng(1)
-    values = chance.normal(size=5_000)
-    own = np.quantile(values, levels())
-    assert normed_wasserstein(values, own) == 0.0
-    assert normed_wasserstein(values + 2.0, own) == pytest.approx(2.0 / own.std(), rel=1e-12)
-    assert normed_wasserstein(np.full(9, 0.5), np.full(100, 0.5)) == 0.0
-    assert normed_wasserstein(np.full(9, 0.5), np.zeros(100)) == pytest.approx(500.0)
-    assert np.isnan(normed_wasserstein(values[:0], own))

@@ -1,4 +1,5 @@
-"""The intervals that a daemon would have given, for any stretch of rows at once: its fold, its restarts, its delay."""
+"""The intervals that a daemon would have given around a model's forecasts, for any stretch of rows at once: its fold,
+its restarts, its delay. Whether `har` is served meanwhile changes nothing here."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import numpy as np
 from stream.core import intervals
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Calibration
+from stream.core.fold import anchor
 from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import anchor
 from stream.core.windows import Array
 from training.dataset import Dataset, Rows
 from training.panel import Interval

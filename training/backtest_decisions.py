@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from stream.core.baselines import har
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Calibration, Regimes
+from stream.core.fold import HISTORY_HOURS, Rules
 from stream.core.forecast import Prediction, quality
-from stream.core.keyed import HISTORY_HOURS, Issued, Rules
+from stream.core.keyed import Issued
 from stream.core.policy import REGIMES, Policy
 from stream.core.replay import drive, predict_rows
 from stream.core.windows import Array
@@ -42,6 +43,9 @@ class Term:
     predictions: Mapping[int, Prediction]
     regimes: Regimes
     calibration: Calibration
+    har_calibration: Calibration
+    #: The symbol that `regimes` is of.
+    described: str
     note: str = ""
 
 
@@ -76,7 +80,15 @@ def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
             "touches: its figures up to then are no test; walk forward for those"
         )
     return Term(
-        since, until, bundle.model.version, {p.open_time: p for p in said}, contract.regimes, contract.calibration, note
+        since,
+        until,
+        bundle.model.version,
+        {p.open_time: p for p in said},
+        contract.regimes,
+        contract.calibration,
+        contract.har_calibration,
+        trained.symbols[0],
+        note,
     )
 
 
@@ -84,7 +96,7 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
     """A forecaster that learns from [train_from, since), with regimes, `har` and calibration from there too."""
     learnt, rows = require_rows(data, train_from, since), _rows(data, since, until)
     fitted = forecaster.fit(data, train_from, since)
-    coefficients = baselines.fit(data, learnt, walk_forward(train_from, since), baselines.WITH_CALENDAR)
+    coefficients, unseen = baselines.fit_unseen(data, learnt, walk_forward(train_from, since), baselines.WITH_CALENDAR)
     said, features = fitted.forecast(data, rows), data.features
     name = f"{forecaster.name}-{_day(since)[:4]}"
     columns = [
@@ -102,7 +114,16 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
         if line[1] == line[1]
     }
     calibration = fitted.calibration or _calibration(data, forecaster, train_from, since)
-    return Term(since, until, name, predictions, describe.regimes(data, train_from, since), calibration)
+    return Term(
+        since,
+        until,
+        name,
+        predictions,
+        describe.regimes(data, train_from, since),
+        calibration,
+        describe.calibration(data, *unseen),
+        data.symbol,
+    )
 
 
 def yearly(data: Dataset, forecaster: Forecaster, train_from: int, years: Sequence[int]) -> Iterator[Term]:
@@ -121,8 +142,10 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
     volatility, high = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
     issued: list[Issued] = []
     for term in terms:
-        rules = Rules(policies[0], term.regimes, term.calibration, tuple(policies[1:]))
-        oldest = term.since - HISTORY_HOURS * HOUR_MS
+        rules = Rules(
+            policies[0], term.regimes, term.calibration, term.har_calibration, term.described, tuple(policies[1:])
+        )
+        oldest = term.since - rules.history_hours(data.symbol) * HOUR_MS
         part = [c for c in candles if oldest <= c.open_time < term.until]
         for _, event in drive(rules, data.symbol, part, term.predictions, term.since):
             if not isinstance(event, Issued):

@@ -11,6 +11,7 @@ import numpy as np
 from stream.core import baselines
 from stream.core.baselines import HAR_CALENDAR, HAR_LEVELS
 from stream.core.contract import Har
+from stream.core.windows import Array
 from training.dataset import Dataset, Fold, Rows
 from training.linear import fit_log, mean_ratio
 
@@ -22,15 +23,21 @@ _RIDGE = 1e-6
 
 def fit(data: Dataset, rows: Rows, folds: tuple[Fold, ...], names: tuple[str, ...]) -> Har:
     """log-HAR on `rows`, its retransform fitted out of fold."""
-    realized, forecast = [], []
+    return fit_unseen(data, rows, folds, names)[0]
+
+
+def fit_unseen(
+    data: Dataset, rows: Rows, folds: tuple[Fold, ...], names: tuple[str, ...]
+) -> tuple[Har, tuple[Rows, Array]]:
+    """`fit`, and what it said out of fold: the rows of all folds' held-out parts and σ [n] for them, hourly."""
+    held_out, forecast = [], []
     for fold in folds:
-        held_out = data.rows(fold.split, fold.end)
-        realized.append(data.labels[held_out, 0])
-        forecast.append(
-            baselines.har(data.features.static[held_out], _plain_fit(data, data.rows(fold.start, fold.split), names))
-        )
-    factor = mean_ratio(np.concatenate(realized), np.concatenate(forecast))
-    return msgspec.structs.replace(_plain_fit(data, rows, names), retransform=factor)
+        held_out.append(data.rows(fold.split, fold.end))
+        before = _plain_fit(data, data.rows(fold.start, fold.split), names)
+        forecast.append(baselines.har(data.features.static[held_out[-1]], before))
+    unseen, sigma = np.concatenate(held_out), np.concatenate(forecast)
+    factor = mean_ratio(data.labels[unseen, 0], sigma)
+    return msgspec.structs.replace(_plain_fit(data, rows, names), retransform=factor), (unseen, sigma * factor)
 
 
 def _plain_fit(data: Dataset, rows: Rows, names: tuple[str, ...]) -> Har:

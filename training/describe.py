@@ -1,23 +1,15 @@
-"""What a bundle tells about its training range: interval calibration, regimes, drift reference and thresholds."""
+"""What a bundle tells about its training range: interval calibration and regimes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stream.core.candle import HOUR_MS
-from stream.core.contract import Calibration, Reference, Regimes
-from stream.core.drift import levels, normed_wasserstein
-from stream.core.features import STATIC_NAMES
+from stream.core.contract import REGIME_QUANTILES, Calibration, Regimes
 from stream.core.windows import Array
 from training.dataset import Dataset, Rows
 
 LEVEL = 0.9
 RESIDUAL_HOURS = 90 * 24
-WINDOW_HOURS = 30 * 24
-STEP_HOURS = 7 * 24
-THRESHOLD_QUANTILE = 0.95
-#: Calendar features hardly move between months: under a tenth of a deviation nothing is called drift.
-MIN_THRESHOLD = 0.1
 
 
 def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
@@ -41,21 +33,5 @@ def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
 def regimes(data: Dataset, start_ms: int, end_ms: int) -> Regimes:
     """A third of the hours of the range is low, a fifth high."""
     inside = (data.open_time >= start_ms) & (data.open_time < end_ms) & (data.features.returns_24h == 24)
-    medium, high = np.quantile(data.features.realized_24h[inside], [1 / 3, 4 / 5]).tolist()
+    medium, high = np.quantile(data.features.realized_24h[inside], REGIME_QUANTILES).tolist()
     return Regimes(medium_from=medium, high_from=high)
-
-
-def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]:
-    """Per static feature: its quantiles over the range, and what the distance to them is usually less than."""
-    inside = np.nonzero((data.open_time >= start_ms) & (data.open_time < end_ms) & data.features.ready)[0]
-    static = data.features.static[inside].astype(np.float64)
-    marks = np.quantile(static, levels(), axis=0)
-    hour = (data.open_time[inside] - start_ms) // HOUR_MS
-    starts = range(0, max(int(hour[-1]) - WINDOW_HOURS, 0) + 1, STEP_HOURS)
-    windows = [np.searchsorted(hour, [first, first + WINDOW_HOURS]) for first in starts]
-    out = {}
-    for k, name in enumerate(STATIC_NAMES):
-        distances = [normed_wasserstein(static[a:b, k], marks[:, k]) for a, b in windows if b > a]
-        threshold = max(float(np.quantile(distances, THRESHOLD_QUANTILE)), MIN_THRESHOLD)
-        out[name] = Reference(tuple(np.maximum.accumulate(marks[:, k]).tolist()), threshold)
-    return out

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.contract import Usual
 from stream.core.target import HORIZON_HOURS
 from stream.core.windows import Array
 
@@ -34,6 +35,24 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """What a daemon would watch of one forecaster while one fit of it serves: one forecast a day, of the next 24 h.
+
+    [n] each, σ hourly, in time order. `open_time` begins before the hours that are scored, by what the choice of who is
+    served looks back on (stream/core/serving.py).
+    """
+
+    usual: Usual
+    open_time: NDArray[np.int64]
+    realized: Array
+    forecast: Array
+    har: Array
+    #: First and last hour that this fit is scored on (ms, open times).
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     """σ hourly. `realized[quantity]` is [n]; `forecasts[quantity][name]` is [n], and not every name says every
     quantity."""
@@ -46,3 +65,5 @@ class Panel:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     #: What a reader must know before the figures, one line each: leaks, fits that did not converge, who is left out.
     notes: tuple[str, ...] = ()
+    #: By forecaster, one per fit; of those that know their usual errors, and only beside `har`.
+    watches: Mapping[str, tuple[Watch, ...]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from html import escape
 
 from training import figures
 from training.comparison import Comparison
+from training.decay_study import TOLD_DAYS
 from training.groups import PHASES
 from training.html import definitions, document, number, p_value, paragraph, picture, section, share, spread, table
 from training.measures import MEASURES
@@ -34,6 +35,7 @@ def page(of: Evaluation, panel: Panel, meanings: dict[str, str]) -> str:
         section("Is it better, or luckier?", *_tests(of)),
         section("Next 24 hours by group", *_groups(of)),
         section("Intervals of the next 24 hours", *_intervals(of)),
+        section("Would its decay be noticed?", *_decay(of)),
         section("Horizons", paragraph(meanings["horizons"]), *_horizons(of)),
         section(
             "Rolling 24 hours, one hour on",
@@ -242,6 +244,46 @@ def _intervals(of: Evaluation) -> list[str]:
             "lies outside; lower is better."
         ),
         table(columns, rows, ()),
+    ]
+
+
+def _decay(of: Evaluation) -> list[str]:
+    if not of.decay:
+        return [paragraph("No forecaster brings its usual errors, or har is not among them: nothing was watched.")]
+    watched, changed = [], []
+    for name, study in of.decay.items():
+        said = "; ".join(f"{a.date} {a.kind}" for a in study.false_alarms) or "none"
+        watched.append([name, str(study.days), study.reason or said, number(study.false_alarms_a_year, 2)])
+        changed += [
+            [name, factor, str(c.within_days), share(c.share), number(c.median_days, 0), share(c.once_share)]
+            for factor, c in study.changes.items()
+            if c.share is not None
+        ]
+    served = [
+        [
+            name,
+            factor,
+            share(by.har_share),
+            *(number(value, 4) for value in (by.served, by.model, by.har)),
+        ]
+        for name, found in of.decay.items()
+        for factor, by in found.serving.items()
+    ]
+    return [
+        paragraph(
+            "The daemon's detectors on these forecasts, one a day, each fit watched anew. An alarm about them as they "
+            "are is a false one."
+        ),
+        table(["watched", "days", "false alarms", "a year"], watched, _ours(of)),
+        "<h3>What is found</h3>",
+        paragraph(
+            "Every forecast from some day on is multiplied by a factor. Found: the share of those days from which an "
+            f"alarm comes in time. Once: a change that stays is told no second time within {TOLD_DAYS} days."
+        ),
+        table(["watched", "factor", "within days", "found", "median days", "once"], changed, _ours(of)),
+        "<h3>Who is served</h3>",
+        paragraph("har is served while the model is behind it over 30 matured days; mean QLIKE of all hours."),
+        table(["model", "factor", "hours of har", "served", "the model", "har"], served, _ours(of)),
     ]
 
 

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 
 from stream.core.windows import Array
-from training import comparison
+from training import comparison, decay_study
 from training.comparison import Comparison, ConfidenceSet, Regression
+from training.decay_study import DecayStudy
 from training.groups import PHASES, groups, phases
 from training.measures import (
     COVERAGE_WINDOW_HOURS,
@@ -108,6 +109,8 @@ class Evaluation(msgspec.Struct, frozen=True):
     diebold_mariano_by_year: dict[str, dict[str, dict[str, Comparison]]]
     #: "qlike" and "squared_error", of the forecasts made at 00:00 UTC.
     confidence_sets: dict[str, ConfidenceSet]
+    #: By forecaster that can be watched (training/decay_study.py): false alarms, what is found, who is served.
+    decay: dict[str, DecayStudy]
     #: Rows scored by quantity, and who said nothing there at all.
     scored_rows: dict[str, int]
     silent: dict[str, list[str]]
@@ -184,6 +187,7 @@ def score(
         if tests
         else {},
         confidence_sets=_confidence_sets(head, phase[head.rows]) if tests else {},
+        decay=decay_study.study(panel),
         scored_rows={q: int(s.rows.sum()) for q, s in quantities.items()},
         silent={
             q: mute

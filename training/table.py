@@ -1,4 +1,4 @@
-"""An evaluation in the terminal: four tables that fit 80 columns. The JSON has the same figures with all digits."""
+"""An evaluation in the terminal: tables that fit 80 columns. The JSON has the same figures with all digits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from training.comparison import Comparison
+from training.decay_study import TOLD_DAYS
 from training.measures import MEASURES, Scores
 from training.panel import NEXT_24H
 from training.scores import ByName, Evaluation
@@ -16,8 +17,8 @@ _HEADINGS = {"rmse": "RMSE", "mae": "MAE", "qlike": "QLIKE", "r2": "R²", "bias"
 
 
 def tables(of: Evaluation) -> list[Table]:
-    """Measures by quantity; the tests of the next 24 h; its QLIKE by group; its intervals."""
-    found = [_measures(of), _tests(of), _groups(of), _intervals(of)]
+    """Measures by quantity; the tests of the next 24 h; its QLIKE by group; its intervals; its watch over decay."""
+    found = [_measures(of), _tests(of), _groups(of), _intervals(of), _decay(of), _found(of), _served(of)]
     return [table for table in found if table.row_count]
 
 
@@ -100,6 +101,48 @@ def _intervals(of: Evaluation) -> Table:
     table.add_row("30 days, most", *(_share(i.coverage_30d_max) for i in every))
     table.add_row("width", *(_number(i.width, 3) for i in every))
     table.add_row("score", *(_number(1e3 * i.winkler, 2) for i in every))
+    return table
+
+
+def _decay(of: Evaluation) -> Table:
+    table = _table(
+        "watched for decay, one forecast a day",
+        "alarms: false ones, about these forecasts as they are, with the first day that counts",
+        *("", "days", "alarms", "a year"),
+    )
+    for name, found in of.decay.items():
+        alarms = "" if found.false_alarms_a_year is None else str(len(found.false_alarms))
+        table.add_row(name, str(found.days), alarms, _number(found.false_alarms_a_year, 2), style=_style(of, name))
+        for alarm in found.false_alarms:
+            table.add_row(f"  {alarm.date} {alarm.kind}, since {alarm.since}")
+    return table
+
+
+def _found(of: Evaluation) -> Table:
+    table = _table(
+        "watched for decay: forecasts that are so many times themselves from some day on",
+        "found: share of those days from which an alarm comes in time; median: days until it; once: share of alarms "
+        f"about a change that stays which are the only one in {TOLD_DAYS} days",
+        *("", "factor", "within days", "found", "median", "once"),
+    )
+    for name, study in of.decay.items():
+        for factor, found in study.changes.items():
+            if found.share is not None:
+                cells = (_share(found.share), _number(found.median_days, 0), _share(found.once_share))
+                table.add_row(name, factor, str(found.within_days), *cells, style=_style(of, name))
+    return table
+
+
+def _served(of: Evaluation) -> Table:
+    table = _table(
+        "who is served: har while the model is behind it, QLIKE of all hours",
+        "factor: on the model's forecasts; 1 is the model as it is",
+        *("model", "factor", "hours of har", "served", "the model", "har"),
+    )
+    for name, found in of.decay.items():
+        for factor, by in found.serving.items():
+            figures = (_number(value, 4) for value in (by.served, by.model, by.har))
+            table.add_row(name, factor, _share(by.har_share), *figures, style=_style(of, name))
     return table
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from stream.core import contract, features
 from stream.core.target import HORIZON_HOURS
 from stream.core.windows import Array
-from training import baselines, dataset, describe, fit, measures
+from training import baselines, dataset, decay, describe, drift_rule, fit, measures
 from training.dataset import Dataset, DatasetError, Fold, Rows, load, require_rows, time_ms, walk_forward
 
 PARITY_WINDOWS = 1_000
@@ -94,6 +94,9 @@ def _contract(
 ) -> contract.Contract:
     held_out, sigma = model.held_out
     start, end = folds[0].start, folds[-1].end
+    har, (har_rows, har_sigma) = baselines.fit_unseen(data, rows, folds, baselines.WITH_CALENDAR)
+    # Both are asked about the held-out rows of the same folds.
+    assert np.array_equal(har_rows, held_out)
     agreed = contract.Contract(
         contract=contract.CONTRACT_VERSION,
         features_version=features.VERSION,
@@ -101,10 +104,12 @@ def _contract(
         static_names=features.STATIC_NAMES,
         sequence_hours=features.SEQUENCE_HOURS,
         horizons=HORIZON_HOURS,
-        har=baselines.fit(data, rows, folds, baselines.WITH_CALENDAR),
+        har=har,
         calibration=describe.calibration(data, held_out, sigma[:, 0]),
+        har_calibration=describe.calibration(data, har_rows, har_sigma),
         regimes=describe.regimes(data, start, end),
-        reference=describe.reference(data, start, end),
+        reference=drift_rule.reference(data, start, end),
+        usual=decay.usual(data, held_out, sigma[:, 0], har_sigma),
         training=training,
         scores=_fold_scores(data, folds, held_out, sigma),
         versions={name: version(name) for name in _VERSIONS}

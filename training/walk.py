@@ -18,17 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.adapters import predictor
+from stream.core import serving
 from stream.core.candle import HOUR_MS
 from stream.core.windows import Array
 from training.adaptive import adaptive
 from training.dataset import Dataset, DatasetError, Fold, Rows, require_rows, time_ms
 from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
-from training.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, Interval, Panel
+from training.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, Interval, Panel, Watch
 
 #: What is done next, how many steps are done, of how many.
 Progress = Callable[[str, int, int], None]
 #: Which of the scored rows, and who was fitted for them.
 Step = tuple[NDArray[np.bool_], Mapping[str, Fitted]]
+_DAY_MS = 24 * HOUR_MS
 #: The name of the model where there is one.
 MODEL = "model"
 
@@ -83,7 +85,8 @@ def fixed(
     for k, name in enumerate(models):
         for kind, interval in _intervals(data, rows, [(everywhere, fitted)], name, forecasts).items():
             intervals[kind if k == 0 else f"{kind} of {name}"] = interval
-    return _panel(data, rows, forecasts, intervals, [*notes, *_notes([("", fitted)])])
+    watches = _watches(data, rows, [(everywhere, fitted)])
+    return _panel(data, rows, forecasts, intervals, [*notes, *_notes([("", fitted)])], watches)
 
 
 def walk_forward(
@@ -120,7 +123,7 @@ def walk_forward(
     forecasts = _forecasts(data, rows, steps)
     intervals = _intervals(data, rows, steps, MODEL, forecasts) if MODEL in fitted else {}
     notes = _notes([(_day(fold.split), by_name) for fold, (_, by_name) in zip(folds, steps, strict=True)])
-    return _panel(data, rows, forecasts, intervals, notes)
+    return _panel(data, rows, forecasts, intervals, notes, _watches(data, rows, steps))
 
 
 def years(names: Sequence[int], *, start_ms: int) -> tuple[Fold, ...]:
@@ -173,16 +176,41 @@ def _intervals(
     }
 
 
+def _watches(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, tuple[Watch, ...]]:
+    """Of every forecaster that knows its usual errors, where `har` is there to be measured against.
+
+    The days before a step are forecast by who was fitted for it, as a daemon does that starts there.
+    """
+    out: dict[str, tuple[Watch, ...]] = {}
+    daily = data.features.ready & np.array([serving.is_daily(int(t)) for t in data.open_time], np.bool_)
+    for inside, fitted in steps:
+        if "har" not in fitted or not inside.any():
+            continue
+        first, last = (int(t) for t in data.open_time[rows[inside][[0, -1]]])
+        asked = np.nonzero(
+            daily & (data.open_time >= first - serving.DAYS * _DAY_MS - HOUR_MS) & (data.open_time <= last)
+        )[0]
+        har = fitted["har"].forecast(data, asked)[NEXT_24H]
+        for name, forecaster in fitted.items():
+            if forecaster.usual is None:
+                continue
+            said = forecaster.forecast(data, asked)[NEXT_24H]
+            watch = Watch(forecaster.usual, data.open_time[asked], data.labels[asked, 0], said, har, first, last)
+            out[name] = (*out.get(name, ()), watch)
+    return out
+
+
 def _panel(
     data: Dataset,
     rows: Rows,
     forecasts: Mapping[str, Mapping[str, Array]],
     intervals: Mapping[str, Interval],
     notes: Sequence[str],
+    watches: Mapping[str, tuple[Watch, ...]],
 ) -> Panel:
     realized = dict(zip((NEXT_24H, *HORIZONS), data.labels[rows].T, strict=True))
     realized[ROLLING_24H_NEXT] = data.targets.rolling_24h_next[rows]
-    return Panel(data.symbol, data.open_time[rows], realized, forecasts, intervals, tuple(notes))
+    return Panel(data.symbol, data.open_time[rows], realized, forecasts, intervals, tuple(notes), watches)
 
 
 def _notes(fitted: Sequence[tuple[str, Mapping[str, Fitted]]]) -> list[str]:

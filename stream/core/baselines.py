@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.contract import Har
-from stream.core.features import STATIC_NAMES
+from stream.core.features import SIGMA_FLOOR, STATIC_NAMES
 from stream.core.windows import Array
 
 #: log σ of 24 h, 7 d, 30 d: the first enters as it is, the shorter two as differences to it. Same span.
@@ -29,8 +29,8 @@ def har_inputs(static: NDArray[np.float32], names: tuple[str, ...]) -> Array:
 
 
 def har(static: NDArray[np.float32], coefficients: Har) -> Array:
-    """E[σ] of the next 24 h, hourly: [...]. Accumulated, so one row equals that row among many."""
+    """E[σ] of the next 24 h, hourly, not below the floor: [...]. Accumulated, so one row equals that row among many."""
     terms = har_inputs(static, coefficients.names) * np.array(coefficients.coefficients)
     total = coefficients.intercept + np.add.accumulate(terms, axis=-1)[..., -1]
-    sigma: Array = np.exp(np.clip(total, -12.0, 0.0)) * coefficients.retransform
+    sigma: Array = np.maximum(np.exp(np.clip(total, -12.0, 0.0)) * coefficients.retransform, SIGMA_FLOOR)
     return sigma

@@ -11,18 +11,18 @@ from itertools import pairwise
 
 import msgspec
 
-from stream.core import features
+from stream.core import drift, features
 from stream.core.target import HORIZON_HOURS
 
 METADATA_KEY = "volcast"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 INPUT_SEQUENCE = "sequence"
 INPUT_STATIC = "static"
 OUTPUT = "volatility"
 #: E[σ] of the next 24 h, then σ_h for each horizon.
 OUTPUT_WIDTH = 1 + len(HORIZON_HOURS)
-#: Levels at which each feature's reference distribution is stored: 0.005, 0.015, … 0.995.
-REFERENCE_LEVELS = 100
+#: Of the hours that regimes are taken from a third is low, a fifth high.
+REGIME_QUANTILES = (1 / 3, 4 / 5)
 
 
 class ContractError(ValueError):
@@ -51,18 +51,31 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Regimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Quantiles of the realized 24 h volatility over the training range, hourly σ."""
+    """Quantiles of the realized 24 h volatility over the training range of the first symbol, hourly σ."""
 
     medium_from: float
     high_from: float
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Drift reference of one feature: its quantiles at (k + ½) / 100, and the calibrated threshold of
-    the normed Wasserstein distance between 30 days and these."""
+    """Drift reference of one measure (stream/core/drift.py): its quantiles over the training range, and what the normed
+    Wasserstein distance usually stays under: of 30 days to these, and of 10 days to the 90 before them."""
 
     quantiles: tuple[float, ...]
     threshold: float
+    fast_threshold: float
+
+
+class Usual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the errors of a sound model are like: of out-of-fold forecasts of the next 24 h, one a day.
+
+    Excess: QLIKE less that of `har`, each day's bounded (stream/core/serving.py). Ratio: ln(realized / forecast).
+    """
+
+    excess_mean: float
+    excess_deviation: float
+    ratio_mean: float
+    ratio_deviation: float
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,13 +98,20 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     horizons: tuple[int, ...]
     har: Har
     calibration: Calibration
+    #: The same for `har`, for the hours in which it is served.
+    har_calibration: Calibration
     regimes: Regimes
     reference: dict[str, Reference]
+    usual: Usual
     training: Training
     #: Flat, for people and the model card: "2024.next_24h.model.rmse" and the like.
     scores: dict[str, float]
     #: Makers and their versions.
     versions: dict[str, str]
+
+    def describes(self, symbol: str) -> bool:
+        """Whether regimes and drift reference are of this symbol; for others they come from their own history."""
+        return symbol == self.training.symbols[0]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -141,20 +161,28 @@ def check(contract: Contract) -> None:
         raise ContractError("its har coefficients do not match static features")
     if not (_finite(*har.coefficients, har.intercept, har.retransform) and har.retransform > 0):
         raise ContractError("its har coefficients are not finite")
-    calibration = contract.calibration
-    if not (0 < calibration.level < 1 and _finite(calibration.low, calibration.high)):
-        raise ContractError("its calibration has no level between 0 and 1")
-    if not calibration.low < 0 < calibration.high:
-        raise ContractError("its interval does not contain the forecast")
+    for calibration in (contract.calibration, contract.har_calibration):
+        if not (0 < calibration.level < 1 and _finite(calibration.low, calibration.high)):
+            raise ContractError("its calibration has no level between 0 and 1")
+        if not calibration.low < 0 < calibration.high:
+            raise ContractError("its interval does not contain the forecast")
     if not 0 < contract.regimes.medium_from < contract.regimes.high_from < math.inf:
         raise ContractError("its regime thresholds do not rise")
-    if set(contract.reference) != set(contract.static_names):
-        raise ContractError("its drift reference does not cover the static features")
+    if set(contract.reference) != set(drift.MEASURES):
+        raise ContractError(f"its drift reference is not of {', '.join(drift.MEASURES)}")
     for name, reference in contract.reference.items():
-        if len(reference.quantiles) != REFERENCE_LEVELS or not _finite(*reference.quantiles, reference.threshold):
+        limits = (reference.threshold, reference.fast_threshold)
+        if len(reference.quantiles) != drift.REFERENCE_LEVELS or not _finite(*reference.quantiles, *limits):
             raise ContractError(f"its drift reference of {name} is incomplete")
-        if any(a > b for a, b in pairwise(reference.quantiles)) or reference.threshold <= 0:
-            raise ContractError(f"its drift reference of {name} is not a distribution with a threshold")
+        if any(a > b for a, b in pairwise(reference.quantiles)) or min(limits) <= 0:
+            raise ContractError(f"its drift reference of {name} is not a distribution with thresholds")
+    usual = contract.usual
+    if not _finite(usual.excess_mean, usual.ratio_mean) or not (
+        0 < usual.excess_deviation < math.inf and 0 < usual.ratio_deviation < math.inf
+    ):
+        raise ContractError("its usual errors have no deviation")
+    if not contract.training.symbols:
+        raise ContractError("it names no symbol that it learnt from")
     if contract.training.trained_from >= contract.training.trained_until:
         raise ContractError("its training range is empty")
 

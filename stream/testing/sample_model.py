@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core import features
+from stream.core import drift, features
 from stream.core.contract import (
     CONTRACT_VERSION,
-    REFERENCE_LEVELS,
     Calibration,
     Contract,
     Har,
@@ -16,13 +15,14 @@ from stream.core.contract import (
     Reference,
     Regimes,
     Training,
+    Usual,
 )
 from stream.core.target import HORIZON_HOURS
 
 
 def sample_model() -> Model:
     names = features.STATIC_NAMES
-    quantiles = tuple(float(q) for q in np.linspace(-1, 1, REFERENCE_LEVELS))
+    quantiles = tuple(float(q) for q in np.linspace(-1, 1, drift.REFERENCE_LEVELS))
     contract = Contract(
         contract=CONTRACT_VERSION,
         features_version=features.VERSION,
@@ -32,8 +32,10 @@ def sample_model() -> Model:
         horizons=HORIZON_HOURS,
         har=Har(("log_realized_24h", "log_sigma_168h", "log_sigma_720h"), (0.5, 0.8, 0.9), -0.4, 1.05),
         calibration=Calibration(0.9, -0.5, 0.6, (0.1, None), 1_600_000_000_000),
+        har_calibration=Calibration(0.9, -0.7, 0.8, (0.2, None), 1_600_000_000_000),
         regimes=Regimes(0.004, 0.008),
-        reference={name: Reference(quantiles, 0.3) for name in names},
+        reference={name: Reference(quantiles, 0.3, 0.5) for name in drift.MEASURES},
+        usual=Usual(-0.01, 0.1, -0.1, 0.4),
         training=Training(("BTCUSDT",), 1_546_300_800_000, 1_704_063_600_000, 100, "0" * 64, 7),
         scores={},
         versions={},

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from stream.core import target
-from stream.core.contract import Calibration
+from stream.core.contract import Calibration, Usual
 from stream.core.features import SIGMA_FLOOR
 from stream.core.windows import Array
 from training.dataset import Dataset, Rows
@@ -33,6 +33,8 @@ class Fitted:
     notes: tuple[str, ...] = ()
     #: Of its next 24 h, from out-of-fold forecasts inside its range; most baselines have none.
     calibration: Calibration | None = None
+    #: What its errors are like when it is sound, from the same forecasts: who has it can be watched for decay.
+    usual: Usual | None = None
 
 
 class Forecaster(Protocol):

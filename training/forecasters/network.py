@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.contract import Model as BundleModel
-from training import describe, fit
+from training import decay, describe, fit
 from training.dataset import Dataset, Rows
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
 
@@ -44,15 +44,17 @@ class Network:
         return Fitted(
             lambda d, r: of_outputs(d, r, fitted.sigma(d, r)),
             calibration=describe.calibration(data, rows, sigma[:, 0]),
+            usual=decay.of_range(data, start_ms, end_ms, rows, sigma[:, 0]),
         )
 
 
 def of_bundle(bundle: Bundle) -> Fitted:
-    """A bundle as it is served: in every quantity the numbers of its forecast messages."""
+    """A bundle: in every quantity the numbers of its forecast messages while it is served."""
 
     def forecast(data: Dataset, rows: Rows) -> Forecasts:
         parts = [rows[first : first + _BATCH_ROWS] for first in range(0, len(rows), _BATCH_ROWS)]
         said = [bundle(data.features.sequences(part), data.features.static[part]) for part in parts]
         return of_outputs(data, rows, np.concatenate(said).astype(np.float64))
 
-    return Fitted(forecast, calibration=bundle.model.contract.calibration)
+    contract = bundle.model.contract
+    return Fitted(forecast, calibration=contract.calibration, usual=contract.usual)

@@ -9,7 +9,7 @@ import numpy as np
 from stream.core import baselines as core_baselines
 from stream.core.contract import Har
 from stream.core.windows import Array
-from training import baselines, linear
+from training import baselines, decay, linear
 from training.dataset import Dataset, Rows, require_rows, walk_forward
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs, qlike_factors
 from training.panel import NEXT_24H
@@ -53,10 +53,14 @@ class LinearModel:
             held_out.append(data.rows(fold.split, fold.end))
             before = linear.fit(data, require_rows(data, fold.start, fold.split))
             sigma.append(_sigma(before, data, held_out[-1]))
-        realized, said = data.labels[np.concatenate(held_out)], np.concatenate(sigma)
+        unseen, said = np.concatenate(held_out), np.concatenate(sigma)
+        realized = data.labels[unseen]
         factors = np.concatenate([[linear.mean_ratio(realized[:, 0], said[:, 0])], qlike_factors(realized, said)[1:]])
         fitted = linear.fit(data, rows)
-        return Fitted(lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors))
+        return Fitted(
+            lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors),
+            usual=decay.of_range(data, start_ms, end_ms, unseen, said[:, 0] * factors[0]),
+        )
 
 
 def _sigma(fitted: linear.Linear, data: Dataset, rows: Rows) -> Array:
