@@ -10,7 +10,8 @@ import pytest
 
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS
-from stream.core.keyed import RECENT_HOURS, Gap, Issued, RecentForecast, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import RECENT_HOURS, Gap, Issued, RecentForecast
 from stream.core.messages import Drift, DriftFeature, Feed, NodeState
 from stream.core.policy import Policy
 from stream.core.replay import replay
@@ -45,7 +46,8 @@ def test_a_forecast_has_the_contracts_fields(issued: Issued) -> None:
     body = json.loads(messages.encode(publication.forecast(issued, MODEL, "live", 5)))
     assert set(body) == {
         "schema", "id", "revision", "symbol", "interval", "open_time", "close_time", "issued_at", "valid_until",
-        "provenance", "volatility", "horizons", "rolling_24h_next", "realized_24h", "baselines", "model", "input",
+        "provenance", "volatility", "horizons", "rolling_24h_next", "realized_24h", "baselines", "serving",
+        "model_volatility", "model", "input",
     }  # fmt: skip
     assert set(body["volatility"]) == {"hourly", "annualized", "low", "high", "level"}
     assert [h["hours"] for h in body["horizons"]] == [1, 6, 12, 24]
@@ -89,7 +91,8 @@ def test_from_and_to_are_called_so_on_the_wire() -> None:
 def test_a_number_that_is_none_is_never_sent(bad: float) -> None:
     drift = Drift(
         symbol="BTCUSDT", issued_at=1, from_=1, to=2, rows=1, method="m", detected=False, drifted_share=0.0,
-        features=(DriftFeature("a", bad, 1.0, False),), report=None, model_version="m",
+        features=(DriftFeature("a", bad, 1.0, False, False),), default_detected=False, reference="bundle", fast=None,
+        report=None, model_version="m",
     )  # fmt: skip
     with pytest.raises(ValueError, match="no number to publish"):
         messages.encode(drift)

@@ -71,9 +71,12 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         f"{path} version {model.version}, features {model.contract.features_version}, "
         f"trained on {','.join(training.symbols)} until {until:%Y-%m-%d}",
     )
+    described = training.symbols[0]
     for name, level in (("medium", model.contract.regimes.medium_from), ("high", model.contract.regimes.high_from)):
         stated = ", ".join(f"{level * per:.2%} {unit}" for unit, per in PER_UNIT.items())
-        _say("ok", "regime", f"{name} from σ {stated}")
+        _say("ok", "regime", f"{name} of {described} from σ {stated}")
+    if any(symbol != described for symbol in settings.symbols):
+        _say("ok", "regime", "other symbols have those of their own last half year")
 
 
 def _policy(settings: Settings, refusals: list[str]) -> None:

@@ -12,7 +12,7 @@ import click
 from stream import logs
 from stream.commands.daemon import stop_on_signals
 from stream.core.candle import HOUR_MS, Candle, grid_floor
-from stream.core.keyed import HISTORY_HOURS
+from stream.core.fold import HISTORY_HOURS, OWN_HISTORY_HOURS
 from stream.ports import RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
@@ -24,6 +24,8 @@ SIMULATED_HOURS = 8_760
 #: Where in a demo the simulated market's volatility shifts.
 _SHIFT_AFTER_HOURS = 36
 DEFAULT_SPEED = 3_600.0
+#: What the packaged bundle describes.
+DEFAULT_SYMBOLS = ("BTCUSDT",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,13 @@ def make_tape(
     """The tape that the options describe; `RefusedError` or `CandleFileError` where they describe none."""
     pace = parse_speed(speed)
     if candles is None:
-        names = parse_symbols(symbols, ("BTCUSDT",))
+        names = parse_symbols(symbols, DEFAULT_SYMBOLS)
         first = parse_time(from_, "--from") if from_ else SIMULATED_FROM_MS
         first, length = grid_floor(first), hours or SIMULATED_HOURS
-        start = first - HISTORY_HOURS * HOUR_MS
-        simulated = simulate(
-            names, start, HISTORY_HOURS + length, seed, shift_after_hours=HISTORY_HOURS + _SHIFT_AFTER_HOURS
-        )
+        # As much history as a daemon asks for.
+        history = HISTORY_HOURS if names == DEFAULT_SYMBOLS else OWN_HISTORY_HOURS
+        start = first - history * HOUR_MS
+        simulated = simulate(names, start, history + length, seed, shift_after_hours=history + _SHIFT_AFTER_HOURS)
         return Tape(simulated, first, length, pace)
     from stream.adapters import candles as files
 

@@ -34,7 +34,7 @@ from stream.adapters.rivals import Rivals
 from stream.core import messages
 from stream.core.binance import UnknownSymbolError
 from stream.core.exchange_time import ExchangeTime
-from stream.core.keyed import Rules
+from stream.core.fold import Rules
 from stream.core.messages import NodeInfo
 from stream.core.policy import Policy
 from stream.core.publication import model_ref

@@ -23,7 +23,8 @@ from stream.commands.exchange import parse_time
 from stream.commands.node import packaged_model
 from stream.commands.offline import read_candles, utc
 from stream.core.candle import HOUR_MS
-from stream.core.keyed import HISTORY_HOURS, Issued, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import Issued
 from stream.core.publication import close_time
 from stream.core.replay import replay
 from stream.ports import RefusedError
@@ -47,12 +48,13 @@ def predict(
         raise RefusedError(f"{candles} holds {', '.join(table.symbols)}: choose one with --symbol")
     name = symbol.upper() if symbol else table.symbols[0]
     series = table[name]
+    rules = Rules.of(chosen, predictor.model.contract)
+    needed = rules.history_hours(name)
     if since is not None:
         # All that a forecast and its decision can depend on; what lies before changes nothing.
-        series = [c for c in series if c.open_time >= since - HISTORY_HOURS * HOUR_MS]
+        series = [c for c in series if c.open_time >= since - needed * HOUR_MS]
         if not series or series[-1].open_time < since:
             raise RefusedError(f"--from: {candles} has no candle of {name} from {from_} on")
-    rules = Rules.of(chosen, predictor.model.contract)
     rows: list[dict[str, Any]] = []
     with _progress() as bar:
         modelled, decided = bar.add_task("model", total=len(series)), bar.add_task("decisions", total=len(series))
@@ -75,10 +77,10 @@ def predict(
             "returns: fetch more"
         )
     files.write_table(pl.DataFrame(rows), out, times=("open_time", "close_time"))
-    young = sum(row["open_time"] < series[0].open_time + (HISTORY_HOURS - 1) * HOUR_MS for row in rows)
+    young = sum(row["open_time"] < series[0].open_time + (needed - 1) * HOUR_MS for row in rows)
     if young:
         click.echo(
-            f"note: {young} row(s) have fewer than {HISTORY_HOURS:,} hours of candles before them in this file; "
+            f"note: {young} row(s) have fewer than {needed:,} hours of candles before them in this file; "
             "a daemon that can fetch more may say something else for them",
             err=True,
         )
@@ -123,4 +125,6 @@ def _row(issued: Issued) -> dict[str, Any]:
         "exposure": v.exposure,
         "action": v.action,
         "quality": p.quality,
+        "serving": issued.serving,
+        "model_volatility": issued.model_volatility,
     }

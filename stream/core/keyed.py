@@ -4,8 +4,8 @@
 `Ready`; whoever drives it computes features and predicts, many symbols in one call, and hands the prediction
 back. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
 
-Everything that intervals and decisions remember is a fold over a finite history, so a fresh start and a daemon that
-ran for a year agree: the fold begins at `anchor(t)`, a multiple of 30 days, and starts over when the anchor moves.
+Everything that intervals, decisions and the choice of who is served remember is a fold over a finite history
+(stream/core/fold.py), so a fresh start and a daemon that ran for a year agree.
 """
 
 from __future__ import annotations
@@ -15,47 +15,20 @@ import math
 import msgspec
 import numpy as np
 
-from stream.core import intervals, target
+from stream.core import fold, intervals, serving, target
 from stream.core import policy as risk
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import Calibration, Contract, Regimes
-from stream.core.features import LOOKBACK_HOURS, MIN_RETURNS_24H
+from stream.core.contract import Regimes
+from stream.core.features import LOOKBACK_HOURS, MIN_RETURNS_24H, SIGMA_FLOOR
+from stream.core.fold import FOLD_HOURS, RegimesFrom, Rules, Serving, anchor
 from stream.core.forecast import Prediction
 from stream.core.windows import Array
 
-#: All the candles that a forecast and its decision can depend on: 120 days.
-HISTORY_HOURS = 2_880
-_ANCHOR_STEP_HOURS = 720
-#: The fold covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
-_FOLD_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
 RECENT_HOURS = 48
 
 
 class OperatorError(ValueError):
     """The driver broke the protocol (an old candle, a prediction nobody waits for): our fault."""
-
-
-class Rules(msgspec.Struct, frozen=True):
-    """What stays the same for all symbols of one run."""
-
-    policy: risk.Policy
-    regimes: Regimes
-    calibration: Calibration
-    #: Further policies that are carried along to be compared; nothing is said about them.
-    beside: tuple[risk.Policy, ...] = ()
-
-    @classmethod
-    def of(cls, policy: risk.Policy, contract: Contract, beside: tuple[risk.Policy, ...] = ()) -> Rules:
-        return cls(policy, contract.regimes, contract.calibration, beside)
-
-    @property
-    def policies(self) -> tuple[risk.Policy, ...]:
-        return (self.policy, *self.beside)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Whose forecasts must be remembered: the model's, and what policies act on otherwise."""
-        return ("model", *sorted({p.forecast for p in self.policies} - {"model"}))
 
 
 class RecentForecast(msgspec.Struct, frozen=True):
@@ -75,13 +48,13 @@ class State(msgspec.Struct, frozen=True):
     last_open_time: int | None = None
     #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
     window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
-    #: [sources + 1, _FOLD_HOURS], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
+    #: [sources + 1, FOLD_HOURS], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
     #: newest last, NaN where there was no forecast. None before the first.
     said: Array | None = None
     #: Open time of the newest column of `said`.
     said_until: int = 0
-    #: [_FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
-    realized: Array = msgspec.field(default_factory=lambda: np.full(_FOLD_HOURS, np.nan))
+    #: [Rules.outcome_hours], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    realized: Array = msgspec.field(default_factory=lambda: np.full(FOLD_HOURS, np.nan))
     awaiting: bool = False
     anchor: int = 0
     memory: risk.Memory = risk.Memory()
@@ -89,12 +62,20 @@ class State(msgspec.Struct, frozen=True):
     beside: tuple[risk.Memory, ...] = ()
     #: None until the first forecast.
     calibrated: intervals.Memory | None = None
+    #: The same around `har`; None while it has not been served since the anchor.
+    har_calibrated: intervals.Memory | None = None
+    #: As `Folded.days`; whoever they speak for is served.
+    days: tuple[float, ...] = ()
+    serving: Serving = "model"
+    #: None until the first forecast.
+    regimes: Regimes | None = None
+    regimes_from: RegimesFrom = "bundle"
     recent: tuple[RecentForecast, ...] = ()
 
     @property
     def volatilities(self) -> Array:
-        """[_FOLD_HOURS], the model's σ by hour; the newest is that of the newest forecast."""
-        return np.full(_FOLD_HOURS, np.nan) if self.said is None else self.said[0]
+        """[FOLD_HOURS], the model's σ by hour; the newest is that of the newest forecast."""
+        return np.full(FOLD_HOURS, np.nan) if self.said is None else self.said[0]
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -136,20 +117,19 @@ class Matured(msgspec.Struct, frozen=True):
 class Issued(msgspec.Struct, frozen=True):
     """A forecast with its interval, and the decision that rests on it."""
 
+    #: As it is served: while `har` is, its σ are har's.
     prediction: Prediction
     interval: intervals.Interval
     verdict: risk.Verdict
+    serving: Serving
+    #: What the model said of the next 24 h.
+    model_volatility: float
+    regimes_from: RegimesFrom = "bundle"
     #: Where the policies of `Rules.beside` stand after it.
     beside: tuple[risk.Memory, ...] = ()
 
 
 Event = Gap | Matured | Ready | Insufficient | Issued
-
-
-def anchor(open_time: int) -> int:
-    """Where the fold behind a decision on this candle begins (ms, open time)."""
-    oldest = open_time // HOUR_MS - (_FOLD_HOURS - _ANCHOR_STEP_HOURS)
-    return oldest // _ANCHOR_STEP_HOURS * _ANCHOR_STEP_HOURS * HOUR_MS
 
 
 def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, tuple[Event, ...]]:
@@ -180,14 +160,21 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
     closes = window[-intervals.DELAY_HOURS - 1 :, 3]
     exists = np.isfinite(closes)
     returns = int(np.count_nonzero(exists[1:] & exists[:-1]))
-    outcomes = _shifted(state.realized, hours)
+    outcomes = _shifted(state.realized, hours, rules.outcome_hours(state.symbol))
     calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
+    har_calibrated = None if state.har_calibrated is None else intervals.passed(state.har_calibrated, hours)
+    realized = math.nan
+    model, har = _said_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
     if returns == intervals.DELAY_HOURS:
         outcomes[-1] = realized = target.realized(closes)
         events.append(Matured(state.symbol, candle.open_time - intervals.DELAY_HOURS * HOUR_MS, realized))
-        earlier = _said_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
-        if calibrated is not None and earlier == earlier:
-            calibrated = intervals.learn(rules.calibration, calibrated, candle.open_time, earlier, realized)
+        if calibrated is not None and model == model:
+            calibrated = intervals.learn(rules.calibration, calibrated, candle.open_time, model, realized)
+        if har_calibrated is not None and har == har:
+            har_calibrated = intervals.learn(rules.har_calibration, har_calibrated, candle.open_time, har, realized)
+    days = state.days
+    if state.calibrated is not None:
+        days = _with_day(days, candle.open_time, hours, fold.excess(realized, model, har))
     ready = returns >= MIN_RETURNS_24H
     events.append(
         Ready(state.symbol, candle.open_time, window)
@@ -206,7 +193,12 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
         memory=state.memory,
         beside=state.beside,
         calibrated=calibrated,
-        recent=_with_outcome(state.recent, candle.open_time, float(outcomes[-1])),
+        har_calibrated=har_calibrated,
+        days=days,
+        serving=state.serving,
+        regimes=state.regimes,
+        regimes_from=state.regimes_from,
+        recent=_with_outcome(state.recent, candle.open_time, realized),
     )
     return after, tuple(events)
 
@@ -219,26 +211,43 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
     now, sources = prediction.open_time, rules.sources
     if state.said is None:
-        said = np.full((len(sources) + 1, _FOLD_HOURS), np.nan)
+        said = np.full((len(sources) + 1, FOLD_HOURS), np.nan)
     else:
         said = _later(state.said, (now - state.said_until) // HOUR_MS)
-    memory, beside, calibrated, start = state.memory, state.beside, state.calibrated, anchor(now)
-    if start != state.anchor or calibrated is None:
-        # This hour included: its own forecast is not there yet, and its outcome is learnt from.
-        past = slice(-1 - (now - start) // HOUR_MS, None)
-        calibrated, highs = intervals.folded(rules.calibration, start, said[0, past], state.realized[past])
-        memory, *others = _folded(rules, start, said[:, past], highs)
+    calibrated, har_calibrated, days = state.calibrated, state.har_calibrated, state.days
+    memory, beside, start = state.memory, state.beside, anchor(now)
+    regimes, regimes_from = state.regimes, state.regimes_from
+    # This hour included: its own forecast is not there yet, and its outcome is learnt from.
+    past = slice(-1 - (now - start) // HOUR_MS, None)
+    if start != state.anchor or calibrated is None or regimes is None:
+        found = fold.fold(rules, state.symbol, start, said[:, past], state.realized)
+        calibrated, har_calibrated, days = found.calibrated, found.har_calibrated, found.days
+        memory, *others = found.memories
         beside = tuple(others)
-    calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
+        regimes, regimes_from = found.regimes, found.regimes_from
     said[:, -1] = [*(getattr(prediction, risk.SOURCES[name]) for name in sources), prediction.gaps]
-    memory, verdict = risk.decide(
-        rules.policy, rules.regimes, memory, risk.outlook(rules.policy, prediction, interval.high)
-    )
+    har_served = serving.behind(days)
+    if har_served and har_calibrated is None:
+        before = said[:, past].copy()
+        before[:, -1] = np.nan
+        har_calibrated = fold.har_intervals(rules, start, before, state.realized)
+    calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
+    if har_calibrated is not None:
+        har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
+        interval = around_har if har_served else interval
+    said_by_model = prediction
+    if har_served:
+        prediction = _as_har(prediction, state.window)
+    # What policies see of each source is what `said` keeps of it and a later fold will show them again: of the headline
+    # what is served, of everything else what was predicted.
+    seen = msgspec.structs.replace(prediction, rolling_24h_next=said_by_model.rolling_24h_next)
+    memory, verdict = risk.decide(rules.policy, regimes, memory, risk.outlook(rules.policy, seen, interval.high))
     if rules.beside:
         beside = tuple(
-            risk.advance(policy, rules.regimes, before, risk.outlook(policy, prediction, interval.high))
-            for policy, before in zip(rules.beside, beside, strict=True)
+            risk.advance(policy, regimes, before_it, risk.outlook(policy, seen, interval.high))
+            for policy, before_it in zip(rules.beside, beside, strict=True)
         )
+    who: Serving = "har" if har_served else "model"
     after = State(
         symbol=state.symbol,
         last_open_time=state.last_open_time,
@@ -251,31 +260,53 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         memory=memory,
         beside=beside,
         calibrated=calibrated,
+        har_calibrated=har_calibrated,
+        days=days,
+        serving=who,
+        regimes=regimes,
+        regimes_from=regimes_from,
         recent=_remember(state.recent, prediction, interval),
     )
-    return after, (Issued(prediction, interval, verdict, beside),)
+    return after, (Issued(prediction, interval, verdict, who, said_by_model.volatility, regimes_from, beside),)
 
 
-def _said_at(state: State, open_time: int) -> float:
-    """The model's σ of an earlier candle, NaN where there was none."""
+def _as_har(prediction: Prediction, window: Array) -> Prediction:
+    """The prediction at har's level: har says the next 24 h only, and the model the shape of the hours within."""
+    level = prediction.baseline_har / prediction.volatility
+
+    def scaled(sigma: float) -> float:
+        return max(sigma * level, SIGMA_FLOOR)
+
+    first = scaled(prediction.horizon_1h)
+    closes = window[-intervals.DELAY_HOURS :, 3]
+    return msgspec.structs.replace(
+        prediction,
+        volatility=prediction.baseline_har,
+        horizon_1h=first,
+        horizon_6h=scaled(prediction.horizon_6h),
+        horizon_12h=scaled(prediction.horizon_12h),
+        horizon_24h=scaled(prediction.horizon_24h),
+        rolling_24h_next=target.rolling_of_closes(closes, first),
+    )
+
+
+def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float) -> tuple[float, ...]:
+    """The days when a candle came `hours` after the one before it; a day whose last candle is missing is unknown."""
+    hour = open_time // HOUR_MS
+    passed = (hour + 1) // 24 - (hour - hours + 1) // 24
+    if not passed:
+        return days
+    newest = excess if serving.is_daily(open_time) else math.nan
+    missed = (math.nan,) * min(passed - 1, serving.DAYS)
+    return (*days, *missed, newest)[-serving.DAYS :]
+
+
+def _said_at(state: State, open_time: int) -> tuple[float, float]:
+    """σ of the model and of har of an earlier candle, NaN where there was none."""
     back = (state.said_until - open_time) // HOUR_MS
-    return math.nan if state.said is None or not 0 <= back < _FOLD_HOURS else float(state.said[0, -1 - back])
-
-
-def _folded(rules: Rules, start: int, said: Array, highs: Array) -> list[risk.Memory]:
-    """The memories of all policies after the forecasts of these hours ([sources + 1, n], [n]), from nothing."""
-    first = start // HOUR_MS
-    rows = [k for k, sigma in enumerate(said[0].tolist()) if sigma == sigma]
-    columns = {name: said[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
-    relative, gaps = (highs[rows] / said[0, rows]).tolist(), [int(g) for g in columns["gaps"]]
-    seen = {
-        name: [
-            risk.Outlook(first + k, sigma, sigma * wide, missing)
-            for k, sigma, wide, missing in zip(rows, columns[name], relative, gaps, strict=True)
-        ]
-        for name in rules.sources
-    }
-    return [risk.fold(policy, rules.regimes, seen[policy.forecast]) for policy in rules.policies]
+    if state.said is None or not 0 <= back < FOLD_HOURS:
+        return math.nan, math.nan
+    return float(state.said[0, -1 - back]), float(state.said[1, -1 - back])
 
 
 def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:
@@ -295,14 +326,21 @@ def _remember(
 ) -> tuple[RecentForecast, ...]:
     oldest = prediction.open_time - (RECENT_HOURS - 1) * HOUR_MS
     entry = RecentForecast(prediction.open_time, prediction.volatility, interval.low, interval.high)
-    return (*(r for r in recent if r.open_time >= oldest), entry)
+    first = 0
+    while first < len(recent) and recent[first].open_time < oldest:
+        first += 1
+    return (*recent[first:], entry)
 
 
-def _shifted(values: Array, rows: int) -> Array:
-    out = np.empty_like(values)
-    kept = max(len(values) - rows, 0)
-    out[:kept] = values[len(values) - kept :]
-    out[kept:] = np.nan
+def _shifted(values: Array, rows: int, length: int | None = None) -> Array:
+    """The same `rows` later, NaN where nothing is known yet; `length` of them, if not as many as before."""
+    length = len(values) if length is None else length
+    out = np.empty((length, *values.shape[1:]))
+    kept = max(min(len(values), length - rows), 0)
+    first = max(length - rows, 0) - kept
+    out[:first] = np.nan
+    out[first : first + kept] = values[len(values) - kept :]
+    out[first + kept :] = np.nan
     return out
 
 

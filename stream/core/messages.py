@@ -18,6 +18,8 @@ RECENT_BYTES = 32 * 1024
 
 NodeStateName = Literal["starting", "ready", "degraded", "stopping", "stopped", "lost"]
 FeedStateName = Literal["live", "backfilling", "stale", "gap", "halted"]
+DecayKind = Literal["excess_qlike", "realized_above", "realized_below"]
+Forecaster = Literal["served", "model", "har", "ewma", "persistence"]
 SymbolTopic = Literal["forecast", "decision", "feed", "recent", "score", "drift"]
 EventType = Literal[
     "forecast.issued",
@@ -26,6 +28,7 @@ EventType = Literal[
     "gap.opened",
     "gap.closed",
     "drift.detected",
+    "decay.detected",
     "model.changed",
 ]
 RETAINED_TOPICS: tuple[SymbolTopic, ...] = ("forecast", "decision", "feed", "recent", "score", "drift")
@@ -120,6 +123,10 @@ class Forecast(Message, frozen=True, kw_only=True):
     rolling_24h_next: float
     realized_24h: float
     baselines: Baselines
+    #: Whose forecast `volatility` is: `har` while the model is behind it (stream/core/serving.py).
+    serving: Literal["model", "har"] = "model"
+    #: What the model said of the same hours; null only in what an older Volcast left in a journal.
+    model_volatility: float | None = None
     model: ModelRef
     input: Input
 
@@ -177,32 +184,95 @@ class Recent(Message, frozen=True, kw_only=True):
 
 
 class ScoreWindow(msgspec.Struct, frozen=True):
-    """Losses of one forecaster over one window; `coverage` is null for those without an interval."""
+    """What one forecaster's matured forecasts of the last `days` came to. `served` is what was published, whoever said
+    it; only it has an interval, and `coverage` is null for the others."""
 
-    model: str
+    model: Forecaster
     days: int
     matured: int
     qlike: float
     rmse: float
+    #: Mean of forecast less realized, hourly σ, and the same relative to the mean realized.
     bias: float
+    bias_ratio: float
     coverage: float | None
+
+
+class ServingRule(msgspec.Struct, frozen=True):
+    """Why the model or `har` is served: the mean daily excess QLIKE of the model over `har`, and the limit."""
+
+    serving: Literal["model", "har"]
+    #: Matured days of the last 30; the excess is 0 while there are too few to judge.
+    days: int
+    excess: float
+    limit: float
+
+
+class DecayState(msgspec.Struct, frozen=True):
+    """Where the detectors stand: whether an alarm holds, and since which candle's forecast."""
+
+    detected: bool
+    kind: DecayKind | None
+    since: int | None
 
 
 class Score(Message, frozen=True, kw_only=True):
     schema: str = "volcast.score/1"
     symbol: str
-    open_time: int
+    #: Of the newest forecast that has matured; null before one of this model has, and then there are no windows.
+    open_time: int | None
     issued_at: int
+    model_version: str
     windows: tuple[ScoreWindow, ...]
+    rule: ServingRule
+    decay: DecayState
+
+
+class Decay(Message, frozen=True, kw_only=True):
+    """The model's errors are not what they were: said once for a change, with the evidence.
+
+    `statistic` is the cumulative sum that reached `threshold`, in deviations; `mean` is that of the daily value since
+    `since`, over `days` days, which was held against `usual_mean`; `usual_deviation` is the bundle's.
+    """
+
+    schema: str = "volcast.decay/1"
+    id: str
+    symbol: str
+    #: The forecast whose outcome raised it, and the first one that counts as evidence.
+    open_time: int
+    since: int
+    issued_at: int
+    kind: DecayKind
+    statistic: float
+    threshold: float
+    mean: float
+    usual_mean: float
+    usual_deviation: float
+    days: int
+    model_version: str
 
 
 class DriftFeature(msgspec.Struct, frozen=True):
-    """`score` is the normed Wasserstein distance; `detected` compares it with the calibrated threshold."""
+    """`score` is the normed Wasserstein distance; `detected` compares it with the calibrated threshold, and
+    `default_detected` with Evidently's default of 0.1."""
 
     feature: str
     score: float
     threshold: float
     detected: bool
+    default_detected: bool
+
+
+class FastDrift(msgspec.Struct, frozen=True):
+    """The newest 10 days against the 90 before them."""
+
+    #: Open times of the first and last hour of the 10 days, and of the first of the 90.
+    from_: int = msgspec.field(name="from")
+    to: int
+    reference_from: int
+    rows: int
+    detected: bool
+    features: tuple[DriftFeature, ...]
 
 
 class Drift(Message, frozen=True, kw_only=True):
@@ -215,8 +285,15 @@ class Drift(Message, frozen=True, kw_only=True):
     rows: int
     method: str
     detected: bool
+    #: What Evidently says with its default threshold.
+    default_detected: bool
     drifted_share: float
     features: tuple[DriftFeature, ...]
+    #: `bundle`: the training range; `own`: 180 days of the symbol's own past; `uncalibrated`: the bundle's for want of
+    #: such a past.
+    reference: Literal["bundle", "own", "uncalibrated"]
+    #: Null where there are not 100 days of candles that can be measured.
+    fast: FastDrift | None
     #: The HTML report's file name in the node's data directory; null where none was written.
     report: str | None
     model_version: str
@@ -278,10 +355,20 @@ def encode(message: Message) -> bytes:
     payload = _encoder.encode(message)
     # What is not finite is written as null. To look at every number takes longer than all else that is done for a
     # candle, so only a message with a null too many is looked at.
-    pending = sum(e.realized is None for e in message.forecasts) if isinstance(message, Recent) else 0
+    pending = _nulls(message)
     if payload.count(b"null") != pending:
         _finite(msgspec.to_builtins(message), message.schema)
     return payload
+
+
+def _nulls(message: Message) -> int:
+    """How many fields of a message say null on purpose, where that is much faster than to look at every number."""
+    if isinstance(message, Recent):
+        return sum(e.realized is None for e in message.forecasts)
+    if isinstance(message, Score):
+        without = sum(w.coverage is None for w in message.windows)
+        return without + (message.decay.kind is None) * 2 + (message.open_time is None)
+    return 0
 
 
 def _finite(value: Any, where: str) -> None:

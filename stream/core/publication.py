@@ -6,6 +6,7 @@ forecast, a backfilled one and a replayed one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from stream.core.candle import HOUR_MS, Provenance
@@ -24,7 +25,7 @@ from stream.core.messages import (
     RecentEntry,
     Volatility,
 )
-from stream.core.policy import ANNUAL
+from stream.core.policy import ANNUAL, Reason
 
 #: A forecast may be acted on until two intervals after its candle's close.
 VALID_FOR_MS = 2 * HOUR_MS
@@ -60,6 +61,8 @@ def forecast(issued: Issued, model: Model, provenance: Provenance, issued_at: in
         rolling_24h_next=p.rolling_24h_next,
         realized_24h=p.realized_24h,
         baselines=Baselines(p.baseline_persistence, p.baseline_ewma, p.baseline_har),
+        serving=issued.serving,
+        model_volatility=issued.model_volatility,
         model=model_ref(model),
         input=Input(p.gaps, p.quality),
     )
@@ -81,8 +84,16 @@ def decision(issued: Issued, provenance: Provenance, issued_at: int, revision: i
         previous_exposure=v.previous_exposure,
         action=v.action,
         target_volatility_annualized=v.target_volatility_annualized,
-        reasons=tuple(ReasonCode(r.code, r.values) for r in v.reasons),
+        reasons=tuple(ReasonCode(r.code, r.values) for r in (*v.reasons, *_of_the_operator(issued))),
     )
+
+
+def _of_the_operator(issued: Issued) -> Iterator[Reason]:
+    """What the operator, and not the policy, has to say about a decision."""
+    if issued.serving == "har":
+        yield Reason("baseline_served", {"model_hourly": issued.model_volatility})
+    if issued.regimes_from == "uncalibrated":
+        yield Reason("regimes_uncalibrated")
 
 
 def recent(symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int) -> Recent:

@@ -15,8 +15,9 @@ from stream.core import features as feature_room
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Model
 from stream.core.features import Features
+from stream.core.fold import Rules, anchor
 from stream.core.forecast import Prediction, assemble
-from stream.core.keyed import Event, Ready, Rules, State, anchor, give_up, step
+from stream.core.keyed import Event, Ready, State, give_up, step
 from stream.core.windows import Array
 
 #: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.

@@ -75,8 +75,18 @@ def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_
     (Q + x² - (S + x)² / (n + 1)) / n. Its root is averaged over x = ±`_COMING_RETURN` × `sigma_1h`: the root of
     the average would lie above the expected root, for a fat-tailed return by about a percent of RMSE.
     """
-    total, squares = features.known_sum[..., rows], features.known_squares[..., rows]
     n = features.known_count[..., rows].astype(np.float64)
+    return _one_on(features.known_sum[..., rows], features.known_squares[..., rows], n, sigma_1h)
+
+
+def rolling_of_closes(closes: Array, sigma_1h: float) -> float:
+    """The same for one symbol now: closes of the last 24 hours, NaN where one is missing."""
+    r = np.diff(np.log(closes))
+    r = r[np.isfinite(r)]
+    return float(_one_on(r.sum(), (r * r).sum(), np.asarray(float(len(r))), np.array([sigma_1h]))[0])
+
+
+def _one_on(total: Array, squares: Array, n: Array, sigma_1h: Array) -> Array:
     moves = _COMING_RETURNS[:, None] * sigma_1h
     variance = (squares + moves * moves - (total + moves) ** 2 / (n + 1)) / np.maximum(n, 1.0)
     roots = np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))

@@ -19,7 +19,6 @@ from typing import TypeVar
 from stream.core.binance import KlineUpdate, UnknownSymbolError
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.core.exchange_time import ExchangeTime
-from stream.core.keyed import HISTORY_HOURS
 from stream.core.ledger import Verdict, judge, overdue
 from stream.core.messages import FeedStateName
 from stream.pipeline.processing import Due, Processor
@@ -376,7 +375,7 @@ class Intake:
             newest = done.open_time
         else:
             newest = grid_floor(await self._ask(lane, self._history.server_time_ms)) - HOUR_MS
-        oldest = newest - (HISTORY_HOURS - 1) * HOUR_MS
+        oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
         candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
         if done is None or not candles or candles[0].open_time > oldest:
             until = newest if done is None or not candles else candles[0].open_time - HOUR_MS

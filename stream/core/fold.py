@@ -1,0 +1,176 @@
+"""What the operator remembers since its anchor, computed from nothing: intervals, policies, who is served, own regimes.
+
+Rules of this room:
+- A fold begins at `anchor(t)`, a multiple of 30 days, 60 to 90 days back, and starts over when the anchor moves. So a
+  fresh start and a daemon that ran for a year agree: both come to the same by the same hours.
+- Carrying a memory on by one hour and folding all hours up to it are the same additions in the same order; the laws in
+  tests/test_core_keyed.py hold the two against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core import intervals, serving
+from stream.core import policy as risk
+from stream.core.candle import HOUR_MS
+from stream.core.contract import REGIME_QUANTILES, Calibration, Contract, Regimes
+from stream.core.features import LOOKBACK_HOURS
+from stream.core.windows import Array
+
+#: All the candles that a forecast and its decision can depend on: 120 days.
+HISTORY_HOURS = 2_880
+ANCHOR_STEP_HOURS = 720
+#: The fold covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
+FOLD_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
+#: A symbol that the bundle does not describe has the regimes of so many hours before its fold, once nearly all of
+#: them are known.
+OWN_REGIME_HOURS = 180 * 24
+_MIN_OWN_HOURS = 170 * 24
+#: All the candles that such a symbol's decisions can depend on.
+OWN_HISTORY_HOURS = HISTORY_HOURS + OWN_REGIME_HOURS
+
+Serving = Literal["model", "har"]
+#: `bundle`, `own`, or the bundle's for want of an own past.
+RegimesFrom = Literal["bundle", "own", "uncalibrated"]
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What stays the same for all symbols of one run."""
+
+    policy: risk.Policy
+    #: Of the symbol that the bundle is for.
+    regimes: Regimes
+    calibration: Calibration
+    har_calibration: Calibration
+    described: str
+    #: Further policies that are carried along to be compared; nothing is said about them.
+    beside: tuple[risk.Policy, ...] = ()
+    #: Whose forecasts must be remembered: the model's, har's, and what policies act on otherwise.
+    sources: tuple[str, ...] = ("model", "har")
+
+    def __post_init__(self) -> None:
+        others = {p.forecast for p in self.policies} - {"model", "har"}
+        msgspec.structs.force_setattr(self, "sources", ("model", "har", *sorted(others)))
+
+    @classmethod
+    def of(cls, policy: risk.Policy, contract: Contract, beside: tuple[risk.Policy, ...] = ()) -> Rules:
+        described = contract.training.symbols[0]
+        return cls(policy, contract.regimes, contract.calibration, contract.har_calibration, described, beside)
+
+    @property
+    def policies(self) -> tuple[risk.Policy, ...]:
+        return (self.policy, *self.beside)
+
+    def outcome_hours(self, symbol: str) -> int:
+        """Hours whose outcomes the operator of a symbol keeps."""
+        return FOLD_HOURS if symbol == self.described else FOLD_HOURS + OWN_REGIME_HOURS
+
+    def history_hours(self, symbol: str) -> int:
+        """Candles that a forecast and its decision can depend on: 120 days, and 300 where its regimes are its own."""
+        return HISTORY_HOURS if symbol == self.described else OWN_HISTORY_HOURS
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Where everything stands after the hours of the fold but for the newest forecast, which is not there yet."""
+
+    calibrated: intervals.Memory
+    #: None where `har` was never served in the fold.
+    har_calibrated: intervals.Memory | None
+    #: One for each of `Rules.policies`.
+    memories: tuple[risk.Memory, ...]
+    #: Newest last, at most `serving.DAYS`: excess of the forecasts that close a day, NaN where one has no outcome.
+    days: tuple[float, ...]
+    regimes: Regimes
+    regimes_from: RegimesFrom
+
+
+def anchor(open_time: int) -> int:
+    """Where the fold behind a decision on this candle begins (ms, open time)."""
+    oldest = open_time // HOUR_MS - (FOLD_HOURS - ANCHOR_STEP_HOURS)
+    return oldest // ANCHOR_STEP_HOURS * ANCHOR_STEP_HOURS * HOUR_MS
+
+
+def fold(rules: Rules, symbol: str, start: int, said: Array, realized: Array) -> Folded:
+    """From nothing over the hours from `start` on, the newest included, whose own forecast is not there yet.
+
+    said: [sources + 1, n], σ by source (`Rules.sources`) and the missing hours of the last 48. realized: [>= n], what
+    is known at each hour of the 24 that end with it, and before `start` for the regimes. Hourly σ, NaN where there is
+    none.
+    """
+    hours = said.shape[1]
+    past = realized[-hours:]
+    regimes, regimes_from = _regimes(rules, symbol, realized[: len(realized) - hours])
+    calibrated, highs = intervals.folded(rules.calibration, start, said[0], past)
+    days, har_served = _served(start, said, past)
+    har_calibrated: intervals.Memory | None = None
+    volatility = said[0]
+    if har_served.any():
+        har_calibrated, har_highs = intervals.folded(rules.har_calibration, start, said[1], past)
+        volatility, highs = np.where(har_served, said[1], said[0]), np.where(har_served, har_highs, highs)
+    memories = _policies(rules, regimes, start, said, volatility, highs)
+    return Folded(calibrated, har_calibrated, memories, days, regimes, regimes_from)
+
+
+def har_intervals(rules: Rules, start: int, said: Array, realized: Array) -> intervals.Memory:
+    """The memory of har's intervals over the same hours, for a `har` that is served for the first time in a fold."""
+    return intervals.fold(rules.har_calibration, start, said[1], realized[-said.shape[1] :])
+
+
+def _served(start: int, said: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
+    """The days as they stand at the end, and [n] whether `har` was served at each hour."""
+    first, hours = start // HOUR_MS, said.shape[1]
+    har_served = np.zeros(hours, np.bool_)
+    days: list[float] = []
+    # Hours whose candle closes a day: then the outcome of the day before becomes known.
+    for k in range((23 - first) % 24, hours, 24):
+        known = k >= intervals.DELAY_HOURS
+        model, har = (float(said[row, k - intervals.DELAY_HOURS]) if known else math.nan for row in (0, 1))
+        days.append(excess(float(realized[k]), model, har))
+        har_served[k:] = serving.behind(days)
+    return tuple(days[-serving.DAYS :]), har_served
+
+
+def excess(realized: float, model: float, har: float) -> float:
+    """A day's excess (stream/core/serving.py), NaN where any of the three is."""
+    if realized != realized or model != model or har != har:
+        return math.nan
+    return serving.excess(realized, model, har)
+
+
+def _regimes(rules: Rules, symbol: str, before: Array) -> tuple[Regimes, RegimesFrom]:
+    if symbol == rules.described:
+        return rules.regimes, "bundle"
+    known = before[-OWN_REGIME_HOURS:]
+    known = known[np.isfinite(known)]
+    if len(known) < _MIN_OWN_HOURS:
+        return rules.regimes, "uncalibrated"
+    medium, high = np.quantile(known, REGIME_QUANTILES).tolist()
+    # Of a symbol that never moved both are the floor.
+    return Regimes(medium, max(high, math.nextafter(medium, math.inf))), "own"
+
+
+def _policies(
+    rules: Rules, regimes: Regimes, start: int, said: Array, volatility: Array, highs: Array
+) -> tuple[risk.Memory, ...]:
+    """The memories of all policies after these hours; `volatility` and `highs` are of what was served."""
+    first = start // HOUR_MS
+    rows = [k for k, sigma in enumerate(said[0].tolist()) if sigma == sigma]
+    columns = {name: said[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
+    columns["model"] = volatility[rows].tolist()
+    relative, gaps = (highs[rows] / volatility[rows]).tolist(), [int(g) for g in columns["gaps"]]
+    seen = {
+        name: [
+            risk.Outlook(first + k, sigma, sigma * wide, missing)
+            for k, sigma, wide, missing in zip(rows, columns[name], relative, gaps, strict=True)
+        ]
+        for name in rules.sources
+    }
+    return tuple(risk.fold(policy, regimes, seen[policy.forecast]) for policy in rules.policies)
