@@ -17,7 +17,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import PathParameter, QueryParameter
 
-from stream.core.messages import Decision, Drift, Forecast
+from stream.core.messages import Decision, Drift, Forecast, Score
 from stream.ports import Status
 
 #: A pipeline that has not moved for this long is dead (CONTRACT §4).
@@ -41,6 +41,9 @@ class Ready(msgspec.Struct):
     reasons: list[str]
     halted: list[str]
     symbols: list[str]
+    #: Symbols for which `har` is served, and in `remarks` why.
+    serving_baseline: list[str]
+    remarks: list[str]
 
 
 def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> Litestar:
@@ -71,7 +74,9 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
     @get("/readyz", responses={503: ResponseSpec(Ready, description="Not ready; `reasons` say why.")})
     async def get_ready() -> Response[Ready]:
         r = status.readiness()
-        body = Ready(r.ready, list(r.reasons), list(r.halted), list(status.symbols))
+        body = Ready(
+            r.ready, list(r.reasons), list(r.halted), list(status.symbols), list(r.serving_baseline), list(r.remarks)
+        )
         return Response(body, status_code=200 if r.ready else 503)
 
     @get("/api/v1/forecast/{symbol:str}", responses={200: ResponseSpec(Forecast, description="The newest forecast.")})
@@ -85,6 +90,10 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
     @get("/api/v1/drift/{symbol:str}", responses={200: ResponseSpec(Drift, description="The newest drift result.")})
     async def get_drift(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
         return newest(status.latest(known(symbol)).drift, "drift result")
+
+    @get("/api/v1/score/{symbol:str}", responses={200: ResponseSpec(Score, description="Live scores, decay.")})
+    async def get_score(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).score, "score: no forecast has matured")
 
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(
@@ -101,7 +110,7 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
         return page
 
     handlers: list[Any] = [
-        get_metrics, get_health, get_ready, get_forecast, get_decision, get_drift, get_history, get_page,
+        get_metrics, get_health, get_ready, get_forecast, get_decision, get_drift, get_score, get_history, get_page,
     ]  # fmt: skip
 
     @get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)

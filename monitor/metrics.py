@@ -7,7 +7,7 @@ symbols exist from the start. CONTRACT §5 fixes the names.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
@@ -15,9 +15,10 @@ from prometheus_client.exposition import generate_latest
 from stream import ports
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Model
-from stream.core.features import STATIC_NAMES
-from stream.core.messages import Decision, Forecast
+from stream.core.drift import MEASURES
+from stream.core.messages import DecayKind, Decision, Forecast
 from stream.core.policy import ANNUAL, REGIMES
+from stream.core.scoreboard import WINDOW_DAYS
 
 # A second series per counter that says when the process first counted: of no use here, and twice the names.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -91,9 +92,19 @@ class Metrics:
         self.serving_baseline = gauge("serving_baseline", "1 while a baseline is served for the model.", "symbol")
         self.exposure = gauge("exposure_ratio", "Exposure of the newest decision, 0 to 1.", "symbol")
         self.regime = gauge("regime", "1 for the present regime.", "symbol", "regime")
+        self.live_qlike = gauge("live_qlike", "QLIKE of matured forecasts.", "symbol", "model", "window")
+        self.live_rmse = gauge("live_rmse", "RMSE of matured forecasts, hourly σ.", "symbol", "model", "window")
+        self.live_bias = gauge(
+            "live_bias_ratio", "Mean forecast over mean realized, less 1.", "symbol", "model", "window"
+        )
+        self.live_coverage = gauge("live_coverage_ratio", "Outcomes within the interval.", "symbol", "window")
+        self.live_matured = gauge("live_matured_forecasts", "Matured forecasts in the window.", "symbol", "window")
+        self.decay_detected = gauge("decay_detected", "1 while the model's errors are not what they were.", "symbol")
+        self.decays = counter("decay_alarms", "Changes of the model's errors that were told.", "symbol", "kind")
         self.drift_score = gauge("drift_score", "Normed Wasserstein distance.", "symbol", "feature")
         self.drift_threshold = gauge("drift_threshold", "The calibrated threshold.", "symbol", "feature")
         self.drift_detected = gauge("drift_detected", "1 while the newest run found drift.", "symbol")
+        self.drift_fast = gauge("drift_fast_detected", "1 while 10 days differ from the 90 before.", "symbol")
         self.drift_last = gauge("drift_last_run_timestamp_seconds", "End of the newest run.", "symbol")
         self.drift_runs = counter("drift_runs", "Drift runs that finished.")
         self.drift_failures = counter("drift_failures", "Drift runs that failed.")
@@ -122,12 +133,18 @@ class Metrics:
             self.serving_baseline.labels(symbol).set(0)
             self.forecast_failures.labels(symbol)
             self.drift_detected.labels(symbol)
+            self.drift_fast.labels(symbol)
+            self.decay_detected.labels(symbol)
+            for kind in get_args(DecayKind):
+                self.decays.labels(symbol, kind)
+            for days in WINDOW_DAYS:
+                self.live_matured.labels(symbol, f"{days}d").set(0)
             for provenance in PROVENANCES:
                 self.closed.labels(symbol, provenance)
                 self.forecasts.labels(symbol, provenance)
             for regime in REGIMES:
                 self.regime.labels(symbol, regime)
-            for feature in STATIC_NAMES:
+            for feature in MEASURES:
                 threshold = model.contract.reference[feature].threshold
                 self.drift_threshold.labels(symbol, feature).set(threshold)
         for reason in DISCONNECTS:
@@ -153,6 +170,8 @@ class Metrics:
             ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
             ports.Inferred: lambda f: self.inference.observe(f.seconds),
             ports.ForecastCommitted: self._forecast,
+            ports.ScoreChanged: self._score,
+            ports.DecayFound: lambda f: self.decays.labels(f.decay.symbol, f.decay.kind).inc(),
             ports.ForecastFailed: lambda f: self.forecast_failures.labels(f.symbol).inc(),
             ports.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
             ports.BrokerConnected: lambda f: self.mqtt_connected.set(1),
@@ -221,9 +240,22 @@ class Metrics:
         self.realized.labels(symbol).set(forecast.realized_24h * ANNUAL)
         for name in BASELINES:
             self.baseline.labels(symbol, name).set(getattr(forecast.baselines, name) * ANNUAL)
+        self.serving_baseline.labels(symbol).set(forecast.serving != "model")
         self.exposure.labels(symbol).set(decision.exposure)
         for regime in REGIMES:
             self.regime.labels(symbol, regime).set(regime == decision.regime)
+
+    def _score(self, fact: ports.ScoreChanged) -> None:
+        score = fact.score
+        self.decay_detected.labels(score.symbol).set(score.decay.detected)
+        for w in score.windows:
+            window = f"{w.days}d"
+            self.live_matured.labels(score.symbol, window).set(w.matured)
+            self.live_qlike.labels(score.symbol, w.model, window).set(w.qlike)
+            self.live_rmse.labels(score.symbol, w.model, window).set(w.rmse)
+            self.live_bias.labels(score.symbol, w.model, window).set(w.bias_ratio)
+            if w.coverage is not None:
+                self.live_coverage.labels(score.symbol, window).set(w.coverage)
 
     def _storage(self, fact: ports.StorageMeasured) -> None:
         self.journal_bytes.set(fact.journal_bytes)
@@ -233,6 +265,7 @@ class Metrics:
         drift = fact.drift
         self.drift_runs.inc()
         self.drift_detected.labels(drift.symbol).set(drift.detected)
+        self.drift_fast.labels(drift.symbol).set(drift.fast is not None and drift.fast.detected)
         self.drift_last.labels(drift.symbol).set(drift.issued_at / 1_000)
         for feature in drift.features:
             self.drift_score.labels(drift.symbol, feature.feature).set(feature.score)

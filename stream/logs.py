@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Literal
 
 
@@ -37,3 +38,8 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
     # Every lost connection is told once by the adapters.
     logging.getLogger("mqtt").setLevel(logging.ERROR)
     logging.getLogger("websockets").setLevel(logging.ERROR)
+
+
+def utc(ms: int) -> str:
+    """An event's time as a log line says it."""
+    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream.core.binance import ExchangeInfo, KlineUpdate
 from stream.core.candle import Candle, Provenance
 from stream.core.contract import Model
-from stream.core.messages import Decision, Drift, Forecast, NodeStateName
+from stream.core.messages import Decay, Decision, Drift, Forecast, NodeStateName, Score
 from stream.core.scoring import Outcome
 
 # --- time ------------------------------------------------------------------------------------------------------
@@ -133,6 +133,8 @@ class Record(msgspec.Struct, frozen=True):
     decision: Decision | None = None
     #: What became of earlier forecasts, known with this candle.
     outcomes: tuple[Outcome, ...] = ()
+    #: Alarms that those raised; they are among the events too.
+    decays: tuple[Decay, ...] = ()
     #: (topic, payload, expiry in seconds), in the order in which they are to be published.
     events: tuple[tuple[str, bytes, int], ...] = ()
     retained: tuple[tuple[str, bytes, int | None, int | None], ...] = ()
@@ -154,6 +156,7 @@ class Revision(msgspec.Struct, frozen=True):
     forecasts: tuple[Forecast, ...]
     decisions: tuple[Decision, ...]
     outcomes: tuple[Outcome, ...]
+    decays: tuple[Decay, ...]
     events: tuple[tuple[str, bytes, int], ...]
     retained: tuple[tuple[str, bytes, int | None, int | None], ...]
     #: The newest processed candle, and the policy's memory after it.
@@ -199,6 +202,18 @@ class Journal(Protocol):
         ...
 
     def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]: ...
+
+    def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
+        """Of one model, of the forecasts that close a UTC day, all of them, oldest first."""
+        ...
+
+    def told_alarms(self, symbol: str, model_version: str) -> list[int]:
+        """Open times of the alarms about one model that were told, oldest first."""
+        ...
+
+    def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
+        """Messages that belong to no candle; the numbers of the events, in order."""
+        ...
 
     def outbox(self) -> list[Outgoing]: ...
 
@@ -325,6 +340,18 @@ class ForecastScored(Fact, frozen=True, gc=False):
     outcome: Outcome
 
 
+class ScoreChanged(Fact, frozen=True, gc=False):
+    """What the matured forecasts of a symbol came to, again after each that matured and after a start."""
+
+    score: Score
+
+
+class DecayFound(Fact, frozen=True, gc=False):
+    """The model's errors are no longer what they were."""
+
+    decay: Decay
+
+
 class CandleRevised(Fact, frozen=True, gc=False):
     """The exchange says something else about a candle than what was processed, or has one that it lacked."""
 
@@ -441,6 +468,9 @@ class Readiness:
     ready: bool
     reasons: tuple[str, ...] = ()
     halted: tuple[str, ...] = ()
+    #: What is well and still worth knowing: that a baseline is served, and for which symbol.
+    remarks: tuple[str, ...] = ()
+    serving_baseline: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -450,6 +480,7 @@ class Latest:
     forecast: bytes | None = None
     decision: bytes | None = None
     drift: bytes | None = None
+    score: bytes | None = None
 
 
 class Status(Protocol):

@@ -9,7 +9,8 @@ from monitor.metrics import Metrics
 from stream.core import publication
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Model
-from stream.core.keyed import Issued, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import Issued
 from stream.core.policy import Policy
 from stream.core.replay import replay
 from stream.ports import (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,9 +20,11 @@ from monitor.metrics import Metrics
 from stream import ports, web
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS
-from stream.core.keyed import Issued, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import Issued
 from stream.core.policy import Policy
 from stream.core.replay import replay
+from stream.core.scoreboard import FORECASTERS, WINDOW_DAYS
 from stream.ports import Latest, Readiness
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -128,7 +131,7 @@ async def test_health_is_the_pipelines_heartbeat(client: httpx.AsyncClient, fact
 
 async def test_readiness_gives_its_reasons(client: httpx.AsyncClient, facts: Facts) -> None:
     assert (await client.get("/readyz")).json() == {
-        "ready": True, "reasons": [], "halted": [], "symbols": ["BTCUSDT"],
+        "ready": True, "reasons": [], "halted": [], "symbols": ["BTCUSDT"], "serving_baseline": [], "remarks": [],
     }  # fmt: skip
     facts.ready = Readiness(False, ("broker not connected",), ("ETHUSDT",))
     try:
@@ -163,9 +166,48 @@ async def test_metrics_are_prometheus_text_with_the_contracts_names(client: http
     assert volatility["next"] == pytest.approx(facts.forecasts[-1].volatility.annualized)
 
 
+def score(*, detected: bool) -> messages.Score:
+    def window(name: Any, days: int) -> messages.ScoreWindow:
+        return messages.ScoreWindow(name, days, 100, 0.3, 0.002, -1e-4, -0.02, 0.88 if name == "served" else None)
+
+    return messages.Score(
+        symbol="BTCUSDT", open_time=START, issued_at=5, model_version=MODEL.version,
+        windows=tuple(window(name, days) for days in WINDOW_DAYS for name in FORECASTERS),
+        rule=messages.ServingRule("model", 30, 0.01, 0.05),
+        decay=messages.DecayState(detected, "realized_above" if detected else None, START if detected else None),
+    )  # fmt: skip
+
+
+async def test_scores_are_served_and_counted(client: httpx.AsyncClient, metrics: Metrics, facts: Facts) -> None:
+    assert (await client.get("/api/v1/score/BTCUSDT")).status_code == 404
+    facts.known.score = messages.encode(score(detected=True))
+    try:
+        answer = await client.get("/api/v1/score/btcusdt")
+    finally:
+        known, facts.known.score = facts.known.score, None
+    assert (answer.status_code, answer.content) == (200, known)
+    metrics(ports.ScoreChanged(score(detected=True)))
+    text = metrics.text().decode()
+    for line in (
+        'volcast_live_qlike{model="har",symbol="BTCUSDT",window="30d"} 0.3',
+        'volcast_live_rmse{model="served",symbol="BTCUSDT",window="90d"} 0.002',
+        'volcast_live_bias_ratio{model="model",symbol="BTCUSDT",window="7d"} -0.02',
+        'volcast_live_coverage_ratio{symbol="BTCUSDT",window="7d"} 0.88',
+        'volcast_live_matured_forecasts{symbol="BTCUSDT",window="7d"} 100.0',
+        'volcast_decay_detected{symbol="BTCUSDT"} 1.0',
+    ):
+        assert line in text, line
+    metrics(ports.ScoreChanged(score(detected=False)))
+    assert 'volcast_decay_detected{symbol="BTCUSDT"} 0.0' in metrics.text().decode()
+    har = msgspec.structs.replace(facts.forecasts[-1], serving="har")
+    metrics(ports.ForecastCommitted(har, facts.decision))
+    assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1.0' in metrics.text().decode()
+
+
 async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert "/api/v1/forecast/{symbol}" in document["paths"]
+    assert {"Score", "Drift"} <= set(document["components"]["schemas"])
     fields = document["components"]["schemas"]["Forecast"]["properties"]
     assert {"schema", "id", "volatility", "horizons"} <= set(fields)
 
@@ -179,11 +221,17 @@ async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient,
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000", "--dump-dom", str(client.base_url),
     ]  # fmt: skip
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+    facts.known.score = messages.encode(score(detected=True))
+    try:
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+    finally:
+        facts.known.score = None
     shown = f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %"
     assert shown in done.stdout
     assert ">ready<" in done.stdout
     assert "<svg" in done.stdout
+    assert "30 days, 100 forecasts: QLIKE 0.300 (HAR 0.300)" in " ".join(done.stdout.split())
+    assert "decay: realized_above" in done.stdout
     # Everything it shows comes from this server.
     assert "https://" not in Path(http.__file__).with_name("page.html").read_text()
 
@@ -195,6 +243,10 @@ def test_labels_of_configured_symbols_exist_from_the_start() -> None:
         'volcast_forecasts_total{provenance="live",symbol="ETHUSDT"} 0.0',
         'volcast_drift_detected{symbol="ETHUSDT"} 0.0',
         'volcast_serving_baseline{symbol="ETHUSDT"} 0.0',
+        'volcast_drift_fast_detected{symbol="ETHUSDT"} 0.0',
+        'volcast_decay_detected{symbol="ETHUSDT"} 0.0',
+        'volcast_decay_alarms_total{kind="excess_qlike",symbol="ETHUSDT"} 0.0',
+        'volcast_live_matured_forecasts{symbol="ETHUSDT",window="30d"} 0.0',
     ):
         assert line in text
     assert "_created" not in text

@@ -14,7 +14,7 @@ from stream.adapters.journal import SqliteJournal
 from stream.core.binance import ExchangeInfo, KlineUpdate, SymbolInfo, UnknownSymbolError
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.exchange_time import ExchangeTime
-from stream.core.keyed import Rules
+from stream.core.fold import Rules
 from stream.core.policy import Policy
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor

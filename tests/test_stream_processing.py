@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,14 +15,18 @@ from numpy.typing import NDArray
 from stream.adapters.journal import SqliteJournal
 from stream.core import features
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.keyed import Rules
+from stream.core.fold import Rules
+from stream.core.messages import Decay, DecayState, Score
 from stream.core.policy import Policy
 from stream.core.replay import to_grid
+from stream.core.scoreboard import Scoreboard
+from stream.core.serving import is_daily
 from stream.core.target import labels
 from stream.pipeline.processing import Due, Processor
 from stream.ports import (
     Clock,
     CommitFailed,
+    DecayFound,
     Fact,
     ForecastCommitted,
     ForecastFailed,
@@ -30,6 +35,7 @@ from stream.ports import (
     Outgoing,
     Record,
     Retained,
+    ScoreChanged,
 )
 from stream.testing.market import simulate
 from stream.testing.sample_model import sample_model, sample_predict
@@ -44,10 +50,11 @@ class Model:
     def __init__(self) -> None:
         self.model = sample_model()
         self.nonsense = 0.0
+        self.scale = 1.0
         self.rows: NDArray[np.float32] | None = None
 
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
-        volatility = sample_predict(sequence, static)
+        volatility = sample_predict(sequence, static) * np.float32(self.scale)
         if self.rows is not None:
             volatility[[bool((row == self.rows).all(axis=1).any()) for row in static]] = self.nonsense
         return volatility
@@ -57,6 +64,12 @@ class FullDisk(SqliteJournal):
     """A journal whose disk is full until `room` is made: the answer SQLite gives, at the place where it gives it."""
 
     room = True
+    posts = True
+
+    def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
+        if not self.posts:
+            raise JournalError("journal cannot be written: database or disk is full")
+        return super().post(events, retained)
 
     def commit(self, records: Sequence[Record]) -> list[int]:
         if not self.room:
@@ -229,3 +242,102 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
     assert found == pytest.approx(expected, rel=1e-9)
     assert {o.open_time: o.realized for o in stored} == found
     assert sum(topic.endswith("event/forecast.scored") for topic in told) == len(expected)
+
+
+@contextlib.asynccontextmanager
+async def resumed(data_dir: Path, model: Model, past: Sequence[Candle]):  # type: ignore[no-untyped-def]
+    made = await asyncio.to_thread(Bench, data_dir, model)
+    try:
+        before = await made.processor.in_journal(made.journal.processed, "BTCUSDT")
+        await made.processor.warm("BTCUSDT", past, before)
+        await made.processor.tell_scores()
+        yield made
+    finally:
+        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.journal.close)
+
+
+def told_scores(made: Bench) -> list[Score]:
+    payloads = [r.payload for r in made.retained if r.topic.endswith("/score")]
+    return [msgspec.json.decode(payload, type=Score) for payload in payloads]
+
+
+async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path: Path) -> None:
+    """Over a restart, which changes nothing: what the board says is what the journal's outcomes make."""
+    first, restart, last = 800, 950, 1_100
+    tape = simulate(["BTCUSDT"], START, last, 5)["BTCUSDT"]
+    model = Model()
+    model.scale = 0.3
+    alarms: list[Decay] = []
+    events: list[str] = []
+    for since, until in ((first, restart), (restart, last)):
+        async with resumed(tmp_path, model, tape[:since]) as made:
+            gauges = [f.score for f in made.facts if isinstance(f, ScoreChanged)]
+            assert [g.decay.detected for g in gauges] == [since != first]
+            for candle in tape[since:until]:
+                await made.processor.process([Due(candle, "live", 0.0)])
+                await made.processor.tell_scores()
+            alarms += [f.decay for f in made.facts if isinstance(f, DecayFound)]
+            events += [e.topic for e in made.offered if e.topic.endswith("event/decay.detected")]
+            scores = told_scores(made)
+            # One at the start, one after each candle that made an outcome known, and the fact beside it.
+            assert scores == [f.score for f in made.facts if isinstance(f, ScoreChanged)]
+            assert len(scores) == 1 + until - since - (24 if since == first else 0)
+            retained = await made.processor.in_journal(made.journal.retained)
+            (kept,) = [r.payload for r in retained if r.topic.endswith("/score")]
+            assert msgspec.json.decode(kept, type=Score) == scores[-1]
+            (why,) = made.processor.serving_baseline().values()
+            assert "BTCUSDT: har is served" in why
+            stored = await made.processor.in_journal(made.journal.outcomes, "BTCUSDT", 0, 2**60)
+            assert {o.serving for o in stored} == {"har"}
+            assert all(o.volatility == o.har != o.model_volatility for o in stored)
+            usual, version = model.model.contract.usual, model.model.version
+            anew = Scoreboard.of(usual, version, stored, [o for o in stored if is_daily(o.open_time)])
+            state = made.processor._states["BTCUSDT"]
+            assert anew.score(state, scores[-1].issued_at) == scores[-1]
+    assert len(alarms) == len(events) == 1
+    assert (alarms[0].kind, alarms[0].model_version) == ("excess_qlike", version)
+    assert scores[-1].decay == DecayState(True, "excess_qlike", alarms[0].since)
+    assert scores[-1].rule.serving == "har"
+    assert scores[-1].rule.excess > scores[-1].rule.limit
+    by_name = {w.model: w for w in scores[-1].windows if w.days == 7}
+    assert by_name["model"].qlike > 3 * by_name["served"].qlike == 3 * by_name["har"].qlike
+
+
+async def test_a_new_model_starts_with_a_score_of_its_own(tmp_path: Path) -> None:
+    tape = simulate(["BTCUSDT"], START, 130, 5)["BTCUSDT"]
+    async with resumed(tmp_path, Model(), tape[:80]) as made:
+        for candle in tape[80:120]:
+            await made.processor.process([Due(candle, "live", 0.0)])
+            await made.processor.tell_scores()
+        assert told_scores(made)[-1].windows
+    other = Model()
+    other.model = msgspec.structs.replace(other.model, sha256="cd" * 32)
+    async with resumed(tmp_path, other, tape[:120]) as made:
+        # Else the old model's alarm would stand at the broker and in the API until the new one has been scored.
+        (first,) = told_scores(made)
+        assert (first.model_version, first.open_time, first.windows) == (other.model.version, None, ())
+        for candle in tape[120:130]:
+            await made.processor.process([Due(candle, "live", 0.0)])
+            await made.processor.tell_scores()
+        # Outcomes of the old model's forecasts come, and are not its own.
+        assert {s.windows for s in told_scores(made)} == {()}
+
+
+async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Path) -> None:
+    tape = simulate(["BTCUSDT"], START, 130, 5)["BTCUSDT"]
+    async with resumed(tmp_path, Model(), tape[:100]) as made:
+        for candle in tape[100:125]:
+            await made.processor.process([Due(candle, "live", 0.0)])
+            await made.processor.tell_scores()
+        # One at the start, which says who is served, and one with the first outcome.
+        assert [len(s.windows) for s in told_scores(made)] == [0, 15]
+        made.journal.posts = False
+        await made.processor.process([Due(tape[125], "live", 0.0)])
+        await made.processor.tell_scores()
+        assert made.failed.is_set()
+        assert made.processor.failing is None
+        made.journal.posts = True
+        await made.processor.process([Due(tape[126], "live", 0.0)])
+        await made.processor.tell_scores()
+        assert [s.windows[0].matured for s in told_scores(made)[1:]] == [1, 3]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stream.adapters.journal import FILE_NAME, SqliteJournal
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.keyed import Rules
+from stream.core.fold import Rules
 from stream.core.messages import Decision, Forecast, Scored
 from stream.core.policy import Policy
 from stream.pipeline.processing import Due, Processor
@@ -178,6 +178,8 @@ async def law(folder: Path, wrong_hours: dict[int, float], absent: set[int], who
         np.testing.assert_allclose(state.volatilities, expected.volatilities, rtol=1e-8)
         # What is waited for is what is not scored yet, in its newest revision.
         assert revised.processor._unscored[SYMBOL].keys() == right.processor._unscored[SYMBOL].keys()
+        boards = [made.processor._scores._boards[SYMBOL].score(state, 5) for made in (revised, right)]
+        assert_close(*(msgspec.to_builtins(board) for board in boards))
         revised.spoken()
         # Said once more it is nothing new.
         before = len(revised.offered)

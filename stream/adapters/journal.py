@@ -21,7 +21,7 @@ import msgspec
 
 from stream.adapters import journal_files
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.messages import Decision, Forecast
+from stream.core.messages import Decay, Decision, Forecast
 from stream.core.scoring import Outcome
 from stream.ports import Clock, JournalError, Outgoing, Processed, Record, Retained, Revision
 
@@ -82,6 +82,15 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE outcomes ADD COLUMN score_revision INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE outcomes ADD COLUMN serving TEXT NOT NULL DEFAULT 'model';
+    ALTER TABLE outcomes ADD COLUMN model_volatility REAL NOT NULL DEFAULT 0;
+    UPDATE outcomes SET model_volatility = volatility;
+    CREATE TABLE alarms (
+        id TEXT PRIMARY KEY, symbol TEXT NOT NULL, model_version TEXT NOT NULL, open_time INTEGER NOT NULL,
+        payload BLOB NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
@@ -129,7 +138,11 @@ class SqliteJournal:
                 self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
                 self._db.execute("PRAGMA busy_timeout = 5000")
                 self._db.execute("PRAGMA query_only = ON")
-                self._refuse_newer(self._db)
+                if 0 < self._refuse_newer(self._db) < len(MIGRATIONS):
+                    raise JournalError(
+                        f"journal {self._path} was made by an older volcast: start `volcast run` on it once, which "
+                        "brings it up to date after a backup"
+                    )
             else:
                 self._heal_before_opening()
                 self._open()
@@ -286,6 +299,7 @@ class SqliteJournal:
             f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
             [msgspec.structs.astuple(outcome) for outcome in record.outcomes],
         )
+        _store_alarms(db, record.decays)
         if record.gap is not None:
             db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
         db.execute(
@@ -318,6 +332,7 @@ class SqliteJournal:
                 f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
                 [msgspec.structs.astuple(outcome) for outcome in revision.outcomes],
             )
+            _store_alarms(db, revision.decays)
             db.execute(
                 "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
                 (
@@ -393,6 +408,20 @@ class SqliteJournal:
         )
         return [Outcome(*row) for row in rows]
 
+    def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
+        """Of one model, of the forecasts that close a UTC day (stream/core/serving.py), all of them, oldest first."""
+        rows = self._read(
+            f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND model_version = ? "
+            "AND open_time % 86400000 = 82800000 ORDER BY open_time",
+            (symbol, model_version),
+        )
+        return [Outcome(*row) for row in rows]
+
+    def told_alarms(self, symbol: str, model_version: str) -> list[int]:
+        """Open times of the alarms about one model that were told, oldest first."""
+        query = "SELECT open_time FROM alarms WHERE symbol = ? AND model_version = ? ORDER BY open_time"
+        return [int(open_time) for (open_time,) in self._read(query, (symbol, model_version))]
+
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
 
@@ -440,6 +469,13 @@ def _fill(db: sqlite3.Connection, symbol: str, open_time: int) -> None:
     for first, last in found:
         rest = ((first, open_time - HOUR_MS), (open_time + HOUR_MS, last))
         db.executemany("INSERT INTO gaps VALUES (?, ?, ?)", [(symbol, a, b) for a, b in rest if a <= b])
+
+
+def _store_alarms(db: sqlite3.Connection, decays: Sequence[Decay]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO alarms VALUES (?, ?, ?, ?, ?)",
+        [(d.id, d.symbol, d.model_version, d.open_time, msgspec.json.encode(d)) for d in decays],
+    )
 
 
 def _queue(

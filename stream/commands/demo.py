@@ -217,8 +217,8 @@ def _addresses(running: node.Node, exchange: Exchange) -> list[str]:
 def _table(running: node.Node, exchange: Exchange, tally: _Tally) -> Group:
     clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime(exchange.now_ms() / 1_000))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("symbol", "closed", "24 h σ", "90 %", "realized", "HAR", "exposure", "action", "regime"):
-        table.add_column(name, justify="left" if name in ("symbol", "action", "regime") else "right")
+    for name in ("symbol", "closed", "24 h σ", "90 %", "realized", "HAR", "served", "exposure", "action", "regime"):
+        table.add_column(name, justify="left" if name in ("symbol", "served", "action", "regime") else "right")
     for symbol in running.daemon.symbols:
         forecast, decision = tally.forecasts.get(symbol), tally.decisions.get(symbol)
         if forecast is None or decision is None:
@@ -232,6 +232,7 @@ def _table(running: node.Node, exchange: Exchange, tally: _Tally) -> Group:
             f"{v.low * ANNUAL:.0%}-{v.high * ANNUAL:.0%}",
             f"{forecast.realized_24h * ANNUAL:.1%}",
             f"{forecast.baselines.har * ANNUAL:.1%}",
+            forecast.serving,
             f"{decision.exposure:.0%}",
             decision.action,
             decision.regime,

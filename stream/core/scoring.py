@@ -1,19 +1,19 @@
-"""What a matured forecast was worth. QLIKE is on variances: x - ln x - 1 with x = (realized / forecast)² (Patton 2011).
+"""What a matured forecast was worth, in QLIKE (stream/core/serving.py) and by its interval.
 
 Pure: it takes the forecast as it was published, so what is scored is what subscribers acted on.
 """
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from stream.core.messages import Forecast, Scored
+from stream.core.serving import qlike
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One matured forecast beside the baselines it carried. σ of the 24 h after its candle, hourly."""
+    """One matured forecast beside the baselines it carried. σ of the 24 h after its candle, hourly: `volatility` is
+    what was served, `model_volatility` what the model said."""
 
     forecast_id: str
     revision: int
@@ -31,6 +31,8 @@ class Outcome(msgspec.Struct, frozen=True):
     har: float
     #: +1 each time that a revised candle changed this outcome.
     score_revision: int = 0
+    serving: str = "model"
+    model_volatility: float = 0.0
 
 
 def outcome(forecast: Forecast, realized: float, score_revision: int = 0) -> Outcome:
@@ -51,12 +53,9 @@ def outcome(forecast: Forecast, realized: float, score_revision: int = 0) -> Out
         ewma=baselines.ewma,
         har=baselines.har,
         score_revision=score_revision,
+        serving=forecast.serving,
+        model_volatility=volatility.hourly if forecast.model_volatility is None else forecast.model_volatility,
     )
-
-
-def qlike(realized: float, forecast: float) -> float:
-    x = (realized / forecast) ** 2
-    return x - math.log(x) - 1
 
 
 def scored(outcome: Outcome, issued_at: int) -> Scored:

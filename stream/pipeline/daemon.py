@@ -7,6 +7,7 @@ Stop: the feed first, then the candle in hand is finished, then the outbox, then
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -17,7 +18,7 @@ from stream.adapters.journal import SqliteJournal
 from stream.core import messages
 from stream.core.candle import HOUR_MS, grid_floor
 from stream.core.exchange_time import ExchangeTime
-from stream.core.keyed import Rules
+from stream.core.fold import Rules
 from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
@@ -54,6 +55,8 @@ _TICK_S = 1.0
 _LAG_PROBE_S = 0.1
 _STORAGE_EVERY_TICKS = 30
 _STOP_S = 3.0
+_SCORES_AFTER_S = 0.05
+_SCORES_AT_STOP_S = 0.5
 
 
 class Daemon:
@@ -148,6 +151,7 @@ class Daemon:
             others = [
                 group.create_task(self._tick(), name="tick"),
                 group.create_task(self._measure_lag(), name="lag"),
+                group.create_task(self._tell_scores(), name="scores"),
                 *(group.create_task(task()) for task in beside),
             ]
             await stop.wait()
@@ -160,6 +164,7 @@ class Daemon:
             # What was taken from the feed and not finished is still at the exchange: REST has it at the next start.
             working.cancel()
             await asyncio.wait([working], timeout=_STOP_S)
+            await self._last_scores()
             self.speaker.close()
             await asyncio.wait([speaking], timeout=_STOP_S)
             for task in (speaking, *others):
@@ -231,6 +236,19 @@ class Daemon:
             ticks += 1
             await asyncio.sleep(_TICK_S)
 
+    async def _tell_scores(self) -> None:
+        while True:
+            await self.processor.scores_wait()
+            # The messages of the candle first: scores take the processor from them.
+            await asyncio.sleep(_SCORES_AFTER_S)
+            await self.processor.tell_scores()
+
+    async def _last_scores(self) -> None:
+        """What is due is told before the end, unless the journal does not answer; the next start tells it too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SCORES_AT_STOP_S):
+                await self.processor.tell_scores()
+
     async def _measure_storage(self) -> None:
         try:
             size = await self.processor.in_journal(self._journal.size_bytes)
@@ -262,16 +280,17 @@ class Daemon:
         self.speaker.offer([], [Retained(messages.symbol_topic(symbol, "feed"), messages.encode(message))])
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
-        """A finished drift run: durable like a forecast, and an event where it found something."""
+        """A finished drift run: durable like a forecast, and an event where one of its signals found something.
+        `JournalError` where it cannot be."""
         payload = messages.encode(drift)
         retained = [Retained(messages.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
         topic = messages.event_topic(drift.symbol, "drift.detected")
-        events = [(topic, payload, EVENT_EXPIRY_S)] if drift.detected else []
+        events = [(topic, payload, EVENT_EXPIRY_S)] if drift.detected or (drift.fast and drift.fast.detected) else []
         try:
             seqs = await self.processor.in_journal(self._journal.post, events, retained)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
-            return
+            raise
         self._offer([Outgoing(seq, *event) for seq, event in zip(seqs, events, strict=True)], retained)
         self._observe(DriftFinished(drift))
 
@@ -314,7 +333,8 @@ class Daemon:
                     reasons.append(f"{symbol}: warming up")
                 elif done < due:
                     reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
-        return Readiness(not reasons, tuple(reasons), halted)
+        served = self.processor.serving_baseline()
+        return Readiness(not reasons, tuple(reasons), halted, tuple(served.values()), tuple(served))
 
     def readiness_ok(self) -> bool:
         return self.readiness().ready
@@ -332,16 +352,18 @@ class Daemon:
         # Whether the broker is there, the broker need not be told.
         reasons = tuple(r for r in readiness.reasons if r != "broker not connected")
         if not reasons:
-            self.speaker.tell_state("ready")
+            # A node that serves the baseline does what it shall; that it does is said all the same.
+            self.speaker.tell_state("ready", readiness.remarks)
         elif self.speaker.state == "starting" and self.processor.failing is None:
             self.speaker.tell_state("starting", reasons)
         else:
-            self.speaker.tell_state("degraded", reasons)
+            self.speaker.tell_state("degraded", (*reasons, *readiness.remarks))
 
     def latest(self, symbol: str) -> Latest:
         found = Latest()
         found.forecast = self.speaker.retained_payload(messages.symbol_topic(symbol, "forecast"))
         found.decision = self.speaker.retained_payload(messages.symbol_topic(symbol, "decision"))
+        found.score = self.speaker.retained_payload(messages.symbol_topic(symbol, "score"))
         found.drift = self.speaker.retained_payload(messages.symbol_topic(symbol, "drift"))
         return found
 

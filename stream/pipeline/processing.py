@@ -12,17 +12,20 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
-from stream.core import messages, publication, scoring
+from stream.core import messages, publication, scoring, serving
 from stream.core.candle import HOUR_MS, Candle, Provenance
+from stream.core.fold import Rules
 from stream.core.forecast import Prediction
 from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import Event, Gap, Issued, Matured, Ready, Rules, State, give_up, step
-from stream.core.messages import Decision, Forecast
+from stream.core.keyed import Event, Gap, Issued, Matured, Ready, State, give_up, step
+from stream.core.messages import Decay, Decision, Forecast
 from stream.core.replay import predict_ready, warm
+from stream.core.scoring import Outcome
+from stream.logs import utc
 from stream.pipeline.revision import EVENT_EXPIRY_S, RETAINED_EXPIRY_S, Restated, restate
+from stream.pipeline.scorekeeping import Scorekeeper
 from stream.ports import (
     CandleProcessed,
     CandleRevised,
@@ -71,10 +74,8 @@ class _Turn:
     seconds: float
     #: Symbols for which the model gave no usable answer.
     refused: list[str]
-
-
-def _utc(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M} UTC"
+    #: Alarms that the outcomes among them raised.
+    decays: list[Decay]
 
 
 class Processor:
@@ -103,6 +104,14 @@ class Processor:
         self._unscored: dict[str, dict[int, list[Forecast]]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
         self._turn_lock = asyncio.Lock()
+        self._scores = Scorekeeper(
+            journal=journal,
+            in_journal=self.in_journal,
+            model=predictor.model,
+            clock=clock,
+            observe=observe,
+            offer=offer,
+        )
         self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
         self.unforecast: set[str] = set()
@@ -114,9 +123,24 @@ class Processor:
         """Runs a call on the thread of journal and model: they are used from no other."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
+    def history_hours(self, symbol: str) -> int:
+        """Candles that the symbol's operator must have seen to say what one says that always ran."""
+        return self._rules.history_hours(symbol)
+
     def buffer_hours(self, symbol: str) -> int:
         state = self._states.get(symbol)
         return 0 if state is None else int((state.window[:, 3] > 0).sum())
+
+    def serving_baseline(self) -> dict[str, str]:
+        """Symbols for which `har` is served, and why."""
+        return {
+            symbol: (
+                f"{symbol}: har is served, the model's QLIKE of the last {serving.DAYS} days is above its by "
+                f"{serving.mean_excess(state.days):.2f} a day (limit {serving.LIMIT})"
+            )
+            for symbol, state in self._states.items()
+            if state.serving == "har"
+        }
 
     async def warm(self, symbol: str, candles: Sequence[Candle], expected: Processed | None) -> None:
         """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
@@ -127,6 +151,7 @@ class Processor:
         if expected is not None:
             newest = await self.in_journal(self._journal.newest, symbol)
             self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))
+        self._scores.due(state)
         if (
             expected is not None
             and (expected.model_version, expected.policy_version) == (model.version, self._rules.policy.version)
@@ -140,12 +165,13 @@ class Processor:
             )
 
     async def _adopt(self, state: State) -> None:
-        """The state counts from now on, and so do the forecasts in the journal that wait for their outcome."""
+        """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
         waiting: dict[int, list[Forecast]] = {}
         if state.last_open_time is not None:
             since = state.last_open_time - (DELAY_HOURS - 1) * HOUR_MS
             for forecast in await self.in_journal(self._journal.unscored, state.symbol, since):
                 waiting.setdefault(forecast.open_time, []).append(forecast)
+        await self._scores.adopt(state)
         self._states[state.symbol], self._unscored[state.symbol] = state, waiting
 
     async def revise(self, symbol: str, told: Sequence[Candle]) -> int:
@@ -166,6 +192,8 @@ class Processor:
             await self._adopt(found.state)
             outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, revision.events, strict=True)]
             self._offer(outgoing, [Retained(*r) for r in revision.retained])
+            if revision.outcomes:
+                self._scores.due(found.state)
         self._tell_revised(found)
         return len(revision.candles)
 
@@ -178,7 +206,7 @@ class Processor:
             "%s: the exchange revised %d hour(s) from %s on; %d forecast(s) and %d score(s) are issued again",
             revision.symbol,
             len(revision.candles),
-            _utc(revision.candles[0].open_time),
+            utc(revision.candles[0].open_time),
             len(revision.forecasts),
             len(revision.outcomes),
         )
@@ -188,6 +216,16 @@ class Processor:
             self._observe(ForecastRevised(forecast, decision, forecast.id == found.newest_id))
         for outcome in revision.outcomes:
             self._observe(ForecastScored(outcome))
+        self._scores.tell(revision.decays)
+
+    async def scores_wait(self) -> None:
+        """Until there are scores to tell."""
+        await self._scores.waiting.wait()
+
+    async def tell_scores(self) -> None:
+        """Tells the scores that are due; a candle that comes meanwhile waits for a millisecond or two."""
+        async with self._turn_lock:
+            await self._scores.post()
 
     async def process(self, batch: Sequence[Due]) -> None:
         """Takes at most one due candle of each symbol, all the way into the journal."""
@@ -201,9 +239,11 @@ class Processor:
         if failure is not None:
             seqs = await self._commit_later(lambda: self._journal.commit(turn.records), failure)
         numbers = iter(seqs)
+        served = {state.symbol: self._states[state.symbol].serving for state in turn.states}
         for due, state, record in zip(batch, turn.states, turn.records, strict=True):
             self._states[state.symbol] = state
             self._await_outcome(record)
+            self._scores.take(state.symbol, record.outcomes, record.decays)
             outgoing = [
                 Outgoing(
                     next(numbers), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
@@ -216,6 +256,18 @@ class Processor:
         for due, state, record in zip(batch, turn.states, turn.records, strict=True):
             self._tell(due, record)
             self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in turn.refused)
+            if state.serving != served[state.symbol]:
+                self._tell_serving(state)
+        self._scores.tell(turn.decays)
+        for state, record in zip(turn.states, turn.records, strict=True):
+            if record.outcomes:
+                self._scores.due(state)
+
+    def _tell_serving(self, state: State) -> None:
+        if state.serving == "har":
+            log.warning("%s", self.serving_baseline()[state.symbol])
+        else:
+            log.info("%s: the model is served again", state.symbol)
 
     def _turn(self, batch: Sequence[Due]) -> tuple[_Turn, list[int], JournalError | None]:
         """On the work thread: step, predict, step, and a first attempt to commit."""
@@ -226,6 +278,7 @@ class Processor:
         seconds = self._clock.monotonic_s() - started_s
         records: list[Record] = []
         states: list[State] = []
+        decays: list[Decay] = []
         for due, state, events in moved:
             issued: Issued | None = None
             prediction = predictions.get(state.symbol)
@@ -234,9 +287,13 @@ class Processor:
                 issued = next(e for e in concluded if isinstance(e, Issued))
             elif state.awaiting:
                 state = give_up(state)
-            records.append(self._record(due, state, events, issued))
+            outcomes = self._outcomes(state.symbol, events)
+            found = self._scores.decays(state.symbol, outcomes)
+            records.append(self._record(due, state, events, issued, outcomes, found))
             states.append(state)
-        turn = _Turn(records, states, len(ready), seconds, [r.symbol for r in ready if r.symbol not in predictions])
+            decays += found
+        refused = [r.symbol for r in ready if r.symbol not in predictions]
+        turn = _Turn(records, states, len(ready), seconds, refused, decays)
         try:
             return turn, self._journal.commit(records), None
         except JournalError as error:
@@ -252,16 +309,26 @@ class Processor:
                 return []
             return [prediction for one in ready for prediction in self._predict([one])]
 
-    def _record(self, due: Due, state: State, told: Sequence[Event], issued: Issued | None) -> Record:
-        candle, now_ms = due.candle, self._clock.wall_ms()
-        symbol, model = candle.symbol, self._predictor.model
-        gap = next((e for e in told if isinstance(e, Gap)), None)
-        outcomes = tuple(
+    def _outcomes(self, symbol: str, told: Sequence[Event]) -> tuple[Outcome, ...]:
+        return tuple(
             scoring.outcome(forecast, e.realized)
             for e in told
             if isinstance(e, Matured)
             for forecast in self._unscored[symbol].get(e.open_time, ())
         )
+
+    def _record(
+        self,
+        due: Due,
+        state: State,
+        told: Sequence[Event],
+        issued: Issued | None,
+        outcomes: tuple[Outcome, ...],
+        decays: Sequence[Decay],
+    ) -> Record:
+        candle, now_ms = due.candle, self._clock.wall_ms()
+        symbol, model = candle.symbol, self._predictor.model
+        gap = next((e for e in told if isinstance(e, Gap)), None)
         events: list[tuple[str, bytes, int]] = []
         retained: list[tuple[str, bytes, int | None, int | None]] = []
         if gap is not None:
@@ -296,12 +363,16 @@ class Processor:
             )
             for outcome in outcomes
         ]
+        events += [
+            (messages.event_topic(symbol, "decay.detected"), messages.encode(found), EVENT_EXPIRY_S) for found in decays
+        ]
         return Record(
             candle=candle,
             provenance=due.provenance,
             forecast=forecast,
             decision=decision,
             outcomes=outcomes,
+            decays=tuple(decays),
             events=tuple(events),
             retained=tuple(retained),
             gap=(gap.from_open_time, gap.to_open_time) if gap else None,
@@ -350,7 +421,7 @@ class Processor:
             first, last = record.gap
             hours = (last - first) // HOUR_MS + 1
             log.warning(
-                "%s: the exchange never published %d hour(s) from %s to %s", symbol, hours, _utc(first), _utc(last)
+                "%s: the exchange never published %d hour(s) from %s to %s", symbol, hours, utc(first), utc(last)
             )
             self._observe(GapDeclared(symbol, first, last, hours))
         self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from stream.core import messages, publication, scoring
+from stream.core import messages, publication, scoreboard, scoring
 from stream.core.candle import HOUR_MS, Candle
+from stream.core.fold import Rules
 from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import HISTORY_HOURS, Issued, Matured, Rules, State
-from stream.core.messages import Decision, Forecast
+from stream.core.keyed import Issued, Matured, State
+from stream.core.messages import Decay, Decision, Forecast
 from stream.core.replay import replay, warm
 from stream.core.scoring import Outcome
 from stream.ports import Journal, Predictor, Processed, Revision
@@ -82,7 +83,8 @@ class _Restating:
     def result(self, changed: Sequence[Candle], filled: tuple[int, ...]) -> Restated:
         symbol, newest, model = self._symbol, self._processed.open_time, self._predictor.model
         # A fresh start sees the last of these hours; the forecasts before the newest saw some earlier ones.
-        reach = newest - (HISTORY_HOURS + REVISED_HOURS) * HOUR_MS
+        needed = self._rules.history_hours(symbol)
+        reach = newest - (needed + REVISED_HOURS) * HOUR_MS
         by_time = {c.open_time: c for c in self._journal.candles(symbol, reach, newest)}
         by_time |= {c.open_time: c for c in changed}
         history = [by_time[t] for t in sorted(by_time)]
@@ -103,7 +105,8 @@ class _Restating:
                     again.append(pair)
                     forecasts[pair[0].id] = pair[0]
         outcomes = self._outcomes(forecasts.values(), matured, scored_since)
-        recent_past = [c for c in history if c.open_time > newest - HISTORY_HOURS * HOUR_MS]
+        decays = self._decays(outcomes)
+        recent_past = [c for c in history if c.open_time > newest - needed * HOUR_MS]
         state = warm(self._rules, symbol, recent_past, model, self._predictor)
         newest_id = self._newest_id(again, latest)
         revision = Revision(
@@ -113,7 +116,8 @@ class _Restating:
             forecasts=tuple(f for f, _ in again),
             decisions=tuple(d for _, d in again),
             outcomes=outcomes,
-            events=self._events(again, outcomes),
+            decays=decays,
+            events=self._events(again, outcomes, decays),
             retained=self._retained(again, newest_id, state),
             open_time=newest,
             anchor=state.anchor,
@@ -169,6 +173,21 @@ class _Restating:
                 found.append(msgspec.structs.replace(outcome, score_revision=before.score_revision + 1))
         return tuple(found)
 
+    def _decays(self, outcomes: Sequence[Outcome]) -> tuple[Decay, ...]:
+        """Alarms over all daily outcomes, the corrected ones among them, that nobody was told of."""
+        model = self._predictor.model
+        corrected = {o.forecast_id: o for o in outcomes if scoreboard.day_of(o) and o.model_version == model.version}
+        if not corrected:
+            return ()
+        known = {o.forecast_id: o for o in self._journal.daily_outcomes(self._symbol, model.version)}
+        usual = model.contract.usual
+        told = self._journal.told_alarms(self._symbol, model.version)
+        _, raised = scoreboard.alarms(usual, sorted((known | corrected).values(), key=lambda o: o.open_time))
+        return tuple(
+            scoreboard.decay_message(self._symbol, usual, alarm, model.version, self._issued_at)
+            for alarm in scoreboard.untold(told, raised)
+        )
+
     def _newest_id(self, again: Sequence[tuple[Forecast, Decision]], latest: Forecast | None) -> str:
         newest = max((f for f, _ in again), key=lambda f: f.open_time, default=latest)
         if latest is not None and (newest is None or latest.open_time > newest.open_time):
@@ -176,7 +195,7 @@ class _Restating:
         return newest.id if newest else ""
 
     def _events(
-        self, again: Sequence[tuple[Forecast, Decision]], outcomes: Sequence[Outcome]
+        self, again: Sequence[tuple[Forecast, Decision]], outcomes: Sequence[Outcome], decays: Sequence[Decay]
     ) -> tuple[tuple[str, bytes, int], ...]:
         events: list[tuple[str, bytes, int]] = []
         for forecast, decision in again:
@@ -191,6 +210,10 @@ class _Restating:
                 EVENT_EXPIRY_S,
             )
             for outcome in outcomes
+        ]
+        events += [
+            (messages.event_topic(self._symbol, "decay.detected"), messages.encode(found), EVENT_EXPIRY_S)
+            for found in decays
         ]
         return tuple(events)
 
