@@ -1,35 +1,36 @@
-"""Drift: do the features of the last 30 days still look like those the model was trained on? Evidently's door.
+"""Drift: do the candles of the last 30 days still look like those the model was trained on? Evidently's door.
 
-pandas and Evidently are imported here and nowhere else, inside the call, in a process that does nothing more:
-importing them takes seconds and hundreds of megabytes. The reference travels in the bundle as quantiles.
-
-Evidently floors its norm at 0.001, so only features on a log scale or in their own σ may pass; all of ours are.
+Rules of this room:
+- pandas and Evidently are imported here and in monitor/regression.py, inside the call, in a process that does
+  nothing more: importing them takes seconds and hundreds of megabytes.
+- What is measured, over which windows and with which verdict is the core's (stream/core/drift.py). Evidently computes
+  the distances of the 30 days and draws them; those of the 10 days, for which no page is drawn, are our own arithmetic
+  of the same number.
+- A page is written whole or not at all, and nothing is sent anywhere.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stream.core import features
+from stream.core import drift, features
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract
-from stream.core.messages import Drift, DriftFeature
+from stream.core.messages import Drift, DriftFeature, FastDrift
 from stream.core.replay import to_grid
+from stream.core.windows import Array
 
-#: The current window: 30 days.
-WINDOW_HOURS = 720
 METHOD = "wasserstein (normed)"
-#: Calendar features follow the clock; whether they drift says nothing about the market.
-MARKET_FEATURES = tuple(
-    name for name in features.STATIC_NAMES if not name.startswith(("next_", "last_", "hour_", "weekend_"))
-)
-#: Share of features beyond their thresholds from which a run says `detected`.
-DETECTED_SHARE = 0.5
+#: Hours that a run needs: 30 days, and the look-back of the first of them.
+LEAST_HOURS = drift.WINDOW_HOURS + drift.LOOKBACK_HOURS - 1
+#: Hours that it can use: an own reference and its look-back before the 30 days.
+MOST_HOURS = LEAST_HOURS + drift.OWN_REFERENCE_HOURS
 
 
 class DriftError(RuntimeError):
@@ -54,7 +55,7 @@ def run(
     issued_at: int,
     report: Path | None,
 ) -> Drift:
-    """One run over the last 30 days of `candles`, which need the look-back of the first of them before it.
+    """One run over the last 30 days of `candles`, whose newest `MOST_HOURS` are looked at.
 
     Writes Evidently's HTML to `report` where given. `DriftError` where there are too few candles or no Evidently.
     """
@@ -62,45 +63,93 @@ def run(
     if missing is not None:
         raise DriftError(f"drift needs Evidently: {missing}")
     grid, ohlcv = to_grid(candles)
-    if len(grid) < WINDOW_HOURS + features.LOOKBACK_HOURS - 1:
+    grid, ohlcv = grid[-MOST_HOURS:], ohlcv[-MOST_HOURS:]
+    if len(grid) < LEAST_HOURS:
         raise DriftError(
             f"{symbol}: {len(grid)} hours of candles are too few for drift, which compares 30 days and needs "
-            f"{WINDOW_HOURS + features.LOOKBACK_HOURS - 1}"
+            f"{LEAST_HOURS}: fetch more, or let the daemon collect them"
         )
-    table = features.compute(grid, ohlcv)
-    rows = np.nonzero(table.ready[-WINDOW_HOURS:])[0] + len(grid) - WINDOW_HOURS
-    if len(rows) < WINDOW_HOURS // 2:
-        raise DriftError(f"{symbol}: only {len(rows)} of the last {WINDOW_HOURS} hours can be judged: too many gaps")
-    columns = [features.STATIC_NAMES.index(name) for name in MARKET_FEATURES]
-    current = {n: table.static[rows, c].astype(np.float64) for n, c in zip(MARKET_FEATURES, columns, strict=True)}
-    reference = {name: np.array(contract.reference[name].quantiles) for name in MARKET_FEATURES}
-    scores = _evidently(current, reference, report)
-    found = tuple(
-        DriftFeature(
-            feature=name,
-            score=scores[name],
-            threshold=contract.reference[name].threshold,
-            detected=scores[name] >= contract.reference[name].threshold,
+    values = drift.measures(features.compute(grid, ohlcv), ohlcv)
+    current = drift.window(values, len(grid) - drift.WINDOW_HOURS, len(grid))
+    if current is None:
+        raise DriftError(
+            f"{symbol}: under half of the last {drift.WINDOW_HOURS} hours can be judged: too many candles are missing"
         )
-        for name in MARKET_FEATURES
-    )
-    share = sum(f.detected for f in found) / len(found)
+    reference, source = _reference(symbol, contract, values)
+    by_name = evidently_scores(_columns(current), _columns(reference), report)
+    scores = np.array([by_name[name] for name in drift.MEASURES])
+    limits = np.array([contract.reference[name].threshold for name in drift.MEASURES])
     return Drift(
         symbol=symbol,
         issued_at=issued_at,
-        from_=int(grid[-1]) - (WINDOW_HOURS - 1) * HOUR_MS,
+        from_=int(grid[-1]) - (drift.WINDOW_HOURS - 1) * HOUR_MS,
         to=int(grid[-1]),
-        rows=len(rows),
+        rows=len(current),
         method=METHOD,
-        detected=share >= DETECTED_SHARE,
-        drifted_share=share,
-        features=found,
+        detected=drift.detected(scores, limits),
+        default_detected=drift.default_detected(scores),
+        drifted_share=float(np.mean(scores >= limits)),
+        features=_judged(scores, limits),
+        reference=source,
+        fast=_fast(grid, values, contract),
         report=report.name if report is not None else None,
         model_version=model_version,
     )
 
 
-def _evidently(current: dict[str, Any], reference: dict[str, Any], report: Path | None) -> dict[str, float]:
+def _reference(
+    symbol: str, contract: Contract, values: Array
+) -> tuple[Array, Literal["bundle", "own", "uncalibrated"]]:
+    """Quantiles [100, k] to hold the 30 days against, and whose they are."""
+    bundle = np.array([contract.reference[name].quantiles for name in drift.MEASURES]).T
+    if contract.describes(symbol):
+        return bundle, "bundle"
+    own = drift.own_reference(values, len(values))
+    return (bundle, "uncalibrated") if own is None else (own, "own")
+
+
+def _fast(grid: NDArray[np.int64], values: Array, contract: Contract) -> FastDrift | None:
+    if len(grid) < drift.FAST_HOURS + drift.FAST_REFERENCE_HOURS + drift.LOOKBACK_HOURS - 1:
+        return None
+    scores = drift.fast_distances(values, len(values))
+    if scores is None:
+        return None
+    limits = np.array([contract.reference[name].fast_threshold for name in drift.MEASURES])
+    return FastDrift(
+        from_=int(grid[-drift.FAST_HOURS]),
+        to=int(grid[-1]),
+        reference_from=int(grid[-drift.FAST_HOURS - drift.FAST_REFERENCE_HOURS]),
+        rows=len(drift.measured(values[-drift.FAST_HOURS :])),
+        detected=drift.detected(scores, limits),
+        features=_judged(scores, limits),
+    )
+
+
+def _judged(scores: Array, limits: Array) -> tuple[DriftFeature, ...]:
+    return tuple(
+        DriftFeature(
+            feature=name,
+            score=float(score),
+            threshold=float(limit),
+            detected=bool(score >= limit),
+            default_detected=bool(score >= drift.DEFAULT_THRESHOLD),
+        )
+        for name, score, limit in zip(drift.MEASURES, scores, limits, strict=True)
+    )
+
+
+def _columns(values: Array) -> dict[str, Array]:
+    return {name: values[:, k] for k, name in enumerate(drift.MEASURES)}
+
+
+def evidently_scores(
+    current: Mapping[str, Array], reference: Mapping[str, Array], html: Path | None
+) -> dict[str, float]:
+    """Evidently's normed Wasserstein distance of each column of `current` [n] to that of `reference` [m], by name.
+
+    Writes its page of them to `html` where given: one file of some MB that loads nothing, there whole or not at all.
+    Imports Evidently: seconds, and hundreds of megabytes.
+    """
     os.environ["DO_NOT_TRACK"] = "1"
     import pandas
     from evidently import DataDefinition, Dataset, Report
@@ -108,16 +157,24 @@ def _evidently(current: dict[str, Any], reference: dict[str, Any], report: Path 
 
     names = list(current)
     definition = DataDefinition(numerical_columns=names)
-    preset = DataDriftPreset(columns=names, num_method="wasserstein", num_threshold=0.1, drift_share=DETECTED_SHARE)
-    snapshot = Report([preset]).run(
-        Dataset.from_pandas(pandas.DataFrame(current), data_definition=definition),
-        Dataset.from_pandas(pandas.DataFrame(reference), data_definition=definition),
+    preset = DataDriftPreset(
+        columns=names,
+        num_method="wasserstein",
+        num_threshold=drift.DEFAULT_THRESHOLD,
+        drift_share=drift.DEFAULT_SHARE,
     )
-    if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        beside = report.with_suffix(".part")
-        snapshot.save_html(str(beside))
-        beside.replace(report)
+    snapshot = Report([preset]).run(
+        Dataset.from_pandas(pandas.DataFrame(dict(current)), data_definition=definition),
+        Dataset.from_pandas(pandas.DataFrame(dict(reference)), data_definition=definition),
+    )
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        beside = html.with_name(f".{html.name}.part")
+        try:
+            snapshot.save_html(str(beside))
+            beside.replace(html)
+        finally:
+            beside.unlink(missing_ok=True)
     return {
         metric["config"]["column"]: float(metric["value"])
         for metric in snapshot.dict()["metrics"]

@@ -45,6 +45,7 @@ def _known_errors() -> tuple[type[BaseException], ...]:
         ("stream.testing.broker", "BrokerError"),
         ("stream.web", "PortInUseError"),
         ("monitor.drift", "DriftError"),
+        ("monitor.report", "ReportError"),
         ("training.dataset", "DatasetError"),
         ("training.forecasters", "ForecasterError"),
         ("training.ledger", "LedgerError"),
@@ -164,7 +165,7 @@ def _tape_options(command: F) -> F:
         click.option("--hours", type=click.IntRange(min=1), help="Candles to play.  [default: until Ctrl-C]"),
         click.option("--speed", metavar="X|max", help="Exchange seconds per second.  [default: 3600]"),
         click.option("--symbols", metavar="A,B", help="Symbols to play.  [default: BTCUSDT]"),
-        click.option("--seed", type=int, default=7, show_default=True, help="Seed of the simulated market."),
+        click.option("--seed", type=int, default=2, show_default=True, help="Seed of the simulated market."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -334,7 +335,7 @@ def export(**options: Any) -> None:
 @click.option("--figure", type=_FILE, help="Forecast against actual, .svg or .png.")
 @click.option("--ledger", type=_FILE, help="JSON lines: a scoring that touches 2024 is written down here.")
 def evaluate(**options: Any) -> None:
-    """Score models beside the baselines, also where they win: measures, tests, groups, intervals (hourly σ).
+    """Score models beside the baselines, also where they win: measures, tests, groups, intervals, decay (hourly σ).
 
     Bundles as they are, or with --walk-forward a model trained anew before each year. The tests of forecasts and the
     figures need the extra `research`, a walk forward the extra `train`.
@@ -389,15 +390,50 @@ def backtest(**options: Any) -> None:
 @click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
 @click.option("--out", type=_FILE, help="Evidently's HTML report.")
 @click.option("--json", "json_file", type=_FILE, help="Write the result here too.")
-@click.option("--nice", type=click.IntRange(0, 19), default=0, hidden=True)
+@click.option(
+    "--study",
+    metavar="FROM..TO",
+    help="With --candles: how often both signals would have alarmed, and which changes they find.",
+)
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the study's shuffled data.")
+@click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
+@click.option("--memory-mb", type=click.IntRange(min=1), metavar="MB", help="End where more is needed, MiB.")
 def drift(**options: Any) -> None:
-    """Compare the last 30 days of features with the model's training range (needs the extra `drift`).
+    """Compare the last 30 days with the model's training range, and the last 10 with the 90 before (needs `drift`).
+
+    Scores are Wasserstein distances in standard deviations of what is held against. A symbol that the model was not
+    made for is held against 180 days of its own past.
 
     Example: volcast drift --data-dir var --out drift.html
-    """
-    from stream.commands import offline
 
-    offline.drift(**options)
+    Example: volcast drift --candles btc.parquet --study 2019-01-01..2025-01-01
+    """
+    from stream.commands import drift as command
+
+    command.drift(**options)
+
+
+@cli.command()
+@click.option("--candles", type=_FILE, help="Candle file.  [default: the journal in --data-dir]")
+@click.option("--data-dir", type=_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
+@click.option("--symbol", default="BTCUSDT", show_default=True, help="The symbol to report on.")
+@click.option("--from", "from_", metavar="ISO", help="The period's first hour, UTC.")
+@click.option("--to", metavar="ISO", help="The period ends before this, UTC.  [default: the newest candle]")
+@click.option("--quarterly", type=click.IntRange(2010, 2098), metavar="YEAR", help="Q1 to Q4 of a year instead.")
+@click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--out", type=_DIR, help="Folder for the pages.  [default: DATA_DIR/reports]")
+@click.option("--json", "json_file", type=_FILE, help="Write all figures here too.")
+def report(**options: Any) -> None:
+    """Pages for people, with their figures beside them as JSON: drift and forecast quality of a period (needs `drift`).
+
+    From a candle file the forecasts are the daemon's own, made anew; from the journal they are those that were served.
+    σ is in annualized percent on the pages and hourly in the JSON, as the names there say.
+
+    Example: volcast report --candles btc.parquet --quarterly 2024 --out reports
+    """
+    from stream.commands import report as command
+
+    command.report(**options)
 
 
 def main() -> None:

@@ -1,25 +1,15 @@
-"""The commands that need no socket to live on: predict, train, export, drift."""
+"""The commands that make a model: train, export. And how those that need no socket read candles and show times."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import msgspec
 
 from stream.adapters import candles as files
-from stream.adapters import predictor as predictors
-from stream.adapters.journal import SqliteJournal
-from stream.commands.exchange import parse_symbols
-from stream.commands.node import packaged_model
 from stream.commands.outputs import write_json
-from stream.core.candle import HOUR_MS
-from stream.core.keyed import HISTORY_HOURS
 from stream.ports import RefusedError
 
 
@@ -80,45 +70,3 @@ def export(*, run_dir: Path, out: Path, evaluation: Path | None, ledger: Path | 
         + (f"; card: {made['card']}" if made["card"] else "")
     )
     write_json(json_file, made)
-
-
-def drift(
-    *,
-    symbols: str,
-    candles: Path | None,
-    data_dir: Path,
-    model: Path | None,
-    out: Path | None,
-    json_file: Path | None,
-    nice: int,
-) -> None:
-    from monitor import drift as room
-
-    os.nice(nice)
-    (symbol, *others) = parse_symbols(symbols, ())
-    if others:
-        raise RefusedError("--symbols: drift looks at one symbol at a time")
-    champion = data_dir / "champion.onnx"
-    loaded = predictors.load(model or (champion if champion.exists() else packaged_model())).model
-    if candles is not None:
-        series = read_candles(candles, symbol)[symbol]
-    else:
-        with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
-            newest = journal.last_open_time(symbol)
-            if newest is None:
-                raise RefusedError(f"the journal in {data_dir} has no candle of {symbol}")
-            series = journal.candles(symbol, newest - (HISTORY_HOURS - 1) * HOUR_MS, newest)
-    result = room.run(
-        symbol,
-        series,
-        loaded.contract,
-        model_version=loaded.version,
-        issued_at=time.time_ns() // 1_000_000,
-        report=out,
-    )
-    found = "detected" if result.detected else "not detected"
-    click.echo(f"{symbol}: drift {found}, {utc(result.from_)} to {utc(result.to)}, {result.rows} hours")
-    for feature in sorted(result.features, key=lambda f: -f.score / f.threshold):
-        mark = "beyond" if feature.detected else "within"
-        click.echo(f"  {feature.feature:<24} {feature.score:7.3f} {mark} {feature.threshold:.3f}")
-    write_json(json_file, msgspec.to_builtins(result))

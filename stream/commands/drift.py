@@ -1,0 +1,157 @@
+"""`volcast drift`: the last 30 days of one symbol, or with --study how often it would have alarmed, and at what."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from stream.adapters import predictor as predictors
+from stream.adapters.journal import SqliteJournal
+from stream.commands.exchange import parse_symbols
+from stream.commands.node import packaged_model
+from stream.commands.offline import read_candles, utc
+from stream.commands.outputs import require_writable, write_json
+from stream.core.candle import HOUR_MS, Candle
+from stream.core.contract import Contract, Model
+from stream.core.messages import Drift, DriftFeature
+from stream.ports import RefusedError
+
+_PIPE_WIDTH = 140
+#: A run takes some 8 s of processor time.
+_CPU_S = 300
+
+
+def drift(
+    *,
+    symbols: str,
+    candles: Path | None,
+    data_dir: Path,
+    model: Path | None,
+    out: Path | None,
+    json_file: Path | None,
+    study: str | None,
+    seed: int,
+    nice: int,
+    memory_mb: int | None,
+) -> None:
+    _confine(nice, memory_mb)
+    (symbol, *others) = parse_symbols(symbols, ())
+    if others:
+        raise RefusedError("--symbols: drift looks at one symbol at a time; run it once for each")
+    if study is not None and (candles is None or out is not None):
+        raise click.UsageError("--study goes with --candles, and has no page: without --out")
+    for option, file in (("--json", json_file), ("--out", out)):
+        require_writable(option, file)
+    champion = data_dir / "champion.onnx"
+    loaded = predictors.load(model or (champion if champion.exists() else packaged_model())).model
+    try:
+        if study is not None and candles is not None:
+            _study(symbol, candles, loaded.contract, study, seed, json_file)
+        else:
+            _run(symbol, candles, data_dir, loaded, out, json_file)
+    except MemoryError:
+        if memory_mb is None:
+            raise
+        raise RefusedError(f"drift needs more memory than --memory-mb {memory_mb} leaves it; raise it") from None
+
+
+def _run(
+    symbol: str, candles: Path | None, data_dir: Path, loaded: Model, out: Path | None, json_file: Path | None
+) -> None:
+    from monitor import drift as room
+
+    series = (
+        read_candles(candles, symbol)[symbol] if candles is not None else _of_journal(data_dir, symbol, room.MOST_HOURS)
+    )
+    result = room.run(
+        symbol,
+        series,
+        loaded.contract,
+        model_version=loaded.version,
+        issued_at=time.time_ns() // 1_000_000,
+        report=out,
+    )
+    _tell(result)
+    write_json(json_file, msgspec.to_builtins(result))
+
+
+def _of_journal(data_dir: Path, symbol: str, hours: int) -> list[Candle]:
+    with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
+        newest = journal.last_open_time(symbol)
+        if newest is None:
+            raise RefusedError(f"the journal in {data_dir} has no candle of {symbol}")
+        return journal.candles(symbol, newest - (hours - 1) * HOUR_MS, newest)
+
+
+_AGAINST = {
+    "bundle": "the training range",
+    "own": "180 days of its own past",
+    "uncalibrated": "another symbol's training range, for want of 180 days of its own",
+}
+
+
+def _tell(result: Drift) -> None:
+    found, default = _word(result.detected), _word(result.default_detected)
+    click.echo(
+        f"{result.symbol}: drift {found}, {utc(result.from_)} to {utc(result.to)}, {result.rows} hours "
+        f"against {_AGAINST[result.reference]}; Evidently's default: {default}"
+    )
+    _rows(result.features)
+    if result.fast is None:
+        click.echo(
+            "10 days against the 90 before: not judged: 100 days of candles are not there, or have too many gaps"
+        )
+        return
+    click.echo(f"10 days against the 90 before: drift {_word(result.fast.detected)}, since {utc(result.fast.from_)}")
+    _rows(result.fast.features)
+
+
+def _word(detected: bool) -> str:
+    return "detected" if detected else "not detected"
+
+
+def _rows(features: tuple[DriftFeature, ...]) -> None:
+    for feature in sorted(features, key=lambda f: -f.score / f.threshold):
+        mark = "beyond" if feature.detected else "within"
+        click.echo(f"  {feature.feature:<26} {feature.score:7.3f} {mark} {feature.threshold:.3f}")
+
+
+def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: int, json_file: Path | None) -> None:
+    from training import dataset
+    from training import drift_study as room
+
+    first, dots, last = period.partition("..")
+    if not dots:
+        raise click.BadParameter(f"{period!r} is no period such as 2019-01-01..2025-01-01", param_hint="--study")
+    start, end = dataset.time_ms(first), dataset.time_ms(last)
+    data = dataset.load(candles, symbol)
+    found = room.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
+    # A pipe has no width of its own, and a figure cut short is none.
+    console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
+    for table in room.tables(found):
+        console.print(table, "")
+    write_json(json_file, msgspec.to_builtins(found))
+
+
+def _confine(nice: int, memory_mb: int | None) -> None:
+    """Bounds what this process may take from the one that started it."""
+    os.nice(nice)
+    if memory_mb is None:
+        return
+    import resource
+
+    # Private memory, not address space: the libraries reserve gigabytes of that and use little of it. Where it is used
+    # up some of them ask again for ever instead of failing: hence a bound on processor time with it.
+    for kind, bound in ((resource.RLIMIT_DATA, memory_mb * 1024 * 1024), (resource.RLIMIT_CPU, _CPU_S)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or bound < hard:
+            resource.setrlimit(kind, (bound, bound))
+    # Where the machine runs out of memory all the same, it is this process that the kernel ends. Linux only.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
