@@ -1,0 +1,163 @@
+"""`volcast report`: pages of drift and of forecast quality for any period, from a candle file or the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+import msgspec
+
+from stream.adapters import predictor as predictors
+from stream.commands.exchange import parse_time
+from stream.commands.node import packaged_model
+from stream.commands.output_folder import filled
+from stream.commands.outputs import require_writable, write_json
+from stream.core.candle import HOUR_MS
+from stream.ports import RefusedError
+
+if TYPE_CHECKING:
+    from monitor.report import Written
+    from monitor.report_drift import Period
+
+#: (name, from, to) in ms, the end exclusive.
+Asked = tuple[str, int, int]
+
+
+def report(
+    *,
+    candles: Path | None,
+    data_dir: Path,
+    symbol: str,
+    from_: str | None,
+    to: str | None,
+    quarterly: int | None,
+    model: Path | None,
+    out: Path | None,
+    json_file: Path | None,
+) -> None:
+    if (quarterly is None) == (from_ is None) or (to is not None and from_ is None):
+        raise click.UsageError("name a period: --from ISO, with or without --to ISO, or --quarterly YEAR")
+    asked = [_asked(from_, to)] if from_ is not None else _quarters(quarterly or 0)
+    if not (symbol.isascii() and symbol.isalnum()):
+        # It becomes part of file names.
+        raise RefusedError(f"--symbol {symbol!r} is no symbol such as BTCUSDT")
+    require_writable("--json", json_file)
+    from monitor import report as room
+    from stream.commands import report_source
+
+    room.refuse_without_evidently()
+    champion = data_dir / "champion.onnx"
+    predictor = predictors.load(model or (champion if champion.exists() else packaged_model()))
+    symbol = symbol.upper()
+    whole_name = str(quarterly) if quarterly is not None else asked[0][0]
+
+    def cut(newest: int) -> Period:
+        return _cut((whole_name, asked[0][1], asked[-1][2]), newest)
+
+    folder = out if out is not None else data_dir / "reports"
+    # A daemon on this machine goes first.
+    os.nice(10)
+    with _ended_in_order(), filled("--out", folder, f"{symbol}-{whole_name}-index.html") as within:
+        _progress(f"forecasts of {symbol}")
+        if candles is not None:
+            source, whole = report_source.of_file(candles, symbol, predictor, cut)
+        else:
+            source, whole = report_source.of_journal(data_dir, symbol, predictor, cut)
+        periods = [p for p in (_cut(a, whole.to_ms - HOUR_MS) for a in asked) if p.to_ms > p.from_ms]
+        written = room.write(source, periods, whole, predictor.model, within, _progress)
+    _tell(written, folder)
+    write_json(
+        json_file,
+        {
+            "symbol": symbol,
+            "period": whole_name,
+            "model_version": predictor.model.version,
+            "drift": msgspec.to_builtins(written.drifts),
+            "regression": msgspec.to_builtins(written.regression),
+            "files": list(written.files),
+            "notes": list(written.notes),
+        },
+    )
+
+
+def _asked(from_: str, to: str | None) -> Asked:
+    since = parse_time(from_, "--from")
+    until = parse_time(to, "--to") if to is not None else None
+    for option, ms in (("--from", since), ("--to", until)):
+        if ms is not None and ms % HOUR_MS:
+            raise RefusedError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
+    if until is None:
+        return f"{_short(since)}-on", since, sys.maxsize
+    if until <= since:
+        raise RefusedError(f"--from, --to: the period {from_} to {to} is empty; swap or widen it")
+    return f"{_short(since)}-to-{_short(until)}", since, until
+
+
+def _quarters(year: int) -> list[Asked]:
+    marks = [datetime(year, month, 1, tzinfo=UTC) for month in (1, 4, 7, 10)]
+    times = [int(mark.timestamp()) * 1_000 for mark in (*marks, datetime(year + 1, 1, 1, tzinfo=UTC))]
+    return [(f"{year}-Q{k + 1}", times[k], times[k + 1]) for k in range(4)]
+
+
+def _short(ms: int) -> str:
+    """A time as part of a file's name."""
+    moment = datetime.fromtimestamp(ms / 1_000, UTC)
+    return f"{moment:%Y-%m-%d}" if moment.hour == 0 else f"{moment:%Y-%m-%dT%H}"
+
+
+def _cut(asked: Asked, newest: int) -> Period:
+    """The period as far as there are candles."""
+    from monitor.report_drift import Period
+
+    name, from_ms, asked_to_ms = asked
+    end = newest + HOUR_MS
+    # An open end is what there is, and lacks nothing.
+    return Period(name, from_ms, min(asked_to_ms, end), end if asked_to_ms == sys.maxsize else asked_to_ms)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM as an exception, so that what was begun is cleared away."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _progress(text: str) -> None:
+    # A cron job's mail should hold facts, not progress.
+    if sys.stderr.isatty():
+        click.echo(f"{text} …", err=True)
+
+
+def _tell(written: Written, folder: Path) -> None:
+    from monitor.report_html import share
+
+    for name, of in written.drifts.items():
+        click.echo(
+            f"{name}: weeks with drift {share(of.weeks_detected, len(of.weeks))}; by the 10-day signal "
+            f"{share(of.weeks_fast_detected, of.weeks_fast_judged)}; by Evidently's default "
+            f"{share(of.weeks_default_detected, len(of.weeks))}"
+        )
+    for name, quality in written.regression.by_forecaster.items():
+        click.echo(
+            f"{name}: QLIKE {quality.qlike:.3f}, MAPE {quality.mape:.1%}; hourly σ: RMSE {quality.rmse_hourly:.6f}, "
+            f"MAE {quality.mae_hourly:.6f}, bias {quality.bias_hourly:+.6f}"
+        )
+    of_interval = f"{written.regression.coverage:.1%} of outcomes, promised {written.regression.coverage_promised:.0%}"
+    click.echo(f"interval: held {of_interval}; {written.regression.forecasts} forecasts")
+    for note in written.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{len(written.files)} files: {folder / written.files[-1]}")
