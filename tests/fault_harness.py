@@ -28,7 +28,8 @@ from stream.adapters.journal import FILE_NAME, SqliteJournal
 from stream.commands import node
 from stream.core import publication
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.keyed import Issued, Rules
+from stream.core.fold import Rules
+from stream.core.keyed import Issued
 from stream.core.messages import Decision, Forecast
 from stream.core.policy import Policy
 from stream.core.replay import replay
@@ -69,6 +70,7 @@ class Watch:
         #: Kinds of facts to keep; None: all.
         self.kept: tuple[type[Any], ...] | None = None
         self.stop = asyncio.Event()
+        self._news = asyncio.Event()
         self._waiting = dict(last)
         self._outbox = 0
         self._also = also
@@ -82,6 +84,17 @@ class Watch:
             self._outbox = fact.messages
         if not self._waiting and not self._outbox and self._also(self):
             self.stop.set()
+        self._news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Looks with each fact whether the condition has come true."""
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
+
+    def live(self) -> int:
+        """Candles that the socket brought."""
+        return sum(f.provenance == "live" for f in self.facts if isinstance(f, CandleProcessed))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [f for f in self.facts if isinstance(f, kind)]
@@ -180,7 +193,7 @@ async def run(
             await asyncio.gather(acting, return_exceptions=True)
         if check:
             said = await asyncio.to_thread(_said, data_dir)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await ear.settled(said.keys() - earlier.keys())
             tape = {s: exchange.tape.all(s) for s in chosen}
             await asyncio.to_thread(hold, data_dir, tape, exchange.end_ms)

@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
     """The condition's first true value; looks, and fails by name when it does not come."""
     ends = time.monotonic() + deadline_s
     while time.monotonic() < ends:
@@ -72,7 +72,7 @@ class Process:
     def err(self) -> str:
         return self._err.read_text()
 
-    def find(self, pattern: str, deadline_s: float = 60.0) -> str:
+    def find(self, pattern: str, deadline_s: float = 120.0) -> str:
         """What the pattern's first group matched in the output, once it is there."""
 
         def look() -> re.Match[str] | None:

@@ -111,7 +111,8 @@ async def test_an_acknowledged_stream_that_says_nothing_is_given_up(
 ) -> None:
     async with Exchange.replaying(tape, START, HOURS, None) as exchange:
         exchange.fault("mute", at=hour(9))
-        watch, _ = await stand.run(exchange, broker, tmp_path)
+        # REST may have brought everything before the silence has lasted long enough.
+        watch, _ = await stand.run(exchange, broker, tmp_path, also=lambda watch: bool(watch.of(FeedDisconnected)))
     assert [f.reason for f in watch.of(FeedDisconnected)] == ["stall"]
 
 
@@ -174,15 +175,26 @@ async def test_a_network_that_swallows_cuts_or_drips(trouble: Any, broker: str, 
     async with Exchange.replaying(tape, START, 60, PACED) as exchange, Relay(exchange.ws_url) as relay:
 
         async def meddle(watch: stand.Watch) -> None:
-            await asyncio.sleep(1.5)
+            await watch.until(lambda: watch.live() >= 6)
             if trouble == "reset":
                 relay.reset()
                 return
             relay.become(trouble)
-            await asyncio.sleep(3.0)
+            # What swallows is given up; what drips is slow and stays.
+            before = len(watch.of(CandleProcessed))
+            await watch.until(
+                lambda: (
+                    bool(watch.of(FeedDisconnected)) or len(watch.of(CandleProcessed)) >= before + 20
+                    if trouble == "slow"
+                    else bool(watch.of(FeedDisconnected))
+                )
+            )
             relay.become("open")
 
-        watch, _ = await stand.run(exchange, broker, tmp_path, ws_url=relay.url, beside=meddle)
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, ws_url=relay.url, beside=meddle,
+            also=lambda watch: trouble == "slow" or bool(watch.of(FeedDisconnected)),
+        )  # fmt: skip
     reasons = [f.reason for f in watch.of(FeedDisconnected)]
     assert trouble == "slow" or reasons
     assert set(reasons) <= {"stall", "connection_lost", "unreachable"}
@@ -193,7 +205,7 @@ async def test_a_blocked_loop_is_measured_and_blames_nobody_else(broker: str, tm
     tape = stand.market(hours=20)
 
     async def block(watch: stand.Watch) -> None:
-        await asyncio.sleep(1.0)
+        await watch.until(lambda: watch.live() >= 2)
         ends = time.perf_counter() + 6.5
         while time.perf_counter() < ends:
             pass
@@ -323,11 +335,16 @@ async def test_an_exchange_that_is_away_for_hours_is_waited_for_and_said_to_be(b
     ):
 
         async def vanish(watch: stand.Watch) -> None:
-            await asyncio.sleep(1.5)
+            await watch.until(lambda: watch.live() >= 6)
             for relay in (socket, rest):
                 relay.become("closed")
                 relay.reset()
-            await asyncio.sleep(2.5)
+            # Until both have been tried in vain, and so for hours of the exchange's time.
+            await watch.until(
+                lambda: (
+                    bool(watch.of(BackfillFailed)) and "unreachable" in {f.reason for f in watch.of(FeedDisconnected)}
+                )
+            )
             for relay in (socket, rest):
                 relay.become("open")
 
