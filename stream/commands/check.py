@@ -56,7 +56,7 @@ def _say(mark: str, what: str, text: str) -> None:
 
 
 def _model(settings: Settings, refusals: list[str]) -> None:
-    path = model_path(settings)
+    path = model_path(settings.model, settings.data_dir)
     try:
         model = predictors.load(path).model
     except ContractError as error:

@@ -14,7 +14,7 @@ from rich.console import Console
 from stream.adapters import predictor as predictors
 from stream.adapters.journal import SqliteJournal
 from stream.commands.exchange import parse_symbols
-from stream.commands.node import packaged_model
+from stream.commands.node import model_path
 from stream.commands.offline import read_candles, utc
 from stream.commands.outputs import require_writable, write_json
 from stream.core.candle import HOUR_MS, Candle
@@ -48,8 +48,7 @@ def drift(
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
     for option, file in (("--json", json_file), ("--out", out)):
         require_writable(option, file)
-    champion = data_dir / "champion.onnx"
-    loaded = predictors.load(model or (champion if champion.exists() else packaged_model())).model
+    loaded = predictors.load(model_path(model, data_dir)).model
     try:
         if study is not None and candles is not None:
             _study(symbol, candles, loaded.contract, study, seed, json_file)

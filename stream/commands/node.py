@@ -60,11 +60,11 @@ def packaged_model() -> Path:
     return Path(str(resources.files("export") / "models" / "btcusdt-1h.onnx"))
 
 
-def model_path(settings: Settings) -> Path:
+def model_path(model: Path | None, data_dir: Path) -> Path:
     """CONTRACT §1: the one given, else the data directory's champion, else the packaged one."""
-    if settings.model is not None:
-        return settings.model
-    champion = settings.data_dir / "champion.onnx"
+    if model is not None:
+        return model
+    champion = data_dir / "champion.onnx"
     return champion if champion.exists() else packaged_model()
 
 
@@ -93,7 +93,7 @@ class _Ground:
 def _prepare(settings: Settings) -> _Ground:
     """Files, lock, model, port: `RefusedError` and its kin in one line, with nothing left behind."""
     with contextlib.ExitStack() as undo:
-        model = model_path(settings)
+        model = model_path(settings.model, settings.data_dir)
         predictor = predictors.load(model)
         policy = policies.load(settings.policy)
         tls = tls_context(settings.mqtt_url, settings.mqtt_ca_file)

@@ -16,7 +16,7 @@ import msgspec
 
 from stream.adapters import predictor as predictors
 from stream.commands.exchange import parse_time
-from stream.commands.node import packaged_model
+from stream.commands.node import model_path
 from stream.commands.output_folder import filled
 from stream.commands.outputs import require_writable, write_json
 from stream.core.candle import HOUR_MS
@@ -53,8 +53,7 @@ def report(
     from stream.commands import report_source
 
     room.refuse_without_evidently()
-    champion = data_dir / "champion.onnx"
-    predictor = predictors.load(model or (champion if champion.exists() else packaged_model()))
+    predictor = predictors.load(model_path(model, data_dir))
     symbol = symbol.upper()
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 

@@ -106,6 +106,10 @@ class Scorekeeper:
             # The next one says it all again.
             self._observe(CommitFailed(str(failure)))
             return
+        except ValueError:
+            # A number that is none: a defect of ours, and no reason to end forecasts.
+            log.exception("scores of %s cannot be told", ", ".join(state.symbol for state in states))
+            return
         for score, retained in posted:
             self._offer([], [retained])
             self._observe(ScoreChanged(score))

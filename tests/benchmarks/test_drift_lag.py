@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 LAG_P99_LIMIT_MS = 20.0
 #: A candle is late when it is not acknowledged this long after its closing frame. They come every 100 ms here.
 LATE_S = 1.0
-SPEED = 36_000
 TICK_S = 0.005
 DRIFT_RUNS = 2
-
-
-@pytest.fixture(scope="module")
-def exchange() -> Iterator[tuple[str, str]]:
-    command = [sys.executable, "-m", "stream", "exchange", "--speed", str(SPEED), "--ws-port", "0", "--rest-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        words = process.stdout.readline().split()
-        yield words[words.index("--ws-url") + 1], words[words.index("--rest-url") + 1]
-        process.terminate()
 
 
 class Watch:
@@ -57,7 +45,9 @@ class Watch:
             self.stop.set()
 
 
-async def test_loop_lag_while_drift_runs_and_a_report_is_made(exchange: tuple[str, str], tmp_path: Path) -> None:
+async def test_loop_lag_while_drift_runs_and_a_report_is_made(
+    exchange: tuple[str, str], speed: int, tmp_path: Path
+) -> None:
     clock, watch, lags_s = Clock(), Watch(), []
     candles = tmp_path / "btc.parquet"
     first = SIMULATED_FROM_MS - 3_600 * HOUR_MS
@@ -85,7 +75,7 @@ async def test_loop_lag_while_drift_runs_and_a_report_is_made(exchange: tuple[st
     with EmbeddedBroker() as broker:
         settings = Settings(
             ws_url=exchange[0], rest_url=exchange[1], mqtt_url=broker.url, http_port=0, data_dir=tmp_path / "var",
-            time_scale=SPEED, drift_period_hours=24.0,
+            time_scale=speed, drift_period_hours=24.0,
         )  # fmt: skip
         await node.run(settings, watch.stop, watch=watch, beside=report)
     lags_ms = sorted(1e3 * s for s in lags_s)

@@ -32,24 +32,12 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 RESIDENT_LIMIT_MB = 220
 FIRST_FORECAST_LIMIT_S = 3.0
 DELAY_P50_LIMIT_MS = 5.0
-#: Ten closes a second, far enough apart that none waits for another.
-SPEED = 36_000
 CANDLES = 300
 
 
 def show(what: str, value: float, unit: str, limit: float | None = None) -> None:
     bound = f"   limit {limit:g} {unit}" if limit is not None else ""
     print(f"{what:<62} {value:9.2f} {unit}{bound}")
-
-
-@pytest.fixture(scope="module")
-def exchange() -> Iterator[tuple[str, str]]:
-    command = [sys.executable, "-m", "stream", "exchange", "--speed", str(SPEED), "--ws-port", "0", "--rest-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        words = process.stdout.readline().split()
-        yield words[words.index("--ws-url") + 1], words[words.index("--rest-url") + 1]
-        process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +91,13 @@ async def floor(ws_url: str, broker_url: str) -> list[float]:
 
 
 async def test_closing_frame_to_acknowledgement_beside_the_floor(
-    exchange: tuple[str, str], broker: str, tmp_path: Path
+    exchange: tuple[str, str], speed: int, broker: str, tmp_path: Path
 ) -> None:
     clock = Clock()
     watch = Watch(clock)
     settings = Settings(
         ws_url=exchange[0], rest_url=exchange[1], mqtt_url=broker, http_port=0, data_dir=tmp_path,
-        time_scale=SPEED, drift_period_hours=0.0,
+        time_scale=speed, drift_period_hours=0.0,
     )  # fmt: skip
     started_s = clock.monotonic_s()
     await node.run(settings, watch.stop, watch=watch)
@@ -129,10 +117,10 @@ async def test_closing_frame_to_acknowledgement_beside_the_floor(
     assert p50 < DELAY_P50_LIMIT_MS
 
 
-def test_resident_memory_for_one_symbol(exchange: tuple[str, str], broker: str, tmp_path: Path) -> None:
+def test_resident_memory_for_one_symbol(exchange: tuple[str, str], speed: int, broker: str, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "stream", "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", broker,
-        "--http-port", "0", "--data-dir", str(tmp_path), "--time-scale", str(SPEED), "--drift-period-hours", "0",
+        "--http-port", "0", "--data-dir", str(tmp_path), "--time-scale", str(speed), "--drift-period-hours", "0",
     ]  # fmt: skip
     host, port = broker.removeprefix("mqtt://").split(":")
 
