@@ -33,7 +33,7 @@ from stream.core.keyed import Issued
 from stream.core.messages import Decision, Forecast
 from stream.core.policy import Policy
 from stream.core.replay import replay
-from stream.ports import CandleProcessed, Clock, Fact, OutboxCounted
+from stream.ports import CandleProcessed, Clock, Fact, OutboxCounted, Resumed
 from stream.settings import Settings
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
@@ -78,7 +78,8 @@ class Watch:
     def __call__(self, fact: Fact) -> None:
         if self.kept is None or isinstance(fact, self.kept):
             self.facts.append(fact)
-        if isinstance(fact, CandleProcessed) and fact.open_time >= self._waiting.get(fact.symbol, 2**62):
+        # A run that went on for a moment may have left the next one nothing to process.
+        if isinstance(fact, CandleProcessed | Resumed) and fact.open_time >= self._waiting.get(fact.symbol, 2**62):
             del self._waiting[fact.symbol]
         if isinstance(fact, OutboxCounted):
             self._outbox = fact.messages
