@@ -55,6 +55,8 @@ class _Tally:
     decisions: dict[str, Decision] = field(default_factory=dict)
     drifts: dict[str, Drift] = field(default_factory=dict)
     drift_failure: str | None = None
+    #: "on", or why there is none.
+    drift: str = "on"
     processed: dict[str, int] = field(default_factory=dict)
     issued: int = 0
     actions: dict[str, int] = field(default_factory=dict)
@@ -155,6 +157,7 @@ async def _demo(
         )
 
         async def beside(running: node.Node) -> None:
+            tally.drift = running.drift
             await _show(running, exchange, tape, hours is not None, tally, console, stop)
 
         await node.run(settings, stop, watch=tally, beside=beside)
@@ -274,7 +277,8 @@ def _summarize(tally: _Tally, console: Console, json_file: Path | None, *, paced
         found = f"{'detected' if drift.detected else 'not detected'}: {drift.drifted_share:.0%} of the features"
         console.print(f"{symbol}: drift {found}", highlight=False)
     if not tally.drifts:
-        console.print(f"drift: {tally.drift_failure or 'no result'}", highlight=False)
+        why = tally.drift if tally.drift != "on" else tally.drift_failure or "no result"
+        console.print(f"drift: {why}", highlight=False)
     for symbol, error in errors.items():
         console.print(f"{symbol}: RMSE of the matured next-24 h forecasts {error:.6f} (hourly σ)", highlight=False)
     if json_file is not None:

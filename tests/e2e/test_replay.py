@@ -124,6 +124,23 @@ def test_a_month_of_real_candles(
         same_numbers(forecast, decision, row)
 
 
+def test_without_the_extra_the_daemon_runs_and_says_that_drift_is_off(
+    mosquitto: Any, subscribe: Callable[..., Any], volcast: Callable[..., Any], until: Any, tmp_path: Path
+) -> None:
+    subscriber = subscribe(mosquitto.port, "5")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['evidently'] = None")
+    demo = volcast(
+        "demo", "--hours", 30, "--speed", "max", "--mqtt-url", mosquitto.url, "--http-port", 0,
+        PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert demo.popen.wait(120) == 0, demo.err
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 30, "every forecast", 20)
+    (info,) = subscriber.payloads("node/demo/info")
+    assert info["drift"].startswith("off: evidently is not installed")
+    assert "drift is off: evidently is not installed" in demo.err
+    assert "drift: off: evidently is not installed" in demo.out
+
+
 def test_the_simulated_demo_ends_by_itself_with_a_summary(volcast: Callable[..., Any]) -> None:
     demo = volcast("demo", "--hours", 72, "--speed", 36_000, "--http-port", 0)
     assert demo.popen.wait(120) == 0, demo.err
