@@ -53,11 +53,16 @@ class RefusedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Candles in order, and the exchange's time when they were asked for: an hour that had ended well before
-    then and is not among them does not exist."""
+    """Candles in order that were over when they were asked for, by the server's time and their own.
+
+    `newest_open_time` is that of the newest candle in the answer, be it forming: what precedes it is final, and what is
+    not among `candles` may still come. `absent` are hours that the answer lacks between two of its candles.
+    """
 
     candles: list[Candle]
     asked_at_ms: int
+    newest_open_time: int | None = None
+    absent: tuple[int, ...] = ()
 
 
 class History(Protocol):
@@ -69,8 +74,13 @@ class History(Protocol):
         """`UnknownSymbolError` where the exchange does not list the symbol."""
         ...
 
+    async def first_open_time(self, symbol: str, from_open_time: int) -> int | None:
+        """When the first candle at or after that time opens, be it closed or not; None where there is none."""
+        ...
+
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
-        """Closed candles that open in [from, to]. `UnknownSymbolError` where there is no such symbol."""
+        """Closed candles that open in [from, to], as far as the exchange shows them. `UnknownSymbolError` where there
+        is no such symbol."""
         ...
 
 

@@ -1,20 +1,27 @@
 """REST, the truth: closed candles, server time and symbols from Binance's public API.
 
-Before candles are asked for, the server is asked for its time, so a row that was still forming then is never taken
-for closed.
+Rules of this module:
+- Before candles are asked for, the server is asked for its time, so a row that was still forming then is never taken
+  for closed.
+- A range is walked to its end: the length of a page says nothing. Each question begins with the last candle of the
+  answer before it, which must come back as it was, so an empty page, another symbol's rows or a server that does not
+  hear where to start are noticed. Only an answer that has that candle and nothing after it is the end.
+- No cache may answer: each question says so, and is worded a little differently from the one before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from stream.adapters.http_get import HttpGet, Sleep
 from stream.core import binance
-from stream.core.binance import ExchangeInfo, WireError
+from stream.core.binance import ExchangeInfo, KlinesPage, WireError
 from stream.core.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
+from stream.core.ledger import lacking
 from stream.ports import Answer, Clock, FrameRejected, Observer, UnreachableError, WeightUsed
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -23,6 +30,9 @@ _WEIGHT_PER_MINUTE = 6_000
 _WEIGHT_WINDOW_S = 60.0
 #: A page costs the same whatever its length; the first rows may be candles off the hour.
 _FIRST_ROWS = 100
+#: So many questions for the same range differ from each other.
+_WORDINGS = 4
+_NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 class BinanceHistory:
@@ -34,14 +44,18 @@ class BinanceHistory:
         *,
         clock: Clock,
         observe: Observer = lambda fact: None,
-        told_time: Callable[[int], None] = lambda server_ms: None,
+        told_time: Callable[[int, float], None] = lambda server_ms, asked_s: None,
         sleep: Sleep = asyncio.sleep,
         weight_share: float | None = None,
+        patience_s: float = float("inf"),
     ) -> None:
-        """`told_time` hears every server time, as it arrives. With a `weight_share` a minute's silence follows
-        each answer that says that this share of the weight of a minute, which all clients of an address have in
-        common, is used up."""
-        self._http = HttpGet(base_url, clock=clock, sleep=sleep)
+        """`told_time` hears every server time as it arrives, with the monotonic time when it was asked for. With a
+        `weight_share` a minute's silence follows each answer that says that this share of the weight of a minute, which
+        all clients of an address have in common, is used up. A ban that lasts longer than `patience_s` is
+        `UnreachableError` at once instead of being waited for."""
+        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers=_NO_CACHE, patience_s=patience_s)
+        self._clock = clock
+        self._wordings = itertools.count()
         self._observe = observe
         self._told_time = told_time
         self._weight_share = weight_share
@@ -61,11 +75,12 @@ class BinanceHistory:
         return self._http.silent_for_s
 
     async def server_time_ms(self) -> int:
+        asked_s = self._clock.monotonic_s()
         try:
             server_ms = binance.decode_time(await self._get("/api/v3/time", {}))
         except WireError as error:
             raise UnreachableError(str(error)) from None
-        self._told_time(server_ms)
+        self._told_time(server_ms, asked_s)
         return server_ms
 
     async def exchange_info(self, symbol: str) -> ExchangeInfo:
@@ -99,23 +114,47 @@ class BinanceHistory:
         return page.candles[-1] if page.candles else None
 
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
+        server_ms = await self.server_time_ms()
         found: list[Candle] = []
-        start, server_ms = from_open_time, await self.server_time_ms()
-        while to_open_time is None or start <= to_open_time:
-            body = await self._get("/api/v3/klines", binance.klines_params(symbol, start, to_open_time))
-            try:
-                page = binance.decode_klines(body, symbol, server_ms)
-            except WireError as error:
-                raise UnreachableError(str(error)) from None
-            for reason in page.rejected:
-                self._observe(FrameRejected(reason, f"a row of {symbol}'s history"))
-            found += [c for c in page.candles if c.open_time >= start]
-            if page.rows < binance.KLINES_PAGE or page.forming:
+        newest: int | None = None
+        beyond = LATEST_MS if to_open_time is None else to_open_time
+        start = from_open_time
+        while newest is None or newest <= beyond:
+            page = await self._page(symbol, start, to_open_time, server_ms)
+            rows = [c for c in page.candles if c.open_time >= start]
+            if page.candles and not rows and not page.forming:
+                raise UnreachableError(f"{symbol}: an answer of {page.rows} rows without a candle from {start} on")
+            if found:
+                if not rows or rows[0] != found[-1]:
+                    raise UnreachableError(
+                        f"{symbol}: asked from {found[-1].open_time} on, the exchange does not repeat that candle"
+                    )
+                rows = rows[1:]
+            found += rows
+            newest = page.newest_open_time if newest is None else max(newest, page.newest_open_time or newest)
+            if page.forming or not rows:
                 break
-            if not page.candles or page.candles[-1].open_time < start:
-                raise UnreachableError(f"a full page of {symbol} without a candle from {start} on")
-            start = page.candles[-1].open_time + HOUR_MS
-        return Answer(found, server_ms)
+            start = rows[-1].open_time
+        times = [c.open_time for c in found]
+        if newest is not None and times and newest > times[-1]:
+            times.append(newest)
+        absent = tuple(hour for hour in lacking(times) if hour <= beyond)
+        return Answer([c for c in found if c.open_time <= beyond], server_ms, newest, absent)
+
+    async def _page(self, symbol: str, start_ms: int, last_ms: int | None, server_ms: int) -> KlinesPage:
+        # One more than the exchange's limit is cut by it; one less or so makes each question a new one to a cache.
+        limit = binance.KLINES_PAGE - next(self._wordings) % _WORDINGS
+        if last_ms is not None:
+            # As many as there can be, and a witness after the last.
+            limit = min(limit, (last_ms - start_ms) // HOUR_MS + 2 + next(self._wordings) % _WORDINGS)
+        body = await self._get("/api/v3/klines", binance.klines_params(symbol, start_ms, limit=limit))
+        try:
+            page = binance.decode_klines(body, symbol, server_ms)
+        except WireError as error:
+            raise UnreachableError(str(error)) from None
+        for reason in page.rejected:
+            self._observe(FrameRejected(reason, f"a row of {symbol}'s history"))
+        return page
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
         reply = await self._http.get(path, params, max_bytes=_MAX_BODY_BYTES)

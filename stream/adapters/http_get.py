@@ -2,7 +2,7 @@
 
 Rules of this room:
 - An answer is whole or it is `UnreachableError`; nothing is retried here, and no redirect is followed.
-- A refusal with Retry-After (429, 418) binds every later request of this client: they wait until it is over.
+- A refusal with Retry-After (429, 418) binds every later request of this client: none is sent until it is over.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class HttpGet:
         clock: Clock,
         sleep: Sleep = asyncio.sleep,
         headers: dict[str, str] | None = None,
+        patience_s: float = float("inf"),
     ) -> None:
+        """A silence that was asked for is waited out where it ends within `patience_s`, else `UnreachableError`."""
         url = httpx.URL(base_url)
         self._client = httpx.AsyncClient(
             base_url=base_url,
@@ -63,7 +65,9 @@ class HttpGet:
         )
         self._clock = clock
         self._sleep = sleep
+        self._patience_s = patience_s
         self._not_before_s = 0.0
+        self._banned_until_s = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,6 +88,9 @@ class HttpGet:
     async def get(self, path: str, params: dict[str, str] | None = None, *, max_bytes: int) -> Reply:
         """The answer. One that wants silence, does not end or is too long is `UnreachableError`."""
         while (wait_s := self.silent_for_s) > 0:
+            banned_for_s = self._banned_until_s - self._clock.monotonic_s()
+            if banned_for_s > self._patience_s:
+                raise UnreachableError(f"the exchange wants silence for {banned_for_s:.0f} s more")
             await self._sleep(wait_s)
         try:
             # The client's own timeout is per read: an answer that drips would never end.
@@ -107,6 +114,7 @@ class HttpGet:
         longest_s = _LONGEST_BAN_S if reply.status == 418 else _LONGEST_PAUSE_S
         wait_s = _DEFAULT_RETRY_AFTER_S if asked_s is None else min(float(asked_s), longest_s)
         self.keep_silent(wait_s)
+        self._banned_until_s = self._not_before_s
         raise UnreachableError(f"HTTP {reply.status}: the exchange wants silence for {wait_s:g} s")
 
 

@@ -50,7 +50,10 @@ log = logging.getLogger(__name__)
 _PREFLIGHT_S = 5.0
 #: Of the request weight that the exchange grants this address; what is under way then stays under half.
 _WEIGHT_SHARE = 0.4
-
+#: A longer ban than this is told, and does not keep the stream closed.
+_PATIENCE_S = 5.0
+#: A symbol is refused when the exchange denies it twice, so far apart.
+_DENIED_AGAIN_S = 2.0
 
 VERSION = importlib.metadata.version("volcast")
 
@@ -178,8 +181,9 @@ async def _run(
         settings.rest_url,
         clock=clock,
         observe=observe,
-        told_time=lambda server_ms: exchange_time.observe(server_ms, clock.monotonic_s()),
+        told_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
         weight_share=_WEIGHT_SHARE,
+        patience_s=_PATIENCE_S,
     ) as history:
         daemon = Daemon(
             instance=settings.instance,
@@ -282,18 +286,26 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:
-    """Refuses a symbol that the exchange denies and the journal does not know. An exchange that does not answer
+    """Refuses a symbol that the exchange denies twice and the journal does not know. An exchange that does not answer
     is no reason to refuse: the daemon waits for it."""
     for symbol in settings.symbols:
         try:
             async with asyncio.timeout(_PREFLIGHT_S):
-                await history.exchange_info(symbol)
+                await _listed(symbol, history)
         except (UnreachableError, TimeoutError) as error:
             log.warning("the exchange does not answer yet (%s); starting without it", error or "timeout")
             return
         except UnknownSymbolError:
             if await asyncio.to_thread(ground.journal.last_open_time, symbol) is None:
                 raise unknown_symbol(symbol) from None
+
+
+async def _listed(symbol: str, history: BinanceHistory) -> None:
+    try:
+        await history.exchange_info(symbol)
+    except UnknownSymbolError:
+        await asyncio.sleep(_DENIED_AGAIN_S)
+        await history.exchange_info(symbol)
 
 
 def _say_once() -> Observer:

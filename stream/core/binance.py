@@ -208,17 +208,20 @@ def klines_params(symbol: str, start_ms: int, end_ms: int | None = None, limit: 
 
 
 class KlinesPage(msgspec.Struct, frozen=True):
-    """Closed candles of one REST page in order, with how many rows were set aside and why."""
+    """Closed candles of one REST page in order, with how many rows were set aside and why. `newest_open_time` is that
+    of the last usable row, closed or forming: how far the data behind the answer reach."""
 
     candles: tuple[Candle, ...]
     rows: int
     forming: int
     rejected: tuple[str, ...]
+    newest_open_time: int | None = None
 
 
 def decode_klines(body: bytes, symbol: str, server_time_ms: int) -> KlinesPage:
     """The closed candles of a klines answer. The row still forming at `server_time_ms` looks like
-    any other and is dropped here; a row that breaks a candle's rules is set aside, not fatal."""
+    any other and is dropped here; a row that breaks a candle's rules is set aside, not fatal. A row's own close time
+    can make it later than its hour, never earlier: one that was cut to seconds says nothing."""
     try:
         rows = _rows.decode(body)
     except UNREADABLE as error:
@@ -226,18 +229,23 @@ def decode_klines(body: bytes, symbol: str, server_time_ms: int) -> KlinesPage:
     candles: list[Candle] = []
     rejected: list[str] = []
     forming = 0
+    newest: int | None = None
     for t, o, h, low, c, v, T, q, n, V, _, _ in rows:
-        if to_ms(T) >= server_time_ms:
-            forming += 1
-            continue
         candle = Candle(symbol, to_ms(t), o, h, low, c, v, q, n, V)
+        is_forming = max(to_ms(T), candle.close_time) >= server_time_ms
+        forming += is_forming
         try:
-            if candles and candle.open_time <= candles[-1].open_time:
-                raise WireError("row_order", f"row {t} does not follow {candles[-1].open_time}")
-            candles.append(_checked(candle))
+            if newest is not None and candle.open_time <= newest:
+                raise WireError("row_order", f"row {t} does not follow {newest}")
+            _checked(candle)
         except WireError as error:
-            rejected.append(error.reason)
-    return KlinesPage(tuple(candles), len(rows), forming, tuple(rejected))
+            if not is_forming:
+                rejected.append(error.reason)
+            continue
+        newest = candle.open_time
+        if not is_forming:
+            candles.append(candle)
+    return KlinesPage(tuple(candles), len(rows), forming, tuple(rejected), newest)
 
 
 class _Time(msgspec.Struct):

@@ -20,6 +20,7 @@ from stream.core.candle import HOUR_MS, grid_floor
 from stream.core.exchange_time import ExchangeTime
 from stream.core.fold import Rules
 from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
+from stream.logs import utc
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
 from stream.pipeline.revision import EVENT_EXPIRY_S
@@ -97,6 +98,8 @@ class Daemon:
         self._stopping = False
         #: What waits came while nothing could be written, and is late (CONTRACT §7).
         self._late = False
+        #: Whether the exchange's time is in doubt, and that was said.
+        self._doubting = False
         self._done: dict[str, int] = {}
         self.processor = Processor(
             journal=journal, predictor=predictor, rules=rules, clock=clock, observe=observe, offer=self._offer
@@ -231,10 +234,23 @@ class Daemon:
             if now_ms is not None:
                 self.speaker.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
+                self._tell_doubt(now_ms)
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._measure_storage()
             ticks += 1
             await asyncio.sleep(_TICK_S)
+
+    def _tell_doubt(self, now_ms: int) -> None:
+        """Says once that the exchange's time jumped, and what became of it."""
+        doubt_ms = self._time.doubt_ms
+        if doubt_ms is not None and not self._doubting:
+            log.warning(
+                "the exchange told a time that is %+.0f s off what it said before; not believed until it says so again",
+                doubt_ms / 1_000,
+            )
+        elif doubt_ms is None and self._doubting:
+            log.info("the exchange's time is settled: it is %s", utc(now_ms))
+        self._doubting = doubt_ms is not None
 
     async def _tell_scores(self) -> None:
         while True:
@@ -324,6 +340,8 @@ class Daemon:
         else:
             due = grid_floor(now_ms - self._grace_ms) - HOUR_MS
             for symbol in self._symbols:
+                if self.intake.lanes[symbol].unlisted and not self.intake.lanes[symbol].warmed:
+                    reasons.append(f"{symbol}: the exchange does not list it")
                 if symbol in halted:
                     continue
                 if symbol in self.processor.unforecast:

@@ -1,0 +1,114 @@
+"""The audit: what passed is held against REST soon after each close. The exchange revises candles, and a copy that we
+took may have been wrong; what REST says last is true, where it says more than what is known.
+
+Rules of this module:
+- Each close makes a symbol's last `REVISED_HOURS` due once, within a minute where REST answers; many symbols take
+  turns.
+- Only candles count that the answer proves final. A REST that is behind proves nothing, and is asked again, ever more
+  rarely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from stream.core.binance import UnknownSymbolError
+from stream.core.candle import HOUR_MS
+from stream.core.exchange_time import ExchangeTime
+from stream.pipeline.asking import Asking
+from stream.pipeline.lane import FLAT_HOURS, Lane
+from stream.pipeline.processing import Processor
+from stream.pipeline.revision import REVISED_HOURS
+from stream.ports import Answer, BackfillFailed, BackfillRequested, Clock, Observer, UnreachableError
+
+#: So long after each close, by the exchange's time, the past is due.
+_AFTER_CLOSE_MS = 30_000
+_AGAIN_FIRST_S, _AGAIN_CAP_S = 5.0, 600.0
+#: Where REST did not answer at all.
+_UNANSWERED_S = 60.0
+#: Symbols whose past is asked for at a time, and begun in a second: 900 of the exchange's 6,000 weight a minute.
+_AT_ONCE, _A_SECOND = 8, 5
+
+
+class Audit:
+    """`look_at_status(lane)` asks whether the symbol is traded."""
+
+    def __init__(
+        self,
+        *,
+        asking: Asking,
+        processor: Processor,
+        exchange_time: ExchangeTime,
+        clock: Clock,
+        observe: Observer,
+        look_at_status: Callable[[Lane], Awaitable[None]],
+    ) -> None:
+        self._asking = asking
+        self._processor = processor
+        self._time = exchange_time
+        self._clock = clock
+        self._observe = observe
+        self._look_at_status = look_at_status
+        self._running = 0
+
+    @staticmethod
+    def doubt(lane: Lane) -> None:
+        """Something contradicts the newest candle: it is due at once."""
+        lane.audited_open_time = 0
+        lane.audit_again_at_s = lane.audit_pause_s = 0.0
+
+    def due(self, lanes: Iterable[Lane], *, idle: bool) -> list[Lane]:
+        """The lanes whose turn it is, taken; `idle` is whether all that passed has been processed."""
+        if not self._time.known or not idle:
+            return []
+        now_s = self._clock.monotonic_s()
+        now_ms = self._time.now_ms(now_s)
+        chosen: list[Lane] = []
+        # Those that waited longest first: at speed some are due again before others had their turn.
+        for lane in sorted(lanes, key=lambda lane: lane.audited_open_time):
+            if len(chosen) >= min(_A_SECOND, _AT_ONCE - self._running):
+                break
+            newest = lane.last_open_time
+            free = lane.warmed and lane.repairing is None and not lane.auditing
+            if newest is None or not free or newest <= lane.audited_open_time or now_s < lane.audit_again_at_s:
+                continue
+            in_doubt = lane.audited_open_time == 0
+            if in_doubt or now_ms >= newest + HOUR_MS + _AFTER_CLOSE_MS:
+                lane.auditing = True
+                self._running += 1
+                chosen.append(lane)
+        return chosen
+
+    @staticmethod
+    def _is_settled(lane: Lane, newest: int, answer: Answer) -> bool:
+        """Whether the answer says of the newest candle what there is to say: too young or unproven, it is due again."""
+        found = next((c for c in answer.candles if c.open_time == newest), None)
+        if found is None:
+            return newest in answer.absent
+        is_last = answer.newest_open_time == newest
+        return not is_last or (lane.newest is not None and found.ohlcv == lane.newest.ohlcv)
+
+    async def run(self, lane: Lane) -> None:
+        """Holds one lane's past against REST, once."""
+        newest = lane.last_open_time
+        assert newest is not None
+        pause_s = _UNANSWERED_S
+        try:
+            self._observe(BackfillRequested(lane.symbol))
+            answer = await self._asking.once(lane, newest - (REVISED_HOURS - 1) * HOUR_MS)
+            # What is REST's newest may be older than what is known: it confirms, and overrules nothing.
+            shown = answer.newest_open_time or 0
+            await self._processor.revise(lane.symbol, [c for c in answer.candles if c.open_time < shown])
+            if self._is_settled(lane, newest, answer):
+                lane.audited_open_time, lane.audit_pause_s, pause_s = newest, 0.0, 0.0
+            else:
+                lane.audit_pause_s = min(_AGAIN_CAP_S, max(_AGAIN_FIRST_S, 2 * lane.audit_pause_s))
+                pause_s = lane.audit_pause_s
+            if lane.flat_hours >= FLAT_HOURS:
+                await self._look_at_status(lane)
+        except (UnreachableError, UnknownSymbolError) as error:
+            self._observe(BackfillFailed(lane.symbol, str(error)))
+        finally:
+            lane.audit_again_at_s = self._clock.monotonic_s() + pause_s
+            lane.auditing = False
+            self._running -= 1

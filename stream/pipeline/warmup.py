@@ -1,0 +1,132 @@
+"""Warm-up: a symbol gets its past before its first forecast. Start-up is recovery; there is no other path.
+
+Rules of this module:
+- A fresh start begins with the newest hour that is over. Nothing before it is ever forecast.
+- The past is complete before that hour's turn comes: each hour of the history is there, precedes the symbol's first
+  candle of all, or is proven not to exist. What the first answers lack is asked for again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.logs import utc
+from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep
+from stream.pipeline.lane import Lane
+from stream.pipeline.processing import Processor
+from stream.ports import Clock, CommitFailed, History, Journal, JournalError, Observer
+
+log = logging.getLogger(__name__)
+
+#: Candles before a hole that a question for it asks for too: an answer that has one of them, and one after the hole,
+#: has shown that it lacks the hole.
+WITNESS_HOURS = 2
+
+
+class Warmup:
+    """`stalled(lane)` is awaited each time that REST does not have what is needed yet."""
+
+    def __init__(
+        self,
+        *,
+        asking: Asking,
+        history: History,
+        journal: Journal,
+        processor: Processor,
+        clock: Clock,
+        observe: Observer,
+        stalled: Callable[[Lane], Awaitable[None]],
+        sleep: Sleep,
+    ) -> None:
+        self._asking = asking
+        self._history = history
+        self._journal = journal
+        self._processor = processor
+        self._clock = clock
+        self._observe = observe
+        self._stalled = stalled
+        self._sleep = sleep
+
+    async def warm(self, lane: Lane) -> None:
+        """Gives the symbol its past and says which candle is due next."""
+        symbol = lane.symbol
+        done = await self._processor.in_journal(self._journal.processed, symbol)
+        if done is not None:
+            newest = done.open_time
+            oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
+            candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
+            missing_until = candles[0].open_time - HOUR_MS if candles else newest
+        else:
+            newest = grid_floor(await self._asking.exchange_now_ms(lane)) - 2 * HOUR_MS
+            oldest = newest - (self._processor.history_hours(symbol) - 2) * HOUR_MS
+            candles, missing_until = [], newest
+        candles = await self._complete(lane, oldest, missing_until) + candles
+        await self._store(candles)
+        await self._processor.warm(symbol, candles, done)
+        lane.last_open_time = candles[-1].open_time if candles else None
+        lane.next_open_time = newest + HOUR_MS
+        lane.warmed = True
+        lane.settled.set()
+
+    async def _complete(self, lane: Lane, oldest: int, newest: int) -> list[Candle]:
+        """All candles that open in [oldest, newest], in order, however long REST needs to show or disprove them."""
+        found: dict[int, Candle] = {}
+        first = oldest
+        pause_s, told = RETRY_FIRST_S, False
+        while missing := self._missing(lane, found, first, newest):
+            before = len(missing)
+            answer = await self._asking.candles(lane, max(first, missing[0] - WITNESS_HOURS * HOUR_MS), missing[-1])
+            found |= {c.open_time: c for c in answer.candles}
+            missing = self._missing(lane, found, first, newest)
+            if missing and missing[0] == first:
+                first = await self._listed_since(lane, first, found)
+                missing = self._missing(lane, found, first, newest)
+            if not missing:
+                break
+            lane.settled.set()
+            if not told:
+                told = True
+                log.warning(
+                    "%s: the exchange does not show %d hour(s) of its history from %s on; asking again",
+                    lane.symbol,
+                    len(missing),
+                    utc(missing[0]),
+                )
+            await self._stalled(lane)
+            again_at_s = lane.absences.again_at_s(missing)
+            if again_at_s is not None:
+                await self._sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
+                continue
+            pause_s = RETRY_FIRST_S if len(missing) < before else min(RETRY_CAP_S, pause_s * 2)
+            await self._sleep(pause_s)
+        return [found[t] for t in sorted(found) if first <= t <= newest]
+
+    def _missing(self, lane: Lane, found: dict[int, Candle], first: int, newest: int) -> list[int]:
+        hours = range(first, newest + 1, HOUR_MS)
+        return [hour for hour in hours if hour not in found and not lane.absences.proven((hour,))]
+
+    async def _listed_since(self, lane: Lane, first: int, found: dict[int, Candle]) -> int:
+        """The first hour of the symbol's life if that is later than `first`: only its very first candle proves that."""
+        born = await self._asking.until_answered(lane, partial(self._history.first_open_time, lane.symbol, 0))
+        if born is None or born <= first:
+            return first
+        earliest = min(found, default=None)
+        return grid_floor(born) if earliest is None or earliest == grid_floor(born) else first
+
+    async def _store(self, candles: list[Candle]) -> None:
+        """Until the journal takes it: a full disk at the start is waited out like one later on."""
+        while True:
+            try:
+                await self._processor.in_journal(self._journal.store_history, candles)
+            except JournalError as error:
+                if self._processor.failing is None:
+                    log.error("%s; waiting until it can be written", error)
+                self._processor.failing = str(error)
+                self._observe(CommitFailed(str(error)))
+                await self._sleep(RETRY_FIRST_S)
+            else:
+                self._processor.failing = None
+                return
