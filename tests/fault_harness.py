@@ -2,7 +2,9 @@
 
 The oracle: the journal's candles are the tape's, each once, in order, with the right values, or differ by exactly the
 hours declared as gaps; each (id, revision) was published at least once and never with two values; the newest revision
-of each forecast is what a replay of the tape says; no limit of the exchange was broken in its own log.
+of each forecast is what a replay of the tape says; nothing is forecast of an hour before a fresh start's first, and no
+gap declared there; no candle is processed before its end; the first value published of a candle is its final one unless
+the exchange changed it; no limit of the exchange was broken in its own log.
 """
 
 from __future__ import annotations
@@ -70,6 +72,9 @@ class Watch:
         #: Kinds of facts to keep; None: all.
         self.kept: tuple[type[Any], ...] | None = None
         self.stop = asyncio.Event()
+        #: The exchange's own time, and the candles that were processed before their end by it.
+        self.exchange_now_ms: Callable[[], int] | None = None
+        self.early: list[tuple[str, int]] = []
         self._news = asyncio.Event()
         self._waiting = dict(last)
         self._outbox = 0
@@ -78,6 +83,9 @@ class Watch:
     def __call__(self, fact: Fact) -> None:
         if self.kept is None or isinstance(fact, self.kept):
             self.facts.append(fact)
+        now_ms = None if self.exchange_now_ms is None else self.exchange_now_ms()
+        if isinstance(fact, CandleProcessed) and now_ms is not None and now_ms < fact.open_time + HOUR_MS - 1:
+            self.early.append((fact.symbol, fact.open_time))
         # A run that went on for a moment may have left the next one nothing to process.
         if isinstance(fact, CandleProcessed | Resumed) and fact.open_time >= self._waiting.get(fact.symbol, 2**62):
             del self._waiting[fact.symbol]
@@ -175,12 +183,17 @@ async def run(
     symbols: tuple[str, ...] | None = None,
     beside: Callable[[Watch], Any] | None = None,
     brief: bool = False,
+    since: int = START,
+    until: int | None = None,
     **changes: Any,
 ) -> tuple[Watch, Ear]:
-    """Runs a node over the exchange's tape, and holds it against the oracle."""
+    """Runs a node over the exchange's tape from `since`, where its fresh start begins, to `until`, the tape's end, and
+    holds it against the oracle."""
     chosen = symbols or tuple(exchange.tape.symbols)
-    played = {s: [c for c in exchange.tape.all(s) if c.open_time < exchange.end_ms] for s in chosen}
+    end_ms = exchange.end_ms if until is None else until
+    played = {s: [c for c in exchange.tape.all(s) if c.open_time < end_ms] for s in chosen}
     watch = Watch({s: played[s][-1].open_time for s in chosen} if last is None else last, also)
+    watch.exchange_now_ms = exchange.now_ms
     made = settings(exchange, broker, data_dir, symbols=chosen, **changes)
     watch.kept = (CandleProcessed,) if brief else None
     earlier = await asyncio.to_thread(_said, data_dir)
@@ -197,11 +210,18 @@ async def run(
             async with asyncio.timeout(60):
                 await ear.settled(said.keys() - earlier.keys())
             tape = {s: exchange.tape.all(s) for s in chosen}
-            await asyncio.to_thread(hold, data_dir, tape, exchange.end_ms)
+            await asyncio.to_thread(hold, data_dir, tape, end_ms, since)
             assert all(len(values) == 1 for values in ear.events.values())
+            assert not watch.early
+            if not any(e.method in _CHANGES for e in exchange.access_log.entries("fault")):
+                assert {revision for _, revision in ear.events} <= {0}
             once(watch)
     limits(exchange)
     return watch, ear
+
+
+#: Faults by which the exchange itself says something else of a candle than before.
+_CHANGES = {"wrong_close", "revise"}
 
 
 def _said(data_dir: Path) -> dict[tuple[str, int], bytes]:
@@ -249,6 +269,11 @@ def hold(data_dir: Path, tape: dict[str, list[Candle]], end_ms: int, since: int 
             query = "SELECT from_open_time, to_open_time FROM gaps WHERE symbol = ? AND to_open_time >= ?"
             declared = [t for a, b in db.execute(query, (symbol, since)) for t in range(a, b + 1, HOUR_MS)]
             assert sorted(declared) == sorted(missing), symbol
+            first = db.execute("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,)).fetchone()[0]
+            assert first is None or first >= since, symbol
+            assert not db.execute(
+                "SELECT 1 FROM gaps WHERE symbol = ? AND from_open_time < ?", (symbol, since)
+            ).fetchall(), symbol
             _values(journal, symbol, whole, since, rules, predictor)
 
 
@@ -312,8 +337,15 @@ def draw(rng: random.Random, hours: int, count: int, symbols: tuple[str, ...]) -
         lambda: {"name": "rest_status", "status": rng.choice([403, 500, 503]), "n": rng.randrange(1, 3)},
         lambda: {"name": "rest_body", "kind": rng.choice(["html", "truncated", "nested", "off_grid", "duplicate"])},
         lambda: {"name": "slow_rest", "seconds": 0.1, "n": rng.randrange(1, 3)},
+        lambda: {"name": "rest_body", "kind": rng.choice(["short", "empty", "unusable", "foreign", "newest"])},
+        lambda: {"name": "rest_lag", "seconds": rng.choice([3, 3_000, 7_200])},
+        lambda: {"name": "rest_cache", "seconds": 0.5},
+        lambda: {"name": "rest_cap", "rows": rng.randrange(5, 500)},
+        lambda: {"name": "mend_rest"},
+        lambda: {"name": "wrong_time", "seconds": rng.choice([-3_000, 2_400])},
     ]
-    return [{**rng.choice(kinds)(), "at": at()} for _ in range(count)]
+    drawn = [{**rng.choice(kinds)(), "at": at()} for _ in range(count)]
+    return [*drawn, {"name": "mend_rest", "at": hour(hours - 5)}]
 
 
 async def soak(

@@ -171,3 +171,76 @@ async def test_a_rest_that_repeats_one_old_page_is_not_asked_for_ever(candles: l
         with pytest.raises(UnreachableError, match="without a candle"):
             await client.candles("BTCUSDT", START + 5_000 * HOUR_MS)
         assert client.asked == 1
+
+
+WALKED = START + 100 * HOUR_MS
+
+
+@pytest.mark.parametrize("rows", [2, 100, 500, 999])
+async def test_a_range_is_walked_to_its_end_however_short_the_pages_are(
+    rows: int, exchange: Exchange, history: BinanceHistory, candles: list[Candle]
+) -> None:
+    exchange.fault("rest_cap", rows=rows)
+    first = START + (HOURS - 300) * HOUR_MS
+    answer = await history.candles("BTCUSDT", first)
+    assert [c.open_time for c in answer.candles] == [
+        c.open_time for c in candles if first <= c.open_time and c.close_time < answer.asked_at_ms
+    ]
+    assert answer.newest_open_time == START + (HOURS - 10) * HOUR_MS
+
+
+async def test_an_answer_lacks_the_hours_that_it_has_a_candle_before_and_after(history: BinanceHistory) -> None:
+    whole = await history.candles("BTCUSDT", WALKED)
+    assert [(h - START) // HOUR_MS for h in whole.absent] == [700, 701, 999, 1_000, 1_001]
+    # Without a witness before it, or after it, nothing is shown.
+    assert (await history.candles("BTCUSDT", START + 700 * HOUR_MS, START + 701 * HOUR_MS)).absent == ()
+    exactly = await history.candles("BTCUSDT", START + 699 * HOUR_MS, START + 701 * HOUR_MS)
+    assert [(h - START) // HOUR_MS for h in exactly.absent] == [700, 701]
+
+
+@pytest.mark.parametrize(("kind", "page"), [("empty", 2), ("newest", 2), ("unusable", 2), ("off_grid", 2)])
+async def test_a_page_that_is_not_what_was_asked_for_ends_no_history(
+    kind: str, page: int, exchange: Exchange, history: BinanceHistory, candles: list[Candle]
+) -> None:
+    """The last candle of one page is the first of the next: what does not repeat it is no answer."""
+    exchange.fault("rest_cap", rows=1_000)
+    await history.server_time_ms()
+    for _ in range(page - 1):
+        # A spoilt answer of the right kind first, so that the count reaches the page in question.
+        exchange.fault("rest_body", kind="cut_times", n=1)
+    exchange.fault("rest_body", kind=kind, n=1)
+    if kind == "off_grid":
+        answer = await history.candles("BTCUSDT", WALKED)
+        assert [c.ohlcv for c in answer.candles][:5] == [c.ohlcv for c in candles if c.open_time >= WALKED][:5]
+        return
+    with pytest.raises(UnreachableError, match=r"does not repeat that candle|without a candle"):
+        await history.candles("BTCUSDT", WALKED)
+    # Asked again it is there.
+    assert len((await history.candles("BTCUSDT", WALKED)).candles) == HOURS - 10 - 100 - 5
+
+
+async def test_an_empty_first_page_shows_nothing_absent(exchange: Exchange, history: BinanceHistory) -> None:
+    exchange.fault("rest_body", kind="empty", n=1)
+    answer = await history.candles("BTCUSDT", WALKED)
+    assert (answer.candles, answer.newest_open_time, answer.absent) == ([], None, ())
+
+
+async def test_a_ban_longer_than_our_patience_is_told_at_once(exchange: Exchange) -> None:
+    async with BinanceHistory(exchange.rest_url, clock=Clock(), patience_s=5.0) as history:
+        exchange.fault("rest_status", status=418, n=1, retry_after=600)
+        with pytest.raises(UnreachableError, match="silence for 600 s"):
+            await history.server_time_ms()
+        asked = len(exchange.access_log.entries("request"))
+        with pytest.raises(UnreachableError, match="silence for"):
+            await history.server_time_ms()
+        assert len(exchange.access_log.entries("request")) == asked
+
+
+async def test_no_cache_may_answer_and_no_question_is_worded_like_the_last(
+    exchange: Exchange, history: BinanceHistory
+) -> None:
+    exchange.fault("rest_cache", seconds=600.0)
+    for _ in range(4):
+        await history.candles("BTCUSDT", WALKED, WALKED + 3 * HOUR_MS)
+    asked = [e.detail["params"] for e in exchange.access_log.entries("request") if e.method.endswith("klines")]
+    assert len({tuple(sorted(p.items())) for p in asked}) == len(asked)

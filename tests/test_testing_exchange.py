@@ -28,7 +28,8 @@ from stream.core.binance import (
 )
 from stream.core.candle import HOUR_MS, Candle
 from stream.testing.exchange import Exchange
-from stream.testing.faults import FaultBoard, FaultError, parse_fault
+from stream.testing.fault_board import FaultBoard
+from stream.testing.faults import FaultError, parse_fault
 from stream.testing.market import simulate
 from stream.testing.tape import Tape, forming
 from stream.testing.virtual_clock import VirtualClock

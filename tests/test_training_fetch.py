@@ -154,8 +154,8 @@ async def test_months_days_and_the_tail_make_the_tape(tmp_path: Path) -> None:
     assert [(h.from_ms, h.to_ms, h.hours) for h in btc.holes] == [(HOLES[0], HOLES[1], 2), (HOLES[2], HOLES[2], 1)]
     assert eth.holes == []
     assert btc.first_open_time == LISTED
-    # Where it begins, the tail, and for BTCUSDT the hole of December.
-    assert len(klines) == 2 + 3
+    # Where it begins, the tail, and for BTCUSDT the hole of December; each hole twice.
+    assert len(klines) == 2 + 3 + 2
     assert fetched.rows == len(closed("BTCUSDT")) + len(closed("ETHUSDT"))
 
 

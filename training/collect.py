@@ -3,7 +3,8 @@
 Rules of this room:
 - Where both have an hour the archive wins: it is what gets repaired. That they differ is told.
 - A zip's checksum is asked for first: one that was revised is noticed, one that is in hand is not fetched again.
-- An hour that neither has is a hole once REST was asked for it well after its end.
+- An hour that neither has is a hole once two of REST's answers, some time apart, have a candle before and after it and
+  not it. An answer that is merely short proves nothing, and is asked for again.
 - Each answer is in hand (`Parts`) before it counts, so whatever a killed fetch had finished is not asked for again.
 """
 
@@ -22,6 +23,7 @@ from stream.adapters.archive import BinanceArchive
 from stream.adapters.history import BinanceHistory
 from stream.core.binance import KLINES_PAGE
 from stream.core.candle import HOUR_MS, Candle
+from stream.logs import utc
 from stream.ports import UnreachableError
 from training.archive import ArchiveError, Part, days, decode, parse_checksum, plan, sha256
 from training.parts import FetchError, Parts
@@ -35,8 +37,12 @@ ZIP_ATTEMPTS = 3
 _RETRY_S = 0.5
 #: Longer than this nobody should sit and wait for a ban to end.
 _LONGEST_SILENCE_S = 900.0
-#: An hour that REST did not have this long after its end does not exist.
+#: An hour that REST does not have may still come for this long after its end; it is left out and not waited for.
 _SETTLED_AFTER_MS = HOUR_MS
+#: So far apart are the two answers that prove a hole.
+_APART_S = 2.0
+#: As many as one page has room for, with a witness after the last.
+_HOURS_A_QUESTION = KLINES_PAGE - 20
 
 
 class Replaced(msgspec.Struct, frozen=True):
@@ -67,12 +73,14 @@ class Facts(msgspec.Struct):
 
 
 class _Page(msgspec.Struct):
-    """An answer of REST: all candles that open in [from_ms, to_ms] and were closed at `asked_at_ms`."""
+    """An answer of REST about candles that open in [from_ms, to_ms] and were closed at `asked_at_ms`; `holes` are hours
+    among them that are proven not to exist."""
 
     asked_at_ms: int
     from_ms: int
     to_ms: int
     candles: list[Candle]
+    holes: list[int] = []
 
 
 async def patiently(question: Callable[[], Awaitable[T]], history: BinanceHistory, sleep: Sleep) -> T:
@@ -112,8 +120,10 @@ class Collector:
         self._archive, self._history, self._parts = archive, history, parts
         self._sleep, self._progress = sleep, progress
         self._hours = range(start_ms, end_ms, HOUR_MS)
-        #: Hours that REST was asked for: what it does not have of them does not exist.
+        #: Hours that do not exist, or that are too young to be waited for.
         self._settled: set[int] = set()
+        #: Hours that one answer lacked.
+        self._lacked: set[int] = set()
         self._set_aside: Counter[str] = Counter()
 
     async def collect(self) -> list[Candle]:
@@ -210,18 +220,34 @@ class Collector:
                 self._turn(page)
             if page is None or not self._is_of_use(page):
                 await asyncio.to_thread(self._parts.drop, name)
+        fruitless = 0
         while missing := [h for h in self._hours if not (self._has(h) or h in self._settled)]:
             last = missing[-1]
             # A page costs the same whatever its length: one that is full shows where archive and REST differ.
-            first = max(self._start_ms, last - (KLINES_PAGE - 1) * HOUR_MS)
+            first = max(self._start_ms, last - _HOURS_A_QUESTION * HOUR_MS)
             question = partial(self._history.candles, self.symbol, first, last)
             answer = await patiently(question, self._history, self._sleep)
-            page = _Page(answer.asked_at_ms, first, last, answer.candles)
+            holes = sorted(self._lacked.intersection(answer.absent))
+            page = _Page(answer.asked_at_ms, first, last, answer.candles, holes)
             name = f"{prefix}{first}-{last}.json.gz"
             await asyncio.to_thread(self._parts.put, name, gzip.compress(msgspec.json.encode(page), mtime=0))
+            before = self._learnt
             self._turn(page)
-            self._settled.update(range(first, last + 1, HOUR_MS))
+            self._lacked.update(answer.absent)
+            unproven = [h for h in missing if h >= first and not (self._has(h) or h in self._settled)]
+            if unproven:
+                fruitless = fruitless + 1 if self._learnt == before else 0
+                if fruitless == ATTEMPTS:
+                    raise FetchError(
+                        f"{self.symbol}: the exchange neither shows nor disproves {len(unproven)} hour(s) from "
+                        f"{utc(unproven[0])} on; run the same command later: it resumes"
+                    )
+                await self._sleep(_APART_S)
             self._progress(sum(1 for h in self._hours if self._has(h) or h in self._settled))
+
+    @property
+    def _learnt(self) -> int:
+        return len(self._lacked) + len(self._settled) + len(self.from_rest)
 
     def _is_of_use(self, page: _Page) -> bool:
         """Whether it says something of an hour that the archive lacks, here or before the period asked for."""
@@ -230,8 +256,10 @@ class Collector:
 
     def _turn(self, page: _Page) -> None:
         self.from_rest.update((c.open_time, c) for c in page.candles if self._start_ms <= c.open_time < self._end_ms)
+        self._settled.update(page.holes)
         hours = range(page.from_ms, page.to_ms + 1, HOUR_MS)
-        self._settled.update(h for h in hours if h + HOUR_MS + _SETTLED_AFTER_MS <= page.asked_at_ms)
+        young = (h for h in hours if h + HOUR_MS + _SETTLED_AFTER_MS > page.asked_at_ms)
+        self._settled.update(h for h in young if page.asked_at_ms >= self._now_ms)
 
     def _conclude(self) -> None:
         both = sorted(self.from_archive.keys() & self.from_rest.keys())

@@ -31,7 +31,7 @@ _WEIGHT_WINDOW_S = 60.0
 #: A page costs the same whatever its length; the first rows may be candles off the hour.
 _FIRST_ROWS = 100
 #: So many questions for the same range differ from each other.
-_WORDINGS = 4
+_WORDINGS = 16
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
 
@@ -142,11 +142,12 @@ class BinanceHistory:
         return Answer([c for c in found if c.open_time <= beyond], server_ms, newest, absent)
 
     async def _page(self, symbol: str, start_ms: int, last_ms: int | None, server_ms: int) -> KlinesPage:
-        # One more than the exchange's limit is cut by it; one less or so makes each question a new one to a cache.
-        limit = binance.KLINES_PAGE - next(self._wordings) % _WORDINGS
+        # A few rows more or less make each question a new one to a cache.
+        wording = next(self._wordings) % _WORDINGS
+        limit = binance.KLINES_PAGE - wording
         if last_ms is not None:
             # As many as there can be, and a witness after the last.
-            limit = min(limit, (last_ms - start_ms) // HOUR_MS + 2 + next(self._wordings) % _WORDINGS)
+            limit = min(limit, (last_ms - start_ms) // HOUR_MS + 2 + wording)
         body = await self._get("/api/v3/klines", binance.klines_params(symbol, start_ms, limit=limit))
         try:
             page = binance.decode_klines(body, symbol, server_ms)

@@ -63,7 +63,10 @@ class Warmup:
             newest = grid_floor(await self._asking.exchange_now_ms(lane)) - 2 * HOUR_MS
             oldest = newest - (self._processor.history_hours(symbol) - 2) * HOUR_MS
             candles, missing_until = [], newest
-        candles = await self._complete(lane, oldest, missing_until) + candles
+        fetched = await self._complete(lane, oldest, missing_until)
+        while done is None and not await self._confirmed(lane, fetched):
+            fetched = await self._complete(lane, oldest, missing_until)
+        candles = fetched + candles
         await self._store(candles)
         await self._processor.warm(symbol, candles, done)
         lane.last_open_time = candles[-1].open_time if candles else None
@@ -103,6 +106,22 @@ class Warmup:
             pause_s = RETRY_FIRST_S if len(missing) < before else min(RETRY_CAP_S, pause_s * 2)
             await self._sleep(pause_s)
         return [found[t] for t in sorted(found) if first <= t <= newest]
+
+    async def _confirmed(self, lane: Lane, fetched: list[Candle]) -> bool:
+        """Whether REST says the same of the newest candles when it is asked for them alone. Pages that agree with each
+        other may still be another symbol's."""
+        if not fetched:
+            return True
+        last = fetched[-1]
+        answer = await self._asking.candles(lane, last.open_time - HOUR_MS, last.open_time)
+        again = next((c for c in answer.candles if c.open_time == last.open_time), None)
+        if again is not None and again.ohlcv == last.ohlcv:
+            return True
+        log.warning(
+            "%s: the exchange's answers about %s differ; asking for the history again", lane.symbol, utc(last.open_time)
+        )
+        await self._sleep(RETRY_FIRST_S)
+        return False
 
     def _missing(self, lane: Lane, found: dict[int, Candle], first: int, newest: int) -> list[int]:
         hours = range(first, newest + 1, HOUR_MS)

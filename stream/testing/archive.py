@@ -18,8 +18,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from stream.core.candle import HOUR_MS, INTERVAL, Candle
+from stream.testing.fault_board import FaultBoard
 from stream.testing.faults import (
-    FaultBoard,
     HeaderRow,
     MissingArchive,
     MissingRows,

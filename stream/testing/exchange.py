@@ -28,11 +28,12 @@ from websockets.http11 import Request, Response
 from stream import web
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.testing.access_log import AccessLog, LogEntry
+from stream.testing.fault_board import FaultBoard
 from stream.testing.faults import (
     DelayClose,
     Drop,
+    EarlyClose,
     Fault,
-    FaultBoard,
     FaultError,
     Microseconds,
     Revise,
@@ -340,9 +341,11 @@ class Exchange:
             await self._hub.send_junk([JUNK[kind](candles[0], closing_ms) for kind in kinds])
         if times := self.board.burst():
             await self._deliver([Update(forming(c, 0.9), closing_ms - 1_000, False) for c in candles] * times)
+        early = [c for c in self._candles(open_time + HOUR_MS) if self.board.change_of_close(c.symbol, EarlyClose)]
         late, self._delayed["close"] = self._delayed["close"], []
         await self._deliver([update for candle in candles for update in self._closes(candle, closing_ms)])
         await self._deliver(late)
+        await self._deliver([Update(forming(c, 0.5), c.close_time + 80, True) for c in early])
         if self._clock.speed is None:
             await self._hub.settle()
         self._outage_closes = max(0, self._outage_closes - 1)

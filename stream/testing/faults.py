@@ -1,14 +1,13 @@
-"""What can go wrong, as data: one struct a fault, and the board that remembers which are in force.
+"""What can go wrong, as data: one struct a fault.
 
-To add a fault: write its struct, name it in `Fault`, and give the board the question that the server
-has to ask. Nothing here sends, closes or waits; the exchange does what the board says. Every fault
+To add a fault: write its struct, name it in `Fault`, and give the board (`fault_board`) the question that the
+server has to ask. Nothing here sends, closes or waits; the exchange does what the board says. Every fault
 takes `at`, the open time of a candle: it then strikes just before that candle's close would be sent,
 so that a script says the same at any speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -146,9 +145,51 @@ class SlowRest(_Scheduled, tag="slow_rest", frozen=True, kw_only=True):
 
 class RestBody(_Scheduled, tag="rest_body", frozen=True, kw_only=True):
     """The next `n` answers about candles are `html`, `truncated`, `nested`, or have an `off_grid` or a `duplicate`
-    row that does not belong there."""
+    row that does not belong there; `short`, their last two rows are missing; `empty`; `unusable`, each row breaks a
+    rule; `cut_times`, close times end with the second; `foreign`, they are another symbol's; or `newest`, as if no
+    start had been asked for."""
 
-    kind: Literal["html", "truncated", "nested", "off_grid", "duplicate"] = "html"
+    kind: Literal[
+        "html", "truncated", "nested", "off_grid", "duplicate",
+        "short", "empty", "unusable", "cut_times", "foreign", "newest",
+    ] = "html"  # fmt: skip
+    n: int = 1
+
+
+class RestLag(_Scheduled, tag="rest_lag", frozen=True, kw_only=True):
+    """From now on answers about candles are as of `seconds` of the exchange's time ago: a database that is behind."""
+
+    seconds: float
+
+
+class RestCache(_Scheduled, tag="rest_cache", frozen=True, kw_only=True):
+    """From now on the same question about candles gets the same answer for `seconds` (ours), whatever it asks for."""
+
+    seconds: float
+
+
+class RestCap(_Scheduled, tag="rest_cap", frozen=True, kw_only=True):
+    """From now on an answer about candles has at most so many `rows`."""
+
+    rows: int
+
+
+class MendRest(_Scheduled, tag="mend_rest", frozen=True, kw_only=True):
+    """Ends lag, cache and cap."""
+
+
+class WrongTime(_Scheduled, tag="wrong_time", frozen=True, kw_only=True):
+    """The next `n` answers about the server's time are off by `seconds`."""
+
+    seconds: float
+    n: int = 1
+
+
+class EarlyClose(_Scheduled, tag="early_close", frozen=True, kw_only=True):
+    """After the next `n` closes, of one symbol or of each, the hour that has just begun is said to be over as well:
+    half of it, with the time of its end."""
+
+    symbol: str | None = None
     n: int = 1
 
 
@@ -228,6 +269,12 @@ Fault = (
     | Status
     | SlowRest
     | RestBody
+    | RestLag
+    | RestCache
+    | RestCap
+    | MendRest
+    | WrongTime
+    | EarlyClose
     | RestStatus
     | SpoiltAnswer
     | SpoiltContent
@@ -238,7 +285,7 @@ Fault = (
 #: Those that act at once and leave nothing behind: the exchange performs them.
 ACTS = (Drop, Shutdown, Revise)
 #: Those that concern "each symbol" where none is named.
-_PER_SYMBOL = (DuplicateClose, WithholdClose, DelayClose, WrongClose, Microseconds)
+PER_SYMBOL = (DuplicateClose, WithholdClose, DelayClose, WrongClose, Microseconds, EarlyClose)
 _ERROR_STATUSES = frozenset(int(status) for status in HTTPStatus if status >= 400)
 _REDIRECTS = frozenset((301, 302, 307, 308))
 
@@ -264,160 +311,10 @@ def parse_fault(body: bytes | dict[str, Any]) -> Fault:
         raise FaultError(f"kinds are {', '.join(JUNK)}")
     if isinstance(fault, Revise) and fault.hours_ago < 1:
         raise FaultError("hours_ago must be at least 1")
+    if getattr(fault, "rows", 1) < 1 or (isinstance(fault, RestLag | RestCache) and fault.seconds < 0):
+        raise FaultError("rows must be at least 1 and seconds at least 0")
     return fault
 
 
 def _converted(body: dict[str, Any]) -> Fault:
     return msgspec.convert(body, Fault)  # type: ignore[no-any-return]
-
-
-class _Muting(msgspec.Struct):
-    connections: frozenset[int] | None
-    symbol: str | None
-    until_ms: float
-
-
-class _Counted(msgspec.Struct):
-    fault: Any
-    left: dict[str, int]
-
-    @property
-    def is_used_up(self) -> bool:
-        # One that concerns each symbol never is: a symbol may yet come for the first time.
-        each_symbol = isinstance(self.fault, _PER_SYMBOL) and self.fault.symbol is None
-        return bool(self.left) and not each_symbol and not any(self.left.values())
-
-
-class FaultBoard:
-    """The faults in force and those to come. Asking a counted one uses it up."""
-
-    def __init__(self) -> None:
-        self._scheduled: list[Fault] = []
-        self._mutings: list[_Muting] = []
-        self._counted: list[_Counted] = []
-        self._contents: list[SpoiltContent] = []
-        self._statuses: dict[str, str] = {}
-
-    def schedule(self, fault: Fault) -> None:
-        self._scheduled.append(fault)
-
-    def due(self, open_time: int) -> list[Fault]:
-        """Takes out the scheduled faults whose candle has come, in the order they were given."""
-        ready = [f for f in self._scheduled if f.at is not None and f.at <= open_time]
-        self._scheduled = [f for f in self._scheduled if f not in ready]
-        return ready
-
-    def arm(self, fault: Fault, now_ms: int, open_connections: frozenset[int]) -> None:
-        """Puts a fault in force. `Drop` is an act, not a state: the caller performs it."""
-        match fault:
-            case Mute():
-                chosen = open_connections if fault.connection is None else frozenset({fault.connection})
-                until_ms = float("inf") if fault.seconds is None else now_ms + fault.seconds * 1_000
-                self._mutings.append(_Muting(None if fault.also_new else chosen, fault.symbol, until_ms))
-            case Unmute():
-                self._mutings.clear()
-            case Status():
-                self._statuses[fault.symbol] = fault.status
-            case HeaderRow() | MissingRows() | RevisedArchive():
-                self._contents.append(fault)
-            case MendArchive():
-                self._counted = [c for c in self._counted if not isinstance(c.fault, SpoiltAnswer)]
-                self._contents.clear()
-            case Drop() | Shutdown() | Revise():
-                raise FaultError("an act cannot be armed")
-            case _:
-                self._counted.append(_Counted(fault, {}))
-
-    def is_muted(self, connection: int, symbol: str, now_ms: int) -> bool:
-        self._mutings = [m for m in self._mutings if now_ms < m.until_ms]
-        return any(
-            (m.connections is None or connection in m.connections) and m.symbol in (None, symbol) for m in self._mutings
-        )
-
-    def copies_of_close(self, symbol: str) -> int:
-        """How often this close is to be sent: 0, 1 or 2."""
-        for kind, copies in ((WithholdClose, 0), (DuplicateClose, 2)):
-            if self._take(kind, symbol, lambda f: f.symbol in (None, symbol)):
-                return copies
-        return 1
-
-    def change_of_close(self, symbol: str, kind: type[Any]) -> Any:
-        """The fault of that kind (`DelayClose`, `WrongClose`, `Microseconds`) that this close suffers, or None."""
-        return self._take(kind, symbol, lambda f: f.symbol in (None, symbol))
-
-    def junk(self) -> tuple[str, ...]:
-        """Kinds of unusable frames to send before this round of closes."""
-        taken = self._take(Malformed)
-        if not isinstance(taken, Malformed):
-            return ()
-        return taken.kinds or tuple(kind for kind in JUNK if kind != "oversize")
-
-    def burst(self) -> int:
-        """How often each symbol's update is to be sent before this round of closes."""
-        found = next((c for c in self._counted if isinstance(c.fault, Burst)), None)
-        if found is None:
-            return 0
-        self._counted.remove(found)
-        return int(found.fault.n)
-
-    def status(self, symbol: str) -> str:
-        return self._statuses.get(symbol, "TRADING")
-
-    def delay_s(self, path: str) -> float:
-        """How late this REST answer is to come."""
-        taken = self._take(SlowRest, "", lambda f: _is_on(f.path, path))
-        return taken.seconds if isinstance(taken, SlowRest) else 0.0
-
-    def spoilt_rows(self) -> str | None:
-        """What is wrong with this answer about candles."""
-        taken = self._take(RestBody)
-        return taken.kind if isinstance(taken, RestBody) else None
-
-    def refusal(self) -> Refuse | None:
-        """The answer to this WebSocket upgrade, if it is to be refused."""
-        taken = self._take(Refuse)
-        return taken if isinstance(taken, Refuse) else None
-
-    def flaps(self) -> bool:
-        """Whether this new connection is to be closed at once."""
-        return self._take(Flap) is not None
-
-    def rest_answer(self, path: str) -> RestStatus | None:
-        """The failure that this REST request gets, if any."""
-        taken = self._take(RestStatus, "", lambda f: _is_on(f.path, path))
-        return taken if isinstance(taken, RestStatus) else None
-
-    def spoils(self, kind: type[SpoiltAnswer], symbol: str, part: str) -> bool:
-        """Whether this answer of the archive is to be spoilt so."""
-        return self._take(kind, "", lambda f: f.concerns(symbol, part)) is not None
-
-    def contents(self, symbol: str, part: str) -> list[SpoiltContent]:
-        """What is wrong with this part of the archive from now on, in the order it was given."""
-        return [fault for fault in self._contents if fault.concerns(symbol, part)]
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Everything in force or to come, for people and tests."""
-        mutings = [{"fault": "mute", **msgspec.to_builtins(m)} for m in self._mutings]
-        counted = [{**msgspec.to_builtins(c.fault), "left": c.left} for c in self._counted if not c.is_used_up]
-        held = [msgspec.to_builtins(f) for f in (*self._scheduled, *self._contents)]
-        statuses = [{"fault": "status", "symbol": s, "status": v} for s, v in self._statuses.items() if v != "TRADING"]
-        return [*held, *statuses, *mutings, *counted]
-
-    def _take(self, kind: type[Any], key: str = "", applies: Callable[[Any], bool] = lambda fault: True) -> Any:
-        """The oldest fault of a kind that still applies, one use of it gone.
-
-        Uses are counted by `key`, the symbol for the faults that concern "each symbol".
-        """
-        for entry in self._counted:
-            if not isinstance(entry.fault, kind) or not applies(entry.fault):
-                continue
-            left = entry.left.get(key, entry.fault.n)
-            if left is None or left > 0:
-                if left is not None:
-                    entry.left[key] = left - 1
-                return entry.fault
-        return None
-
-
-def _is_on(wanted: str | None, path: str) -> bool:
-    return wanted in (None, path) or (wanted is not None and wanted.endswith("/") and path.startswith(wanted))

@@ -20,7 +20,8 @@ from litestar import Litestar, MediaType, Request, Response, Router, get, post
 from stream.core.candle import to_ms
 from stream.testing.access_log import AccessLog
 from stream.testing.archive import Archive
-from stream.testing.faults import FaultBoard, FaultError
+from stream.testing.fault_board import FaultBoard
+from stream.testing.faults import FaultError
 from stream.testing.tape import Tape
 from stream.testing.wire import INTERVALS, Json, kline_row
 
@@ -102,6 +103,8 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours but an answer of
 
 def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
     archive = Archive(exchange.tape, exchange.board, exchange.now_ms)
+    #: What a cache in front of the exchange remembers, and until when.
+    answers: dict[str, tuple[float, Response[bytes]]] = {}
 
     async def before(request: Asked) -> Response[Any] | None:
         path = request.url.path
@@ -146,7 +149,7 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
 
     @get("/time")
     async def server_time(request: Asked) -> Response[bytes]:
-        now_ms = _asked_at_ms(request, exchange.now_ms())
+        now_ms = _asked_at_ms(request, exchange.now_ms()) + exchange.board.time_error_ms()
         return _json({"serverTime": now_ms * 1_000 if _wants_microseconds(request) else now_ms})
 
     @get("/exchangeInfo")
@@ -171,11 +174,21 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
 
     @get("/klines")
     async def klines(request: Asked) -> Response[bytes]:
+        board, now_ms = exchange.board, _asked_at_ms(request, exchange.now_ms())
+        cached = answers.get(str(request.url))
+        if board.cache is not None and cached is not None and time.monotonic() < cached[0]:
+            return cached[1]
+        kind = board.spoilt_rows()
+        lag_ms = 0 if board.lag is None else round(board.lag.seconds * 1_000)
+        cap = MAX_LIMIT if board.cap is None else board.cap.rows
         try:
-            rows = _klines(request, exchange.tape, listed(), _asked_at_ms(request, exchange.now_ms()))
+            rows = _klines(request, exchange.tape, listed(), now_ms - lag_ms, cap, kind)
         except _Refused as refused:
             return _refusal(refused)
-        return _spoilt(rows, exchange.board.spoilt_rows())
+        answer = _spoilt(rows, kind)
+        if board.cache is not None:
+            answers[str(request.url)] = time.monotonic() + board.cache.seconds, answer
+        return answer
 
     @get("/{name:path}")
     async def archived(request: Asked) -> Response[bytes]:
@@ -208,7 +221,9 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
     return Litestar([api, data, control], openapi_config=None, logging_config=None)
 
 
-def _klines(request: Asked, tape: Tape, listed: list[str], now_ms: int) -> list[list[int | str]]:
+def _klines(
+    request: Asked, tape: Tape, listed: list[str], now_ms: int, cap: int, kind: str | None
+) -> list[list[int | str]]:
     query = request.query_params
     symbol, interval = _mandatory(query.get("symbol"), "symbol"), _mandatory(query.get("interval"), "interval")
     if symbol not in listed:
@@ -222,12 +237,14 @@ def _klines(request: Asked, tape: Tape, listed: list[str], now_ms: int) -> list[
         raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
     if interval != "1h":
         return []
+    if kind == "foreign":
+        symbol = next((s for s in listed if s != symbol), symbol)
     closed, forming = tape.visible(
         symbol,
         now_ms,
-        None if start is None else to_ms(start),
+        None if start is None or kind == "newest" else to_ms(start),
         None if end is None else to_ms(end),
-        min(limit, MAX_LIMIT),
+        min(limit, MAX_LIMIT, cap),
     )
     candles = closed if forming is None else [*closed, forming]
     microseconds = _wants_microseconds(request)
@@ -280,6 +297,14 @@ def _spoilt(rows: list[list[int | str]], kind: str | None) -> Response[bytes]:
         stray = list(rows[0])
         stray[0] = int(stray[0]) + 28 * 60_000 + 14_789
         rows = [rows[0], stray, *rows[1:]]
+    if kind == "short":
+        rows = rows[:-2]
+    if kind == "empty":
+        rows = []
+    if kind == "unusable":
+        rows = [[row[0], "-1", *row[2:]] for row in rows]
+    if kind == "cut_times":
+        rows = [[*row[:6], int(row[6]) // 1_000, *row[7:]] for row in rows]
     body = msgspec.json.encode(rows)
     if kind == "truncated":
         body = body[: len(body) // 2]

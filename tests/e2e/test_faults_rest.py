@@ -1,0 +1,180 @@
+"""A REST that says less, or something else, than it knows: what it answers is believed only as far as it is proven.
+
+What is measured in the exchange's seconds vanishes at 3,600 times their speed, so what happens around a close runs here
+at the exchange's own speed, on a clock that begins just before or after one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fault_harness as stand
+import pytest
+from fault_harness import PACED, START, SYMBOLS, hour
+
+from stream.core.candle import Candle
+from stream.ports import BackfillRequested, CandleProcessed, FrameRejected, GapDeclared
+from stream.testing.broker import EmbeddedBroker
+from stream.testing.exchange import Exchange
+
+HOURS = 12
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with EmbeddedBroker() as running:
+        yield running.url
+
+
+@pytest.fixture(scope="module")
+def tape() -> dict[str, list[Candle]]:
+    return stand.market(hours=HOURS)
+
+
+ANSWERS: list[Any] = [
+    pytest.param([{"name": "rest_body", "kind": kind, "n": n}], id=f"{kind}-{n}")
+    for kind, n in [
+        ("short", 1), ("short", 3), ("empty", 1), ("empty", 3), ("unusable", 1), ("foreign", 1), ("foreign", 2),
+        ("newest", 1), ("newest", 4), ("cut_times", 50),
+    ]
+] + [
+    pytest.param([{"name": "rest_cap", "rows": 100}], id="capped"),
+    pytest.param([{"name": "rest_lag", "seconds": 7_200}], id="two-candles-behind"),
+    pytest.param([{"name": "rest_lag", "seconds": 3_000}], id="fifty-minutes-behind"),
+    pytest.param([{"name": "rest_cache", "seconds": 5}], id="cached"),
+    pytest.param([{"name": "rest_status", "status": 503, "path": "/api/v3/exchangeInfo", "n": 1_000}], id="no-info"),
+]  # fmt: skip
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize("faults", ANSWERS)
+async def test_a_fresh_start_has_its_whole_past_and_speaks_of_nothing_before_its_hour(
+    faults: list[dict[str, Any]], tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async with Exchange.replaying(tape, START, HOURS, None) as exchange:
+        for fault in faults:
+            exchange.fault(**fault)
+        watch, _ = await stand.run(exchange, broker, tmp_path)
+    assert not watch.of(GapDeclared)
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize("faults", ANSWERS)
+async def test_after_weeks_no_candle_is_lost_and_none_declared_missing(
+    faults: list[dict[str, Any]], broker: str, tmp_path: Path
+) -> None:
+    away, hours = 150, 6
+    whole = stand.market(("BTCUSDT", "ETHUSDT"), hours=away + hours)
+    async with Exchange.replaying(whole, START, 3, None) as exchange:
+        await stand.run(exchange, broker, tmp_path)
+    async with Exchange.replaying(whole, hour(away), hours, None) as exchange:
+        for fault in faults:
+            exchange.fault(**fault)
+        watch, _ = await stand.run(exchange, broker, tmp_path)
+    assert not watch.of(GapDeclared)
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("faults", ANSWERS)
+async def test_a_close_that_the_stream_lost_is_fetched_and_not_declared_missing(
+    faults: list[dict[str, Any]], tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async with Exchange.replaying(tape, START, HOURS, None) as exchange:
+        exchange.fault("withhold_close", n=2, at=hour(4))
+        for fault in faults:
+            exchange.fault(**fault, at=hour(4))
+        watch, _ = await stand.run(exchange, broker, tmp_path)
+    assert not watch.of(GapDeclared)
+
+
+@pytest.mark.fault(38)
+async def test_a_hole_is_declared_after_two_direct_questions_some_time_apart(broker: str, tmp_path: Path) -> None:
+    tape = stand.without(stand.market(hours=HOURS), {"BTCUSDT": {5, 6}})
+    async with Exchange.replaying(tape, START, HOURS, None) as exchange:
+        watch, _ = await stand.run(exchange, broker, tmp_path)
+        asked = [
+            e.at_ms
+            for e in exchange.access_log.entries("request")
+            if e.method == "/api/v3/klines"
+            and e.detail["params"].get("symbol") == "BTCUSDT"
+            and hour(0) <= int(e.detail["params"].get("startTime", 0)) <= hour(5)
+        ]
+    assert [(g.symbol, g.from_open_time, g.hours) for g in watch.of(GapDeclared)] == [("BTCUSDT", hour(5), 2)]
+    assert len(asked) >= 2
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("behind_s", [3_000, 7_200])
+async def test_a_rest_that_is_behind_changes_nothing_of_a_perfect_stream(
+    behind_s: int, broker: str, tmp_path: Path
+) -> None:
+    tape = stand.market(hours=40)
+    async with Exchange.replaying(tape, START, 40, PACED) as exchange:
+        exchange.fault("rest_lag", seconds=behind_s, at=hour(2))
+        # Until it was asked about what the stream had brought.
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, also=lambda w: len(w.of(BackfillRequested)) > 6 and w.live() > 30
+        )
+    assert not watch.of(GapDeclared)
+
+
+def just(seconds: float, tape: dict[str, list[Candle]]) -> Exchange:
+    """An exchange at its own speed, so many seconds after the close of hour 0."""
+    return Exchange(tape, hour(1) + round(seconds * 1_000), hour(2), 1.0)
+
+
+LAST = dict.fromkeys(SYMBOLS, START)
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"name": "rest_lag", "seconds": 3}],
+        [{"name": "rest_cache", "seconds": 4}],
+        [{"name": "rest_body", "kind": "cut_times", "n": 50}],
+        [{"name": "wrong_time", "seconds": 2_400}],
+        [{"name": "wrong_time", "seconds": 86_400}],
+        [{"name": "wrong_time", "seconds": -86_400}],
+    ],
+    ids=["lag", "cache", "cut-times", "time-ahead", "time-a-day-ahead", "time-a-day-behind"],
+)
+@pytest.mark.parametrize("after_s", [-3.0, 1.0], ids=["before-the-close", "after-the-close"])
+async def test_a_start_around_a_close_takes_no_half_formed_candle(
+    after_s: float, faults: list[dict[str, Any]], tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    first = START if after_s > 0 else hour(-1)
+    async with just(after_s, tape) as exchange:
+        for fault in faults:
+            exchange.fault(**fault)
+        await stand.run(exchange, broker, tmp_path, last=LAST, since=first, until=hour(1), stall_after_s=30.0)
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("fault", [{"name": "rest_lag", "seconds": 3}, {"name": "rest_cache", "seconds": 4}])
+async def test_a_stream_that_is_cut_at_the_close_takes_no_half_formed_candle(
+    fault: dict[str, Any], tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async with just(-3.0, tape) as exchange:
+        exchange.fault(**fault)
+        exchange.fault("withhold_close", at=START)
+        exchange.fault("drop", at=START)
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, last=LAST, since=hour(-1), until=hour(1), stall_after_s=30.0
+        )
+    assert {f.provenance for f in watch.of(CandleProcessed) if f.open_time == START} == {"backfill"}
+
+
+@pytest.mark.fault(41)
+async def test_a_close_that_is_sent_an_hour_early_waits_for_its_end(
+    tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async with just(-2.0, tape) as exchange:
+        exchange.fault("early_close", at=START)
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, last=LAST, since=hour(-1), until=hour(1), stall_after_s=30.0,
+            also=lambda w: bool(w.of(FrameRejected)),
+        )  # fmt: skip
+    assert {f.reason for f in watch.of(FrameRejected)} == {"time_range"}
