@@ -49,6 +49,7 @@ class Rest:
         self.reachable = True
         self.status = "TRADING"
         self.knows = True
+        self.knows_status = True
         self.asked = 0
         self.asked_for_candles = 0
         self.lacks: set[int] = set()
@@ -65,6 +66,8 @@ class Rest:
 
     async def exchange_info(self, symbol: str) -> ExchangeInfo:
         await self._answer()
+        if not self.knows_status:
+            raise UnreachableError("HTTP 503 from /api/v3/exchangeInfo")
         return ExchangeInfo(self.now_ms, [SymbolInfo(symbol, self.status)])
 
     async def first_open_time(self, symbol: str, from_open_time: int) -> int | None:
@@ -197,7 +200,9 @@ def tape() -> list[Candle]:
 
 
 @pytest.fixture
-async def stand(tmp_path: Path, tape: list[Candle]) -> AsyncIterator[Stand]:
+async def stand(tmp_path: Path, tape: list[Candle], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
+    # The test says when it is time for an audit.
+    monkeypatch.setattr("stream.pipeline.intake._AUDIT_TICK_S", 3_600.0)
     made = await asyncio.to_thread(Stand, tmp_path, tape)
     running = asyncio.create_task(made.intake.run())
     yield made
@@ -341,6 +346,23 @@ async def test_a_late_close_that_comes_after_all_ends_the_gap(stand: Stand) -> N
     assert stand.states[-1] == "live"
 
 
+@pytest.mark.fault(60)
+async def test_a_status_that_cannot_be_had_keeps_no_candle_back(stand: Stand) -> None:
+    await stand.passed(1)
+    await stand.idle()
+    stand.rest.knows_status = False
+    stand.rest.lacks = {c.open_time for c in stand.tape[NEWEST + 1 :]}
+    stand.at(START + (NEWEST + 2) * HOUR_MS + 75_000)
+    stand.intake.watch()
+    await stand.idle()
+    assert stand.states[-1] == "gap"
+    stand.rest.lacks = set()
+    stand.at(stand.now_ms() + 31_000)
+    stand.intake.watch()
+    assert await stand.passed(1) == [(NEWEST + 1, "backfill")]
+
+
+@pytest.mark.fault(61)
 async def test_a_symbol_that_the_exchange_denies_is_told_and_asked_for_again(stand: Stand) -> None:
     stand.rest.knows = False
     await stand.until(lambda: stand.lane.unlisted)

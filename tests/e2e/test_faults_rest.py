@@ -6,6 +6,7 @@ at the exchange's own speed, on a clock that begins just before or after one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,36 @@ async def test_a_close_that_is_sent_an_hour_early_waits_for_its_end(
             also=lambda w: bool(w.of(FrameRejected)),
         )  # fmt: skip
     assert {f.reason for f in watch.of(FrameRejected)} == {"time_range"}
+
+
+@pytest.mark.fault(59)
+async def test_a_ban_at_the_start_with_a_new_symbol_keeps_no_stream_closed(
+    tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    half = {"BTCUSDT": hour(3)}
+    async with Exchange.replaying(tape, START, HOURS, None) as exchange:
+        await stand.run(exchange, broker, tmp_path, last=half, symbols=("BTCUSDT",), check=False)
+        exchange.fault("rest_status", status=418, retry_after=600, n=1)
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, last={}, check=False, also=lambda w: w.live() >= 3
+        )  # fmt: skip
+    assert {f.symbol for f in watch.of(CandleProcessed)} == {"BTCUSDT"}
+
+
+@pytest.mark.fault(61)
+async def test_a_symbol_that_is_denied_once_is_no_reason_to_end(
+    tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async with Exchange.replaying(tape, START, HOURS, None) as exchange:
+        exchange.fault("status", symbol="ETHUSDT", status="DELISTED")
+
+        async def relist() -> None:
+            while not any(  # noqa: ASYNC110 - the exchange's log tells no event
+                e.detail["params"] == {"symbol": "ETHUSDT"} for e in exchange.access_log.entries("request")
+            ):
+                await asyncio.sleep(0.01)
+            exchange.fault("status", symbol="ETHUSDT", status="TRADING")
+
+        relisting = asyncio.create_task(relist())
+        await stand.run(exchange, broker, tmp_path)
+        await relisting
