@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -199,13 +200,25 @@ def tape() -> list[Candle]:
     return simulate_symbol(SYMBOL, START, 140, 5)
 
 
+@pytest.fixture(scope="module")
+def past() -> list[Candle]:
+    """More than any start needs, up to the tape."""
+    return simulate_symbol(SYMBOL, START - 4_500 * HOUR_MS, 4_500, 6)
+
+
 @pytest.fixture
 async def stand(tmp_path: Path, tape: list[Candle], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
     # The test says when it is time for an audit.
     monkeypatch.setattr("stream.pipeline.intake._AUDIT_TICK_S", 3_600.0)
     made = await asyncio.to_thread(Stand, tmp_path, tape)
+    async with running(made):
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def running(made: Stand) -> AsyncIterator[None]:
     running = asyncio.create_task(made.intake.run())
-    yield made
+    yield
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await asyncio.to_thread(made.processor.close)
@@ -216,6 +229,30 @@ async def test_a_fresh_start_begins_with_the_newest_closed_candle(stand: Stand) 
     assert await stand.passed(1) == [(NEWEST, "backfill")]
     await stand.close(NEWEST + 1)
     assert await stand.passed(1) == [(NEWEST + 1, "live")]
+
+
+@pytest.mark.parametrize("holes", ["none", "across-the-beginning", "across-weeks", "within", "to-the-end", "young"])
+async def test_a_fresh_start_has_all_of_the_past_that_there_is(
+    holes: str, tmp_path: Path, tape: list[Candle], past: list[Candle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.pipeline.intake._AUDIT_TICK_S", 3_600.0)
+    made = await asyncio.to_thread(Stand, tmp_path, tape)
+    begin = START + NEWEST * HOUR_MS
+    oldest = begin - (made.processor.history_hours(SYMBOL) - 1) * HOUR_MS
+    lacks = {
+        "none": range(0),
+        "across-the-beginning": range(oldest - 5 * HOUR_MS, oldest + 5 * HOUR_MS, HOUR_MS),
+        "across-weeks": range(oldest - 300 * HOUR_MS, oldest + 36 * HOUR_MS, HOUR_MS),
+        "within": range(begin - 90 * HOUR_MS, begin - 80 * HOUR_MS, HOUR_MS),
+        "to-the-end": range(begin - 6 * HOUR_MS, begin, HOUR_MS),
+        "young": range(0, begin - 500 * HOUR_MS, HOUR_MS),
+    }[holes]
+    made.rest.candles_ = [c for c in past + tape if c.open_time not in lacks]
+    async with running(made):
+        assert await made.passed(1) == [(NEWEST, "backfill")]
+        stored = await made.processor.in_journal(made.journal.candles, SYMBOL, 0, begin)
+    there = [c for c in made.rest.candles_ if oldest <= c.open_time < begin]
+    assert [(c.open_time, c.ohlcv) for c in stored] == [(c.open_time, c.ohlcv) for c in there]
 
 
 async def test_a_hole_waits_for_rest_and_nothing_passes_before_it_is_filled(stand: Stand) -> None:

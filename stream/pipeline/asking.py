@@ -90,10 +90,9 @@ class Asking:
 
     async def exchange_now_ms(self, lane: Lane) -> int:
         """The exchange's time, once it has told it in a way that can be believed."""
-        while True:
+        while not self._time.known:
             await self.until_answered(lane, self._history.server_time_ms)
-            if self._time.known:
-                return self._time.now_ms(self._clock.monotonic_s())
+        return self._time.now_ms(self._clock.monotonic_s())
 
     async def candles(self, lane: Lane, from_open_time: int, to_open_time: int | None = None) -> Answer:
         """Closed candles that open in [from, to], as `examine` leaves them, however long that takes."""

@@ -20,7 +20,7 @@ from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep, ap
 from stream.pipeline.audit import Audit
 from stream.pipeline.lane import FLAT_HOURS, Lane
 from stream.pipeline.processing import Due, Processor
-from stream.pipeline.warmup import WITNESS_HOURS, Warmup
+from stream.pipeline.warmup import LONGEST_WITNESS_HOURS, WITNESS_HOURS, Warmup
 from stream.ports import (
     Answer,
     BackfillFailed,
@@ -281,19 +281,19 @@ class Intake:
     async def _mend(self, lane: Lane) -> None:
         if not lane.warmed:
             await self._warmup.warm(lane)
-        if not self._time.known:
-            await self._asking.exchange_now_ms(lane)
-        pause_s = RETRY_FIRST_S
+        await self._asking.exchange_now_ms(lane)
+        pause_s, witness_hours = RETRY_FIRST_S, WITNESS_HOURS
         while True:
             lane.ask_once_more = False
             due = lane.next_open_time
-            answer = await self._asking.candles(lane, due - WITNESS_HOURS * HOUR_MS)
+            answer = await self._asking.candles(lane, due - witness_hours * HOUR_MS)
             fetched = [c for c in answer.candles if c.open_time >= lane.next_open_time]
             if len(fetched) > 1:
                 self._tell(lane, "backfilling", fetched[0].open_time, fetched[-1].open_time)
             missing = await self._merge(lane, fetched)
             if missing or self._will_count(lane, answer):
                 pause_s = RETRY_FIRST_S if lane.next_open_time > due else min(RETRY_CAP_S, pause_s * 2)
+                witness_hours = min(2 * witness_hours, LONGEST_WITNESS_HOURS)
                 await self._wait_for_more(lane, missing, pause_s)
             elif not lane.ask_once_more:
                 if self._overdue(lane):

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 #: Candles before a hole that a question for it asks for too: an answer that has one of them, and one after the hole,
 #: has shown that it lacks the hole.
 WITNESS_HOURS = 2
+#: The same where such answers have none of them.
+LONGEST_WITNESS_HOURS = 480
 
 
 class Warmup:
@@ -59,14 +61,9 @@ class Warmup:
             oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
             candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
             missing_until = candles[0].open_time - HOUR_MS if candles else newest
+            candles = (await self._complete(lane, oldest, missing_until) or []) + candles
         else:
-            newest = grid_floor(await self._asking.exchange_now_ms(lane)) - 2 * HOUR_MS
-            oldest = newest - (self._processor.history_hours(symbol) - 2) * HOUR_MS
-            candles, missing_until = [], newest
-        fetched = await self._complete(lane, oldest, missing_until)
-        while done is None and not await self._confirmed(lane, fetched):
-            fetched = await self._complete(lane, oldest, missing_until)
-        candles = fetched + candles
+            newest, candles = await self._first_past(lane)
         await self._store(candles)
         await self._processor.warm(symbol, candles, done)
         lane.last_open_time = candles[-1].open_time if candles else None
@@ -74,14 +71,26 @@ class Warmup:
         lane.warmed = True
         lane.settled.set()
 
-    async def _complete(self, lane: Lane, oldest: int, newest: int) -> list[Candle]:
-        """All candles that open in [oldest, newest], in order, however long REST needs to show or disprove them."""
+    async def _first_past(self, lane: Lane) -> tuple[int, list[Candle]]:
+        """What precedes the hour that a fresh start begins with: its last hour, and the candles."""
+        while True:
+            newest = grid_floor(await self._asking.exchange_now_ms(lane)) - 2 * HOUR_MS
+            oldest = newest - (self._processor.history_hours(lane.symbol) - 2) * HOUR_MS
+            candles = await self._complete(lane, oldest, newest)
+            if candles is not None and await self._confirmed(lane, candles):
+                return newest, candles
+
+    async def _complete(self, lane: Lane, oldest: int, newest: int) -> list[Candle] | None:
+        """All candles that open in [oldest, newest], in order, however long REST needs to show or disprove them. None
+        where the exchange has corrected its time meanwhile, and `newest` is not over yet."""
         found: dict[int, Candle] = {}
-        first = oldest
+        first, witness_hours = oldest, WITNESS_HOURS
         pause_s, told = RETRY_FIRST_S, False
         while missing := self._missing(lane, found, first, newest):
             before = len(missing)
-            answer = await self._asking.candles(lane, max(first, missing[0] - WITNESS_HOURS * HOUR_MS), missing[-1])
+            if await self._asking.exchange_now_ms(lane) < newest + HOUR_MS:
+                return None
+            answer = await self._asking.candles(lane, missing[0] - witness_hours * HOUR_MS, missing[-1])
             found |= {c.open_time: c for c in answer.candles}
             missing = self._missing(lane, found, first, newest)
             if missing and missing[0] == first:
@@ -103,6 +112,8 @@ class Warmup:
             if again_at_s is not None:
                 await self._sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
                 continue
+            # A hole that reaches back further than what is needed has its witness before it.
+            witness_hours = min(2 * witness_hours, LONGEST_WITNESS_HOURS)
             pause_s = RETRY_FIRST_S if len(missing) < before else min(RETRY_CAP_S, pause_s * 2)
             await self._sleep(pause_s)
         return [found[t] for t in sorted(found) if first <= t <= newest]
