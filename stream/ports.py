@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -177,6 +177,29 @@ class Revision(msgspec.Struct, frozen=True):
     policy_version: str
 
 
+class Renumbering(msgspec.Struct, frozen=True):
+    """Words that wait to be published under a revision that another node has used for another value."""
+
+    #: As they were and as they become; the same with the decisions.
+    forecasts: tuple[tuple[Forecast, Forecast], ...]
+    decisions: tuple[tuple[Decision, Decision], ...]
+    #: With the number that their scores become.
+    outcomes: tuple[Outcome, ...]
+    #: By the outbox's number: what is published in its place.
+    payloads: dict[int, bytes]
+    retained: tuple[Retained, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A model and a policy, whole: what was said by them is corrected by them, also when others speak now."""
+
+    model_version: str
+    bundle: bytes
+    policy_version: str
+    policy: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Processed:
     """How far a symbol came: the newest candle whose record is in the journal, and the policy's memory then."""
@@ -228,7 +251,27 @@ class Journal(Protocol):
     def outbox(self) -> list[Outgoing]: ...
 
     def symbols(self) -> list[str]:
-        """Every symbol that was ever processed here."""
+        """Every symbol that was ever configured or processed here."""
+        ...
+
+    def configure(self, symbols: Sequence[str]) -> None:
+        """Remembers that something may be said of these from now on."""
+        ...
+
+    def highest_revision(self, symbol: str) -> int: ...
+
+    def first_forecast(self, symbol: str) -> int | None:
+        """Open time of the oldest forecast."""
+        ...
+
+    def renumber(self, change: Renumbering) -> None: ...
+
+    def spoke_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
+        """A bundle or a policy that has spoken here lately."""
+        ...
+
+    def check_place(self) -> None:
+        """`JournalError` where what is in here is no longer where the next start will look for it."""
         ...
 
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
@@ -241,7 +284,9 @@ class Journal(Protocol):
         """The newest forecast of a symbol, and the decision that rests on it."""
         ...
 
-    def retained(self) -> list[Retained]: ...
+    def retained(self, topic: str | None = None) -> list[Retained]:
+        """Of one topic, or all."""
+        ...
 
     def forget_retained(self, topics: Sequence[str]) -> None: ...
 

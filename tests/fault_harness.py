@@ -1,10 +1,11 @@
 """A whole node on a real exchange and broker, and the oracle that every fault is held against.
 
 The oracle: the journal's candles are the tape's, each once, in order, with the right values, or differ by exactly the
-hours declared as gaps; each (id, revision) was published at least once and never with two values; the newest revision
-of each forecast is what a replay of the tape says; nothing is forecast of an hour before a fresh start's first, and no
-gap declared there; no candle is processed before its end; the first value published of a candle is its final one unless
-the exchange changed it; no limit of the exchange was broken in its own log.
+hours declared as gaps; each (id, revision) was published at least once, and never with two values by all nodes that
+ever spoke on a broker; the newest revision of each forecast is what a replay of the tape says; nothing is forecast of
+an hour before a fresh start's first, and no gap declared there; no candle is processed before its end; the first value
+published of a candle is its final one unless the exchange changed it; no limit of the exchange was broken in its own
+log.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 import hashlib
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ class Ear:
             await asyncio.sleep(0.01)
 
 
+#: By broker: what (id, revision) was first said to be there, by whichever node.
+SPOKEN: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+
+
+def one_value(broker: str, ear: Ear) -> None:
+    """Whoever spoke, ids and revisions mean what they meant."""
+    spoken = SPOKEN.setdefault(broker, {})
+    for key, payloads in ear.events.items():
+        for payload in payloads:
+            message = msgspec.json.decode(payload)
+            before = spoken.setdefault(key, message)
+            assert _words(message) == _words(before), key
+            assert _numbers(message) == pytest.approx(_numbers(before), rel=1e-7, abs=1e-12), key
+
+
 def settings(exchange: Exchange, broker: str, data_dir: Path, **changes: Any) -> Settings:
     values: dict[str, Any] = {
         "symbols": SYMBOLS,
@@ -179,6 +195,7 @@ async def run(
     last: dict[str, int] | None = None,
     clock: Clock | None = None,
     check: bool = True,
+    settle: bool = True,
     timeout_s: float = 100.0,
     symbols: tuple[str, ...] | None = None,
     beside: Callable[[Watch], Any] | None = None,
@@ -205,16 +222,19 @@ async def run(
         if acting is not None:
             acting.cancel()
             await asyncio.gather(acting, return_exceptions=True)
-        if check:
+        if settle:
             said = await asyncio.to_thread(_said, data_dir)
             async with asyncio.timeout(60):
                 await ear.settled(said.keys() - earlier.keys())
+        if not brief:
+            one_value(broker, ear)
+        if check:
             tape = {s: exchange.tape.all(s) for s in chosen}
             await asyncio.to_thread(hold, data_dir, tape, end_ms, since)
             assert all(len(values) == 1 for values in ear.events.values())
             assert not watch.early
             if not any(e.method in _CHANGES for e in exchange.access_log.entries("fault")):
-                assert {revision for _, revision in ear.events} <= {0}
+                assert len({spoken for spoken, _ in ear.events}) == len(ear.events)
             once(watch)
     limits(exchange)
     return watch, ear
@@ -289,6 +309,23 @@ def _values(journal: SqliteJournal, symbol: str, whole: list[Candle], since: int
         assert [_words(m) for m in rows] == [_words(m) for m in expected]
         for said, right in zip(rows, expected, strict=True):
             assert _numbers(said) == pytest.approx(_numbers(right), rel=1e-7, abs=1e-12)
+
+
+def version_of(bundle: Path) -> str:
+    return str(predictors.load(bundle).model.version)
+
+
+def hold_forecasts(said: Iterable[Forecast], whole: list[Candle]) -> None:
+    """Forecasts of the packaged model against a replay of the tape."""
+    predictor = predictors.load(node.packaged_model())
+    rules = Rules.of(Policy(), predictor.model.contract)
+    by_time = {f.open_time: f for f in said}
+    for _, event in replay(rules, whole[0].symbol, whole, predictor.model, predictor, since=min(by_time)):
+        if isinstance(event, Issued) and event.prediction.open_time in by_time:
+            right = publication.forecast(event, predictor.model, "live", 0)
+            found = by_time[event.prediction.open_time]
+            assert _words(found) == _words(right)
+            assert _numbers(found) == pytest.approx(_numbers(right), rel=1e-7, abs=1e-12)
 
 
 _VARYING = ("issued_at", "provenance", "revision")

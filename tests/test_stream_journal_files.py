@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.adapters import journal_files
-from stream.adapters.journal import FILE_NAME, MIGRATIONS, SqliteJournal
+from stream.adapters.journal import FILE_NAME, SqliteJournal
+from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.ports import Clock, JournalError
 

@@ -15,15 +15,26 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from stream.adapters import journal_files
+from stream.adapters import journal_files, journal_said, journal_schema
+from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import Decay, Decision, Forecast
 from stream.core.scoring import Outcome
-from stream.ports import Clock, JournalError, Outgoing, Processed, Record, Retained, Revision
+from stream.ports import (
+    Clock,
+    JournalError,
+    Outgoing,
+    Processed,
+    Record,
+    Renumbering,
+    Retained,
+    Revision,
+    Voice,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,66 +43,6 @@ T = TypeVar("T", Forecast, Decision)
 FILE_NAME = "journal.sqlite"
 LOCK_NAME = "journal.lock"
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
-
-#: Each entry brings the schema from its index to the next number. Entries are never changed, only added.
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE candles (
-        symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL, volume REAL NOT NULL,
-        provenance TEXT NOT NULL,
-        PRIMARY KEY (symbol, open_time)
-    ) WITHOUT ROWID;
-    CREATE TABLE forecasts (
-        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL,
-        PRIMARY KEY (id, revision)
-    ) WITHOUT ROWID;
-    CREATE INDEX forecasts_by_time ON forecasts (symbol, open_time);
-    CREATE TABLE decisions (
-        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL,
-        PRIMARY KEY (id, revision)
-    ) WITHOUT ROWID;
-    CREATE INDEX decisions_by_time ON decisions (symbol, open_time);
-    CREATE TABLE gaps (
-        symbol TEXT NOT NULL, from_open_time INTEGER NOT NULL, to_open_time INTEGER NOT NULL,
-        PRIMARY KEY (symbol, from_open_time)
-    ) WITHOUT ROWID;
-    CREATE TABLE outbox (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        topic TEXT NOT NULL, payload BLOB NOT NULL, expiry_s INTEGER NOT NULL
-    );
-    CREATE TABLE retained (
-        topic TEXT PRIMARY KEY, payload BLOB NOT NULL, expiry_s INTEGER, valid_until INTEGER
-    ) WITHOUT ROWID;
-    CREATE TABLE operator_state (
-        symbol TEXT PRIMARY KEY, open_time INTEGER NOT NULL, anchor INTEGER NOT NULL, exposure REAL NOT NULL,
-        model_version TEXT NOT NULL, policy_version TEXT NOT NULL
-    ) WITHOUT ROWID;
-    """,
-    """
-    CREATE TABLE outcomes (
-        forecast_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        provenance TEXT NOT NULL, model_version TEXT NOT NULL, realized REAL NOT NULL,
-        volatility REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, level REAL NOT NULL,
-        persistence REAL NOT NULL, ewma REAL NOT NULL, har REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX outcomes_by_time ON outcomes (symbol, open_time);
-    """,
-    """
-    ALTER TABLE outcomes ADD COLUMN score_revision INTEGER NOT NULL DEFAULT 0;
-    """,
-    """
-    ALTER TABLE outcomes ADD COLUMN serving TEXT NOT NULL DEFAULT 'model';
-    ALTER TABLE outcomes ADD COLUMN model_volatility REAL NOT NULL DEFAULT 0;
-    UPDATE outcomes SET model_volatility = volatility;
-    CREATE TABLE alarms (
-        id TEXT PRIMARY KEY, symbol TEXT NOT NULL, model_version TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL
-    ) WITHOUT ROWID;
-    """,
-)
 
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
 _OUTCOME = Outcome.__struct_fields__
@@ -104,7 +55,8 @@ class DataDirLock:
         """`JournalError` where the directory cannot be written or another process holds it."""
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._path = data_dir / LOCK_NAME
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise JournalError(
                 f"data directory {data_dir} is not writable ({error.strerror}): mend its permissions "
@@ -118,6 +70,15 @@ class DataDirLock:
                 f"data directory {data_dir} is in use by another volcast: stop it, or choose another with --data-dir"
             ) from None
 
+    def renew(self) -> None:
+        """Holds the directory again where somebody has removed the file by which others know."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), os.fstat(self._file)):
+                return
+        again = DataDirLock(self._path.parent)
+        os.close(self._file)
+        self._file = again._file
+
     def release(self) -> None:
         os.close(self._file)
 
@@ -125,10 +86,20 @@ class DataDirLock:
 class SqliteJournal:
     """`stream.ports.Journal` in `data_dir`."""
 
-    def __init__(self, data_dir: Path, *, read_only: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        read_only: bool = False,
+        clock: Clock | None = None,
+        lock: DataDirLock | None = None,
+    ) -> None:
         """Opens; creates, migrates after a backup, or rebuilds what is damaged. `read_only` is for looking beside a
-        running daemon. `clock` names what is moved aside."""
+        running daemon. `clock` names what is moved aside. `lock` is renewed where the directory has to be made anew."""
         self._path = data_dir / FILE_NAME
+        self._lock = lock
+        #: The file as it was opened to be written.
+        self._inode: os.stat_result | None = None
         self._clock = clock or Clock()
         self._read_only = read_only
         try:
@@ -162,9 +133,26 @@ class SqliteJournal:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("ROLLBACK")
             self._migrate()
+            self._inode = self._path.stat()
         except BaseException:
             self._db.close()
             raise
+
+    def check_place(self) -> None:
+        """What is written must be where the next start looks for it. A file that was removed under us is still open,
+        and is put back whole; one that was replaced by another is not ours to touch."""
+        try:
+            if self._inode is None or journal_files.in_place(self._path, self._inode):
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._lock.renew()
+            journal_files.put_back(self._db, self._path)
+            self._db.close()
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"journal {self._path} is not where it was any more: {error}{_cure(error)}") from None
+        log.error("journal %s was removed under the running node: it is put back, with all that was in it", self._path)
 
     def _heal_before_opening(self) -> None:
         if journal_files.finish_rebuild(self._path, self._clock.wall_ms()) is not None:
@@ -178,11 +166,11 @@ class SqliteJournal:
         self._rebuild(found)
 
     def _rebuild(self, found: str) -> None:
-        log.error("%s", journal_files.rebuild(self._path, _create, found, self._clock.wall_ms()))
+        log.error("%s", journal_files.rebuild(self._path, journal_schema.create, found, self._clock.wall_ms()))
 
     def _refuse_newer(self, db: sqlite3.Connection) -> int:
         """The schema of the file. `JournalError` where this program does not know it."""
-        version = _schema(db)
+        version = journal_schema.version(db)
         if version > len(MIGRATIONS):
             raise JournalError(
                 f"journal {self._path} has schema {version}, made by a newer volcast than this one "
@@ -196,7 +184,7 @@ class SqliteJournal:
             kept = self._path.with_name(f"{FILE_NAME}.before-{len(MIGRATIONS)}")
             journal_files.copy(self._db, kept)
             log.info("journal %s: schema %d becomes %d; as it was: %s", self._path, version, len(MIGRATIONS), kept)
-        _create(self._db)
+        journal_schema.create(self._db)
 
     def _heal(self, error: sqlite3.Error) -> bool:
         """Whether the journal turned out to be damaged, and has been rebuilt: what failed can be tried again."""
@@ -211,6 +199,7 @@ class SqliteJournal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.check_place()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -224,6 +213,8 @@ class SqliteJournal:
         except sqlite3.Error as error:
             failure = error
         else:
+            # It may have gone meanwhile: who reads our answer believes that it is kept.
+            self.check_place()
             return
         try:
             told = ", and was rebuilt meanwhile" if self._heal(failure) else _cure(failure)
@@ -251,8 +242,40 @@ class SqliteJournal:
         return Processed(*rows[0]) if rows else None
 
     def symbols(self) -> list[str]:
-        """Every symbol that was ever processed here."""
-        return [symbol for (symbol,) in self._read("SELECT symbol FROM operator_state ORDER BY symbol")]
+        """Every symbol that was ever configured or processed here."""
+        return [s for (s,) in self._read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")]
+
+    def configure(self, symbols: Sequence[str]) -> None:
+        with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO configured VALUES (?)", [(symbol,) for symbol in symbols])
+
+    def highest_revision(self, symbol: str) -> int:
+        """Of anything that was said of a symbol."""
+        query = (
+            "SELECT max(coalesce((SELECT max(revision) FROM forecasts WHERE symbol = ?1), 0), "
+            "coalesce((SELECT max(score_revision) FROM outcomes WHERE symbol = ?1), 0))"
+        )
+        ((highest,),) = self._read(query, (symbol,))
+        return int(highest)
+
+    def first_forecast(self, symbol: str) -> int | None:
+        ((first,),) = self._read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
+        return None if first is None else int(first)
+
+    def keep_voice(self, voice: Voice) -> None:
+        """What speaks from now on. Forgets what spoke so long ago that nothing of it is corrected any more."""
+        with self._transaction() as db:
+            journal_said.keep_voice(db, voice)
+
+    def spoke_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
+        """A bundle or a policy that has spoken here lately."""
+        rows = self._read(f"SELECT body FROM {table} WHERE version = ?", (version,))
+        return bytes(rows[0][0]) if rows else None
+
+    def renumber(self, change: Renumbering) -> None:
+        """Words that wait get another revision, in one transaction."""
+        with self._transaction() as db:
+            journal_said.renumber(db, change)
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]:
         rows = self._read(
@@ -295,10 +318,7 @@ class SqliteJournal:
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
                     (message.id, message.revision, message.symbol, message.open_time, msgspec.json.encode(message)),
                 )
-        db.executemany(
-            f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
-            [msgspec.structs.astuple(outcome) for outcome in record.outcomes],
-        )
+        journal_said.store_outcomes(db, record.outcomes)
         _store_alarms(db, record.decays)
         if record.gap is not None:
             db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
@@ -328,10 +348,7 @@ class SqliteJournal:
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
                     [(m.id, m.revision, m.symbol, m.open_time, msgspec.json.encode(m)) for m in messages],
                 )
-            db.executemany(
-                f"INSERT OR REPLACE INTO outcomes VALUES ({', '.join('?' * len(_OUTCOME))})",
-                [msgspec.structs.astuple(outcome) for outcome in revision.outcomes],
-            )
+            journal_said.store_outcomes(db, revision.outcomes)
             _store_alarms(db, revision.decays)
             db.execute(
                 "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
@@ -359,9 +376,10 @@ class SqliteJournal:
         with self._transaction() as db:
             db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
 
-    def retained(self) -> list[Retained]:
-        rows = self._read("SELECT topic, payload, expiry_s, valid_until FROM retained ORDER BY topic")
-        return [Retained(*row) for row in rows]
+    def retained(self, topic: str | None = None) -> list[Retained]:
+        where = "" if topic is None else "WHERE topic = ? "
+        query = f"SELECT topic, payload, expiry_s, valid_until FROM retained {where}ORDER BY topic"
+        return [Retained(*row) for row in self._read(query, () if topic is None else (topic,))]
 
     def forget_retained(self, topics: Sequence[str]) -> None:
         with self._transaction() as db:
@@ -424,17 +442,6 @@ class SqliteJournal:
 
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
-
-
-def _schema(db: sqlite3.Connection) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _create(db: sqlite3.Connection) -> None:
-    """Brings a database of any schema, also an empty one, to the present one."""
-    for number in range(_schema(db), len(MIGRATIONS)):
-        db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
 
 
 def _cure(error: sqlite3.Error | OSError) -> str:

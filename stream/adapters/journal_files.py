@@ -84,6 +84,25 @@ def copy(source: sqlite3.Connection, target: Path) -> None:
         _unlink(part)
 
 
+def in_place(path: Path, opened: os.stat_result) -> bool:
+    """Whether the file is the one that was opened; False where there is none. `FileExistsError` where it is another."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if os.path.samestat(found, opened):
+        return True
+    raise FileExistsError("another file was put in its place under the running node; restart the node")
+
+
+def put_back(source: sqlite3.Connection, path: Path) -> None:
+    """`source`, whose file was removed, becomes a file again."""
+    # Beside a file of another past they would be taken for its newest pages.
+    for companion in _COMPANIONS[1:]:
+        path.with_name(path.name + companion).unlink(missing_ok=True)
+    copy(source, path)
+
+
 def rebuild(path: Path, create: Callable[[sqlite3.Connection], None], found: str, now_ms: int) -> str:
     """Puts a new journal, made by `create`, in the place of a damaged one and carries over what can be read.
     Says in one line what became of what. `path` must not be open here."""

@@ -104,9 +104,11 @@ class MqttBroker:
         rng: random.Random,
         tls: ssl.SSLContext | None = None,
         rivals: Callable[[], Rivals] | None = None,
+        recall: Callable[[aiomqtt.Client], Awaitable[None]] | None = None,
     ) -> None:
         """`will` is what the broker says on `will_topic`, retained, when this client vanishes. `rivals` makes what
-        looks around on each connection before anything is said; without it nobody looks."""
+        looks around on each connection before anything is said; without it nobody looks. `recall` then reads what has
+        been said there before."""
         self._url = url
         self._client_id = client_id
         self._will = aiomqtt.Will(will_topic, will, qos=1, retain=True, properties=_properties(PacketTypes.WILLMESSAGE))
@@ -115,6 +117,7 @@ class MqttBroker:
         self._backoff = Backoff(rng, first_s=0.5, cap_s=15.0)
         self._tls = tls
         self._rivals = rivals
+        self._recall = recall
 
     async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
         """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
@@ -134,6 +137,8 @@ class MqttBroker:
                         rivals.refuse()
                         if spoken:
                             rivals.refuse_usurper()
+                    if self._recall is not None:
+                        await self._recall(client)
                     spoken = True
                     await self._attend(client, session)
                     return

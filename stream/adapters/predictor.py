@@ -77,26 +77,32 @@ class Predictor:
 
 def load(path: Path) -> Predictor:
     """The bundle in `path`, checked. `ContractError` with one line where it cannot be kept to its contract."""
-    path = Path(path)
+    return parse(read(Path(path)), str(path))
+
+
+def parse(data: bytes, name: str) -> Predictor:
+    """`load` for a bundle's bytes; `name` begins the line of a refusal."""
     try:
-        data = _bytes(path)
         _refuse_foreign(data)
         session = _session(data)
         agreed = contract.read(session.get_modelmeta().custom_metadata_map.get(contract.METADATA_KEY))
         _refuse_other_shapes(session)
     except ContractError as error:
-        raise ContractError(f"{path}: {error}") from None
+        raise ContractError(f"{name}: {error}") from None
     return Predictor(Model(agreed, hashlib.sha256(data).hexdigest()), session)
 
 
-def _bytes(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """A bundle's bytes, not checked yet. `ContractError` where there are none, or too many."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ContractError(f"it has {size} bytes, a bundle at most {MAX_FILE_BYTES}: not a Volcast bundle")
+            raise ContractError(f"{path}: it has {size} bytes, a bundle at most {MAX_FILE_BYTES}: not a Volcast bundle")
         return path.read_bytes()
     except OSError as error:
-        raise ContractError(f"the model cannot be read: {error.strerror}; make one with `volcast export`") from None
+        raise ContractError(
+            f"{path}: the model cannot be read: {error.strerror}; make one with `volcast export`"
+        ) from None
 
 
 def _session(data: bytes) -> ort.InferenceSession:

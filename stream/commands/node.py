@@ -21,6 +21,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from monitor import drift_job, http
 from monitor.metrics import Metrics
 from stream import web
@@ -30,6 +32,7 @@ from stream.adapters.feed import BinanceFeed
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import DataDirLock, SqliteJournal
 from stream.adapters.mqtt import MqttBroker, stand_by, tls_context
+from stream.adapters.recall import Recall
 from stream.adapters.rivals import Rivals
 from stream.core import messages
 from stream.core.binance import UnknownSymbolError
@@ -38,9 +41,20 @@ from stream.core.fold import Rules
 from stream.core.messages import NodeInfo
 from stream.core.policy import Policy
 from stream.core.publication import model_ref
+from stream.pipeline import learning
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
-from stream.ports import Clock, Fact, FanOut, FrameRejected, JournalError, Observer, RefusedError, UnreachableError
+from stream.ports import (
+    Clock,
+    Fact,
+    FanOut,
+    FrameRejected,
+    JournalError,
+    Observer,
+    RefusedError,
+    UnreachableError,
+    Voice,
+)
 from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import EmbeddedBroker
 
@@ -78,6 +92,7 @@ class _Ground:
     lock: DataDirLock
     journal: SqliteJournal
     predictor: predictors.Predictor
+    voice: Voice
     model_path: Path
     policy: Policy
     drift_state: str
@@ -97,12 +112,13 @@ def _prepare(settings: Settings) -> _Ground:
     """Files, lock, model, port: `RefusedError` and its kin in one line, with nothing left behind."""
     with contextlib.ExitStack() as undo:
         model = model_path(settings.model, settings.data_dir)
-        predictor = predictors.load(model)
+        bundle = predictors.read(model)
+        predictor = predictors.parse(bundle, str(model))
         policy = policies.load(settings.policy)
         tls = tls_context(settings.mqtt_url, settings.mqtt_ca_file)
         lock = DataDirLock(settings.data_dir)
         undo.callback(lock.release)
-        journal = SqliteJournal(settings.data_dir)
+        journal = SqliteJournal(settings.data_dir, lock=lock)
         undo.callback(journal.close)
         try:
             http_socket = web.bind(settings.http_host, settings.http_port)
@@ -117,7 +133,8 @@ def _prepare(settings: Settings) -> _Ground:
             broker.start()
         undo.pop_all()
     drift_state = drift_job.state(settings.drift_period_hours)
-    return _Ground(lock, journal, predictor, model, policy, drift_state, http_socket, tls, broker)
+    voice = Voice(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
+    return _Ground(lock, journal, predictor, voice, model, policy, drift_state, http_socket, tls, broker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +225,8 @@ async def _run(
             time_scale=settings.time_scale,
             clock=clock,
             observe=observe,
+            voice=ground.voice,
+            load=partial(predictors.parse, name="a bundle in the journal"),
         )
         if not await _unless(stop, _preflight(settings, ground, history)):
             return
@@ -254,6 +273,7 @@ async def _run(
             rng=random.Random(),
             tls=ground.tls,
             rivals=None if ground.broker else rivals,
+            recall=None if ground.broker else Recall(learning.topics(settings.symbols), daemon.learn),
         )
         # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
         app = await asyncio.to_thread(http.build_app, daemon, metrics.text, version=VERSION)

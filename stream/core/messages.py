@@ -167,12 +167,26 @@ class Feed(Message, frozen=True, kw_only=True):
     issued_at: int
 
 
-class RecentEntry(msgspec.Struct, frozen=True):
+class IssuedAs(msgspec.Struct, frozen=True):
+    """As what an hour's forecast and decision were issued: their ids' versions, the newest revision of both and of the
+    score, and what the decision said. With it whoever starts knows what others have said (stream/core/said.py)."""
+
+    model_version: str
+    policy_version: str
+    revision: int
+    exposure: float
+    previous_exposure: float
+    score_revision: int = 0
+
+
+class RecentEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     open_time: int
     volatility: float
     low: float
     high: float
     realized: float | None
+    #: Absent where the hour was before the node's first forecast: then the line was never issued.
+    issued: IssuedAs | None = None
 
 
 class Recent(Message, frozen=True, kw_only=True):
@@ -180,6 +194,8 @@ class Recent(Message, frozen=True, kw_only=True):
     symbol: str
     model_version: str
     issued_at: int
+    #: The highest that any id of this symbol was ever issued with.
+    highest_revision: int = 0
     forecasts: tuple[RecentEntry, ...]
 
 
@@ -226,6 +242,15 @@ class Score(Message, frozen=True, kw_only=True):
     windows: tuple[ScoreWindow, ...]
     rule: ServingRule
     decay: DecayState
+
+
+class PublishedScore(Score, frozen=True, kw_only=True):
+    """A score beside how far the symbol's forecasts have been issued: open time of the newest, 0 before the first, and
+    the highest revision of any. This topic never expires, so whoever starts long afterwards knows which ids are taken.
+    """
+
+    issued_until: int = 0
+    highest_revision: int = 0
 
 
 class Decay(Message, frozen=True, kw_only=True):

@@ -6,8 +6,10 @@ forecast, a backfilled one and a replayed one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
+
+import msgspec
 
 from stream.core.candle import HOUR_MS, Provenance
 from stream.core.contract import Model
@@ -26,9 +28,12 @@ from stream.core.messages import (
     Volatility,
 )
 from stream.core.policy import ANNUAL, Reason
+from stream.core.said import Said, newest_lines
 
 #: A forecast may be acted on until two intervals after its candle's close.
 VALID_FOR_MS = 2 * HOUR_MS
+#: How long the broker keeps what is retained of it.
+RETAINED_EXPIRY_S = VALID_FOR_MS // 1_000
 
 
 def close_time(open_time: int) -> int:
@@ -96,13 +101,31 @@ def _of_the_operator(issued: Issued) -> Iterator[Reason]:
         yield Reason("regimes_uncalibrated")
 
 
-def recent(symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int) -> Recent:
+def recent(
+    symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, said: Said | None = None
+) -> Recent:
+    """The last hours as they were published, and as the operator sees them (`entries`) where nothing was."""
+    lines = lines_of(entries, said.lines if said else {})
     return Recent(
         symbol=symbol,
         model_version=model.version,
         issued_at=issued_at,
-        forecasts=tuple(RecentEntry(e.open_time, e.volatility, e.low, e.high, e.realized) for e in entries),
+        highest_revision=said.highest if said else 0,
+        forecasts=tuple(lines[t] for t in sorted(lines)),
     )
+
+
+def lines_of(entries: tuple[RecentForecast, ...], said: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
+    """What was published is repeated, whatever a restart, another fold or another model now makes of that hour; only
+    its outcome is what the candles now say."""
+    lines = dict(said)
+    for e in entries:
+        before = lines.get(e.open_time)
+        if before is None:
+            lines[e.open_time] = RecentEntry(e.open_time, e.volatility, e.low, e.high, e.realized)
+        elif e.realized is not None:
+            lines[e.open_time] = msgspec.structs.replace(before, realized=e.realized)
+    return newest_lines(lines)
 
 
 def gap(event: Gap, state: Literal["opened", "closed"], issued_at: int) -> GapEvent:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from stream.core.exchange_time import ExchangeTime
 from stream.core.fold import Rules
 from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
 from stream.logs import utc
+from stream.pipeline import learning
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
-from stream.pipeline.revision import EVENT_EXPIRY_S
+from stream.pipeline.revision import EVENT_EXPIRY_S, Load
 from stream.pipeline.speaking import Speaker
 from stream.ports import (
     Broker,
@@ -41,6 +42,8 @@ from stream.ports import (
     Readiness,
     Retained,
     StorageMeasured,
+    UnreachableError,
+    Voice,
 )
 from stream.ports import (
     Feed as FeedPort,
@@ -79,8 +82,15 @@ class Daemon:
         time_scale: float,
         clock: Clock,
         observe: Observer,
+        voice: Voice | None = None,
+        load: Load | None = None,
     ) -> None:
+        """`voice` is kept in the journal, so that what it says can be corrected when another speaks; `load` makes a
+        predictor of a bundle that was kept so."""
         self._symbols = tuple(symbols)
+        self._voice = voice
+        #: Whether the journal knows who speaks, and of what.
+        self._kept = False
         self._data_dir = data_dir
         self._journal = journal
         self._predictor = predictor
@@ -102,7 +112,13 @@ class Daemon:
         self._doubting = False
         self._done: dict[str, int] = {}
         self.processor = Processor(
-            journal=journal, predictor=predictor, rules=rules, clock=clock, observe=observe, offer=self._offer
+            journal=journal,
+            predictor=predictor,
+            rules=rules,
+            clock=clock,
+            observe=observe,
+            offer=self._offer,
+            load=load,
         )
         self.speaker = Speaker(
             instance=instance,
@@ -185,6 +201,32 @@ class Daemon:
             for leaf in messages.RETAINED_TOPICS
         ]
         self.speaker.load(outbox, retained, gone)
+        await self._keep_terms()
+
+    async def _keep_terms(self) -> None:
+        """Who speaks and of what is kept before anything is said; tried again where the journal cannot take it now."""
+        if self._kept:
+            return
+        try:
+            await self.processor.in_journal(self._journal.configure, self._symbols)
+            if self._voice is not None:
+                await self.processor.in_journal(self._journal.keep_voice, self._voice)
+        except JournalError as error:
+            self._observe(CommitFailed(str(error)))
+        else:
+            self._kept = True
+
+    async def learn(self, payloads: Mapping[str, bytes]) -> None:
+        """Hears what the broker retains of our symbols, before anything is said on this connection."""
+        ours = self.speaker.retained_payload
+        for symbol in self._symbols:
+            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in learning.topics([symbol])):
+                continue
+            try:
+                await self.processor.learn(symbol, payloads, self.speaker)
+            except JournalError as error:
+                raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
+            self.speaker.offer([], learning.newer(payloads, symbol, ours))
 
     def introduce(self, info: NodeInfo) -> None:
         self.speaker.introduce(info)
@@ -266,6 +308,7 @@ class Daemon:
                 await self.processor.tell_scores()
 
     async def _measure_storage(self) -> None:
+        await self._keep_terms()
         try:
             size = await self.processor.in_journal(self._journal.size_bytes)
             free = await self.processor.in_journal(shutil.disk_usage, self._data_dir)

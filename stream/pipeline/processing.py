@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from stream.core import messages, publication, scoring, serving
 from stream.core.candle import HOUR_MS, Candle, Provenance
 from stream.core.fold import Rules
 from stream.core.forecast import Prediction
 from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import Event, Gap, Issued, Matured, Ready, State, give_up, step
-from stream.core.messages import Decay, Decision, Forecast
+from stream.core.keyed import Event, Issued, Matured, Ready, State, give_up, step
+from stream.core.messages import Decay, Forecast
+from stream.core.publication import RETAINED_EXPIRY_S
 from stream.core.replay import predict_ready, warm
+from stream.core.said import Said
 from stream.core.scoring import Outcome
 from stream.logs import utc
-from stream.pipeline.revision import EVENT_EXPIRY_S, RETAINED_EXPIRY_S, Restated, restate
+from stream.pipeline import learning
+from stream.pipeline import records as records_room
+from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
 from stream.ports import (
     CandleProcessed,
@@ -64,6 +70,14 @@ class Due:
     arrived_at_s: float | None = None
 
 
+class Waiting(Protocol):
+    """What waits to be published."""
+
+    def pending(self) -> Sequence[Outgoing]: ...
+
+    def amend(self, payloads: Mapping[int, bytes]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """What one round of candles led to: records to commit, and the states that count once they are."""
@@ -76,6 +90,8 @@ class _Turn:
     refused: list[str]
     #: Alarms that the outcomes among them raised.
     decays: list[Decay]
+    #: What has been said of each state's symbol once its record is committed.
+    said: list[Said]
 
 
 class Processor:
@@ -90,15 +106,21 @@ class Processor:
         clock: Clock,
         observe: Observer,
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
+        load: Load | None = None,
     ) -> None:
-        """`offer` takes what was committed, to be published."""
+        """`offer` takes what was committed, to be published. `load` makes a predictor of a bundle that spoke before."""
         self._journal = journal
         self._predictor = predictor
         self._rules = rules
         self._clock = clock
         self._observe = observe
         self._offer = offer
+        self._load = load
         self._states: dict[str, State] = {}
+        #: By symbol: what has been said, by us and by others.
+        self._said: dict[str, Said] = {}
+        #: What the broker retains of symbols that have not their past yet.
+        self._heard: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
         #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
         #: closing candle waits for a read.
         self._unscored: dict[str, dict[int, list[Forecast]]] = {}
@@ -111,6 +133,7 @@ class Processor:
             clock=clock,
             observe=observe,
             offer=offer,
+            said=lambda symbol: self._said.get(symbol, Said()),
         )
         self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
@@ -145,8 +168,12 @@ class Processor:
     async def warm(self, symbol: str, candles: Sequence[Candle], expected: Processed | None) -> None:
         """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
         model = self._predictor.model
-        state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
-        await self._adopt(state)
+        async with self._turn_lock:
+            state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
+            said = await self.in_journal(learning.from_journal, symbol, self._journal, model.version)
+            await self._adopt(state, said)
+            if (heard := self._heard.pop(symbol, None)) is not None:
+                await self._learn(symbol, *heard)
         log.info("%s: warmed up on %d candles", symbol, len(candles))
         if expected is not None:
             newest = await self.in_journal(self._journal.newest, symbol)
@@ -164,15 +191,57 @@ class Processor:
                 state.memory.exposure,
             )
 
-    async def _adopt(self, state: State) -> None:
+    async def learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
+        """Takes in what the broker retains of a symbol before anything is said there; of one that has not its past yet,
+        once it has. `JournalError` where that cannot be kept."""
+        if symbol not in self._states:
+            self._heard[symbol] = (payloads, waiting)
+            return
+        async with self._turn_lock:
+            await self._learn(symbol, payloads, waiting)
+
+    async def _learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
+        told = await self.in_journal(learning.heard, payloads, symbol)
+        pending = waiting.pending()
+        learnt = await self.in_journal(learning.learn, symbol, self._said[symbol], told, pending, self._journal)
+        if learnt.change is None:
+            return
+        retained = (*learnt.change.retained, self._recent(symbol, learnt.said))
+        change = msgspec.structs.replace(learnt.change, retained=retained)
+        await self.in_journal(self._journal.renumber, change)
+        waiting.amend(change.payloads)
+        self._said[symbol] = learnt.said
+        self._offer([], change.retained)
+        self._unscored[symbol] = await self._waiting_for_outcomes(self._states[symbol])
+        self._scores.due(self._states[symbol])
+        await self._scores.post()
+        log.info(
+            "%s: other nodes have spoken of hours up to %s; %d forecast(s) of ours that wait get another revision",
+            symbol,
+            utc(told.until),
+            len(change.forecasts),
+        )
+
+    def _recent(self, symbol: str, told: Said) -> Retained:
+        model, now_ms = self._predictor.model, self._clock.wall_ms()
+        message = publication.recent(symbol, self._states[symbol].recent, model, now_ms, told)
+        return Retained(messages.symbol_topic(symbol, "recent"), messages.encode(message), RETAINED_EXPIRY_S)
+
+    async def _adopt(self, state: State, told: Said) -> None:
         """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
+        waiting = await self._waiting_for_outcomes(state)
+        await self._scores.adopt(state)
+        lines = publication.lines_of(state.recent, told.lines)
+        self._said[state.symbol] = msgspec.structs.replace(told, lines=lines)
+        self._states[state.symbol], self._unscored[state.symbol] = state, waiting
+
+    async def _waiting_for_outcomes(self, state: State) -> dict[int, list[Forecast]]:
         waiting: dict[int, list[Forecast]] = {}
         if state.last_open_time is not None:
             since = state.last_open_time - (DELAY_HOURS - 1) * HOUR_MS
             for forecast in await self.in_journal(self._journal.unscored, state.symbol, since):
                 waiting.setdefault(forecast.open_time, []).append(forecast)
-        await self._scores.adopt(state)
-        self._states[state.symbol], self._unscored[state.symbol] = state, waiting
+        return waiting
 
     async def revise(self, symbol: str, told: Sequence[Candle]) -> int:
         """Holds REST's answer about past candles against what was processed; how many of them changed.
@@ -189,7 +258,7 @@ class Processor:
                 seqs = await self.in_journal(self._journal.revise, revision)
             except JournalError as failure:
                 seqs = await self._commit_later(lambda: self._journal.revise(revision), failure)
-            await self._adopt(found.state)
+            await self._adopt(found.state, found.said)
             outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, revision.events, strict=True)]
             self._offer(outgoing, [Retained(*r) for r in revision.retained])
             if revision.outcomes:
@@ -198,7 +267,8 @@ class Processor:
         return len(revision.candles)
 
     def _restate(self, symbol: str, told: Sequence[Candle]) -> Restated | None:
-        return restate(symbol, told, self._journal, self._rules, self._predictor, self._clock.wall_ms())
+        said, now_ms = self._said.get(symbol), self._clock.wall_ms()
+        return restate(symbol, told, self._journal, self._rules, self._predictor, now_ms, said=said, load=self._load)
 
     def _tell_revised(self, found: Restated) -> None:
         revision = found.revision
@@ -240,8 +310,8 @@ class Processor:
             seqs = await self._commit_later(lambda: self._journal.commit(turn.records), failure)
         numbers = iter(seqs)
         served = {state.symbol: self._states[state.symbol].serving for state in turn.states}
-        for due, state, record in zip(batch, turn.states, turn.records, strict=True):
-            self._states[state.symbol] = state
+        for due, state, record, said in zip(batch, turn.states, turn.records, turn.said, strict=True):
+            self._states[state.symbol], self._said[state.symbol] = state, said
             self._await_outcome(record)
             self._scores.take(state.symbol, record.outcomes, record.decays)
             outgoing = [
@@ -279,6 +349,7 @@ class Processor:
         records: list[Record] = []
         states: list[State] = []
         decays: list[Decay] = []
+        said: list[Said] = []
         for due, state, events in moved:
             issued: Issued | None = None
             prediction = predictions.get(state.symbol)
@@ -289,11 +360,15 @@ class Processor:
                 state = give_up(state)
             outcomes = self._outcomes(state.symbol, events)
             found = self._scores.decays(state.symbol, outcomes)
-            records.append(self._record(due, state, events, issued, outcomes, found))
+            said_before, now_ms = self._said[state.symbol], self._clock.wall_ms()
+            telling = records_room.Telling(self._predictor.model, self._rules.policy.version, due.provenance, now_ms)
+            record, told = telling.record(due.candle, state, events, issued, outcomes, found, said_before)
+            records.append(record)
             states.append(state)
+            said.append(told)
             decays += found
         refused = [r.symbol for r in ready if r.symbol not in predictions]
-        turn = _Turn(records, states, len(ready), seconds, refused, decays)
+        turn = _Turn(records, states, len(ready), seconds, refused, decays, said)
         try:
             return turn, self._journal.commit(records), None
         except JournalError as error:
@@ -310,77 +385,14 @@ class Processor:
             return [prediction for one in ready for prediction in self._predict([one])]
 
     def _outcomes(self, symbol: str, told: Sequence[Event]) -> tuple[Outcome, ...]:
-        return tuple(
+        found = [
             scoring.outcome(forecast, e.realized)
             for e in told
             if isinstance(e, Matured)
             for forecast in self._unscored[symbol].get(e.open_time, ())
-        )
-
-    def _record(
-        self,
-        due: Due,
-        state: State,
-        told: Sequence[Event],
-        issued: Issued | None,
-        outcomes: tuple[Outcome, ...],
-        decays: Sequence[Decay],
-    ) -> Record:
-        candle, now_ms = due.candle, self._clock.wall_ms()
-        symbol, model = candle.symbol, self._predictor.model
-        gap = next((e for e in told if isinstance(e, Gap)), None)
-        events: list[tuple[str, bytes, int]] = []
-        retained: list[tuple[str, bytes, int | None, int | None]] = []
-        if gap is not None:
-            opened, closed = publication.gap(gap, "opened", now_ms), publication.gap(gap, "closed", now_ms)
-            events += [
-                (messages.event_topic(symbol, "gap.opened"), messages.encode(opened), EVENT_EXPIRY_S),
-                (messages.event_topic(symbol, "gap.closed"), messages.encode(closed), EVENT_EXPIRY_S),
-            ]
-        forecast: Forecast | None = None
-        decision: Decision | None = None
-        if issued is not None:
-            forecast = publication.forecast(issued, model, due.provenance, now_ms)
-            decision = publication.decision(issued, due.provenance, now_ms)
-            spoken = (messages.encode(forecast), messages.encode(decision))
-            recent = messages.encode(publication.recent(symbol, state.recent, model, now_ms))
-            events += [
-                (messages.event_topic(symbol, "forecast.issued"), spoken[0], EVENT_EXPIRY_S),
-                (messages.event_topic(symbol, "decision.issued"), spoken[1], EVENT_EXPIRY_S),
-            ]
-            until = forecast.valid_until
-            retained += [
-                (messages.symbol_topic(symbol, "forecast"), spoken[0], RETAINED_EXPIRY_S, until),
-                (messages.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
-                (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, until),
-            ]
-        # After the forecast: it is what subscribers wait for.
-        events += [
-            (
-                messages.event_topic(symbol, "forecast.scored"),
-                messages.encode(scoring.scored(outcome, now_ms)),
-                EVENT_EXPIRY_S,
-            )
-            for outcome in outcomes
         ]
-        events += [
-            (messages.event_topic(symbol, "decay.detected"), messages.encode(found), EVENT_EXPIRY_S) for found in decays
-        ]
-        return Record(
-            candle=candle,
-            provenance=due.provenance,
-            forecast=forecast,
-            decision=decision,
-            outcomes=outcomes,
-            decays=tuple(decays),
-            events=tuple(events),
-            retained=tuple(retained),
-            gap=(gap.from_open_time, gap.to_open_time) if gap else None,
-            anchor=state.anchor,
-            exposure=state.memory.exposure,
-            model_version=model.version,
-            policy_version=self._rules.policy.version,
-        )
+        said = self._said[symbol]
+        return tuple(msgspec.structs.replace(o, score_revision=said.score_number(o)) for o in found)
 
     def _await_outcome(self, record: Record) -> None:
         """Remembers a committed forecast until its outcome is due, and forgets those whose hour has come."""

@@ -2,7 +2,8 @@
 
 REST is the truth: the candle is replaced, and the symbol's state becomes that of a fresh start on the corrected
 history, because everything it remembers is a fold over it. Forecasts, decisions and outcomes that come out differently
-are issued again under their ids with a higher `revision`. Runs on the work thread; nothing is changed here.
+are issued again under their ids with a higher `revision`, each by the model and the policy that said it, also when
+others speak now. Runs on the work thread; nothing is changed here.
 
 Only the newest `REVISED_HOURS` are looked after. An older candle stays as it was processed: its forecast is long past
 its use, and what it still weighs in the fold is little.
@@ -10,8 +11,9 @@ its use, and what it still weighs in the fold is little.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,40 +21,64 @@ import msgspec
 
 from stream.core import messages, publication, scoreboard, scoring
 from stream.core.candle import HOUR_MS, Candle
+from stream.core.contract import ContractError
 from stream.core.fold import Rules
 from stream.core.intervals import DELAY_HOURS
 from stream.core.keyed import Issued, Matured, State
 from stream.core.messages import Decay, Decision, Forecast
+from stream.core.policy import Policy
+from stream.core.publication import RETAINED_EXPIRY_S
 from stream.core.replay import replay, warm
+from stream.core.said import SAME, Said, line, same
 from stream.core.scoring import Outcome
 from stream.ports import Journal, Predictor, Processed, Revision
 
 #: How far back REST is asked whether it still says the same.
 REVISED_HOURS = 48
-#: Two ways to the same number differ by less than this, relative to it.
-_SAME = 1e-9
 
 EVENT_EXPIRY_S = 7 * 86_400
-RETAINED_EXPIRY_S = 7_200
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", Forecast, Decision)
+
+#: A bundle's bytes as a predictor.
+Load = Callable[[bytes], Predictor]
 
 
 @dataclass(frozen=True, slots=True)
 class Restated:
-    """A revision to commit, the state that counts once it is, and the newest forecast's id."""
+    """A revision to commit, what counts once it is, and the newest forecast's id."""
 
     revision: Revision
     state: State
+    said: Said
     newest_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """Who spoke: a model and the rules that it was used by."""
+
+    predictor: Predictor
+    rules: Rules
+
+
 def restate(
-    symbol: str, told: Sequence[Candle], journal: Journal, rules: Rules, predictor: Predictor, issued_at: int
+    symbol: str,
+    told: Sequence[Candle],
+    journal: Journal,
+    rules: Rules,
+    predictor: Predictor,
+    issued_at: int,
+    *,
+    said: Said | None = None,
+    load: Load | None = None,
 ) -> Restated | None:
     """What `told`, REST's answer about closed candles in order, changes; None where it is what was processed.
 
-    A candle that the journal has and the answer lacks stays: what once was published exists.
+    A candle that the journal has and the answer lacks stays: what once was published exists. `said` is what has been
+    published of the symbol by whichever node; `load` makes former models speak again.
     """
     processed = journal.processed(symbol)
     if processed is None:
@@ -64,14 +90,24 @@ def restate(
     if not changed:
         return None
     filled = tuple(c.open_time for c in changed if c.open_time not in stored)
-    return _Restating(symbol, processed, journal, rules, predictor, issued_at).result(changed, filled)
+    made = _Restating(symbol, processed, journal, rules, predictor, issued_at, said=said, load=load)
+    return made.result(changed, filled)
 
 
 class _Restating:
     """One run over the corrected history, beside what the journal says of the old one."""
 
     def __init__(
-        self, symbol: str, processed: Processed, journal: Journal, rules: Rules, predictor: Predictor, issued_at: int
+        self,
+        symbol: str,
+        processed: Processed,
+        journal: Journal,
+        rules: Rules,
+        predictor: Predictor,
+        issued_at: int,
+        *,
+        said: Said | None = None,
+        load: Load | None = None,
     ) -> None:
         self._symbol = symbol
         self._processed = processed
@@ -79,36 +115,52 @@ class _Restating:
         self._rules = rules
         self._predictor = predictor
         self._issued_at = issued_at
+        self._said = said or Said()
+        self._load = load
 
     def result(self, changed: Sequence[Candle], filled: tuple[int, ...]) -> Restated:
         symbol, newest, model = self._symbol, self._processed.open_time, self._predictor.model
-        # A fresh start sees the last of these hours; the forecasts before the newest saw some earlier ones.
-        needed = self._rules.history_hours(symbol)
-        reach = newest - (needed + REVISED_HOURS) * HOUR_MS
-        by_time = {c.open_time: c for c in self._journal.candles(symbol, reach, newest)}
-        by_time |= {c.open_time: c for c in changed}
-        history = [by_time[t] for t in sorted(by_time)]
         since = changed[0].open_time
         scored_since = since - DELAY_HOURS * HOUR_MS
         forecasts = {f.id: f for f in self._spoken("forecasts", scored_since, Forecast)}
         decisions = {d.id: d for d in self._spoken("decisions", since, Decision)}
         latest = max(forecasts.values(), key=lambda f: f.open_time, default=None)
+        first = self._journal.first_forecast(symbol)
+        # Nothing is forecast of hours before the one that this journal begins with.
+        new = frozenset(t for t in filled if first is not None and t >= first)
+        ours = _Voice(self._predictor, self._rules)
+        former = list(self._former(forecasts, decisions, since))
+        # A fresh start sees the last of these hours; the forecasts before the newest saw some earlier ones.
+        needed = self._rules.history_hours(symbol)
+        seen = max(needed, *(voice.rules.history_hours(symbol) for voice in former), 0)
+        by_time = {
+            c.open_time: c for c in self._journal.candles(symbol, newest - (seen + REVISED_HOURS) * HOUR_MS, newest)
+        }
+        by_time |= {c.open_time: c for c in changed}
+        history = [by_time[t] for t in sorted(by_time)]
 
         again: list[tuple[Forecast, Decision]] = []
         matured: dict[int, float] = {}
-        for _, event in replay(self._rules, symbol, history, model, self._predictor, since=since):
-            if isinstance(event, Matured):
-                matured[event.open_time] = event.realized
-            if isinstance(event, Issued):
-                pair = self._issued(event, forecasts, decisions, filled)
-                if pair is not None:
-                    again.append(pair)
-                    forecasts[pair[0].id] = pair[0]
+        for voice in (*former, ours):
+            reach = newest - (voice.rules.history_hours(symbol) + REVISED_HOURS) * HOUR_MS
+            past = [c for c in history if c.open_time > reach]
+            for _, event in replay(voice.rules, symbol, past, voice.predictor.model, voice.predictor, since=since):
+                if isinstance(event, Matured):
+                    matured[event.open_time] = event.realized
+                if isinstance(event, Issued):
+                    pair = self._issued(event, voice, forecasts, decisions, new if voice is ours else frozenset())
+                    if pair is not None:
+                        again.append(pair)
+                        forecasts[pair[0].id], decisions[pair[1].id] = pair
+        again.sort(key=lambda pair: pair[0].open_time)
         outcomes = self._outcomes(forecasts.values(), matured, scored_since)
         decays = self._decays(outcomes)
         recent_past = [c for c in history if c.open_time > newest - needed * HOUR_MS]
         state = warm(self._rules, symbol, recent_past, model, self._predictor)
         newest_id = self._newest_id(again, latest)
+        # Lines that were only shown are those of the corrected candles; what was issued is what was issued last.
+        shown = {t: e for t, e in self._said.lines.items() if e.issued is not None or t < since}
+        said = msgspec.structs.replace(self._said, lines=shown).after(again, outcomes)
         revision = Revision(
             symbol=symbol,
             candles=tuple(changed),
@@ -118,14 +170,56 @@ class _Restating:
             outcomes=outcomes,
             decays=decays,
             events=self._events(again, outcomes, decays),
-            retained=self._retained(again, newest_id, state),
+            retained=self._retained(again, newest_id, state, said),
             open_time=newest,
             anchor=state.anchor,
             exposure=state.memory.exposure,
             model_version=model.version,
             policy_version=self._rules.policy.version,
         )
-        return Restated(revision, state, newest_id)
+        return Restated(revision, state, said, newest_id)
+
+    def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Voice]:
+        """Models and policies that said something of these hours and no longer speak."""
+        pairs = {
+            (forecast.model.version, decision.id.removeprefix(f"{forecast.id}:"))
+            for decision in decisions.values()
+            if (forecast := forecasts.get(decision.forecast_id)) is not None and forecast.open_time >= since
+        }
+        now = (self._predictor.model.version, self._rules.policy.version)
+        for model_version, policy_version in sorted(pairs - {now}):
+            predictor = self._former_model(model_version)
+            policy = self._former_policy(policy_version)
+            if predictor is None or policy is None:
+                log.warning(
+                    "%s: what model %s and policy %s said of revised hours stays as it is: they are not in the journal",
+                    self._symbol,
+                    model_version,
+                    policy_version,
+                )
+                continue
+            yield _Voice(predictor, Rules.of(policy, predictor.model.contract))
+
+    def _former_model(self, version: str) -> Predictor | None:
+        if version == self._predictor.model.version:
+            return self._predictor
+        body = self._journal.spoke_by("bundles", version)
+        if body is None or self._load is None:
+            return None
+        try:
+            return self._load(body)
+        except ContractError as error:
+            log.warning("model %s, which spoke before, cannot be used any more: %s", version, error)
+            return None
+
+    def _former_policy(self, version: str) -> Policy | None:
+        if version == self._rules.policy.version:
+            return self._rules.policy
+        body = self._journal.spoke_by("policies", version)
+        try:
+            return None if body is None else msgspec.json.decode(body, type=Policy)
+        except msgspec.DecodeError:
+            return None
 
     def _spoken(self, table: str, from_open_time: int, kind: type[T]) -> list[T]:
         rows = self._journal.messages(table, self._symbol, from_open_time, self._processed.open_time, 10_000)
@@ -134,21 +228,31 @@ class _Restating:
     def _issued(
         self,
         event: Issued,
+        voice: _Voice,
         forecasts: dict[str, Forecast],
         decisions: dict[str, Decision],
-        filled: tuple[int, ...],
+        new: frozenset[int],
     ) -> tuple[Forecast, Decision] | None:
-        """Forecast and decision to issue, with their revision; None where nothing changed, or where this model never
+        """Forecast and decision to issue, with their revision; None where nothing changed, or where this voice never
         spoke of that hour."""
-        model = self._predictor.model
-        forecast = publication.forecast(event, model, "backfill", self._issued_at)
+        forecast = publication.forecast(event, voice.predictor.model, "backfill", self._issued_at)
         decision = publication.decision(event, "backfill", self._issued_at)
         spoken, decided = forecasts.get(forecast.id), decisions.get(decision.id)
+        number = self._said.number(forecast, decision)
         if spoken is None:
-            return (forecast, decision) if forecast.open_time in filled else None
-        if _same(spoken, forecast) and (decided is None or _same(decided, decision)):
+            if forecast.open_time not in new:
+                return None
+        elif decided is None and any(d.forecast_id == forecast.id for d in decisions.values()):
+            # Another policy decided here.
             return None
-        number = 1 + max(spoken.revision, decided.revision if decided else 0)
+        elif _same(spoken, forecast) and (decided is None or _same(decided, decision)):
+            return None
+        else:
+            ours = max(spoken.revision, decided.revision if decided else 0)
+            heard = self._said.line(forecast.open_time, forecast.model.version)
+            agreed = heard is not None and number > ours and same(heard, line(forecast, decision))
+            # Another node may have corrected it before us.
+            number = number if agreed else max(number, ours + 1)
         return (
             msgspec.structs.replace(forecast, revision=number),
             msgspec.structs.replace(decision, revision=number),
@@ -167,10 +271,12 @@ class _Restating:
             if realized is None:
                 continue
             outcome = scoring.outcome(forecast, realized)
+            number = self._said.score_number(outcome)
             if before is None:
-                found.append(outcome)
+                found.append(msgspec.structs.replace(outcome, score_revision=number))
             elif not _same(msgspec.structs.replace(before, score_revision=0), outcome):
-                found.append(msgspec.structs.replace(outcome, score_revision=before.score_revision + 1))
+                number = max(number, before.score_revision + 1)
+                found.append(msgspec.structs.replace(outcome, score_revision=number))
         return tuple(found)
 
     def _decays(self, outcomes: Sequence[Outcome]) -> tuple[Decay, ...]:
@@ -218,10 +324,9 @@ class _Restating:
         return tuple(events)
 
     def _retained(
-        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State
+        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, said: Said
     ) -> tuple[tuple[str, bytes, int | None, int | None], ...]:
         symbol, model = self._symbol, self._predictor.model
-        until = self._processed.open_time + HOUR_MS - 1 + publication.VALID_FOR_MS
         retained: list[tuple[str, bytes, int | None, int | None]] = []
         for forecast, decision in again:
             if forecast.id == newest_id:
@@ -239,8 +344,8 @@ class _Restating:
                         decision.valid_until,
                     ),
                 ]
-        recent = messages.encode(publication.recent(symbol, state.recent, model, self._issued_at))
-        return (*retained, (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, until))
+        recent = messages.encode(publication.recent(symbol, state.recent, model, self._issued_at, said))
+        return (*retained, (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -255,7 +360,7 @@ def _said(message: Any) -> Any:
 
 def _close(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float | int):
-        return math.isclose(a, b, rel_tol=_SAME, abs_tol=1e-15)
+        return math.isclose(a, b, rel_tol=SAME, abs_tol=1e-15)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(_close(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):

@@ -16,7 +16,8 @@ from stream.core import messages, scoreboard
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Model
 from stream.core.keyed import State
-from stream.core.messages import Decay, Score
+from stream.core.messages import Decay, PublishedScore, Score
+from stream.core.said import Said
 from stream.core.scoreboard import Scoreboard
 from stream.core.scoring import Outcome
 from stream.logs import utc
@@ -47,13 +48,16 @@ class Scorekeeper:
         clock: Clock,
         observe: Observer,
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
+        said: Callable[[str], Said] = lambda symbol: Said(),
     ) -> None:
+        """`said` is what has been said of a symbol: its score tells how far that goes."""
         self._journal = journal
         self._in_journal = in_journal
         self._model = model
         self._clock = clock
         self._observe = observe
         self._offer = offer
+        self._said = said
         self._boards: dict[str, Scoreboard] = {}
         #: Open times of the alarms that were told.
         self._told: dict[str, list[int]] = {}
@@ -120,9 +124,14 @@ class Scorekeeper:
         """On the work thread: arithmetic over 90 days, and the transaction."""
         now_ms = self._clock.wall_ms()
         scores = [self._boards[state.symbol].score(state, now_ms) for state in states]
-        posted = [(s, Retained(messages.symbol_topic(s.symbol, "score"), messages.encode(s))) for s in scores]
+        posted = [(s, Retained(messages.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]
         self._journal.post([], [retained for _, retained in posted])
         return posted
+
+    def _payload(self, score: Score) -> bytes:
+        said = self._said(score.symbol)
+        told = {name: getattr(score, name) for name in Score.__struct_fields__}
+        return messages.encode(PublishedScore(**told, issued_until=said.until, highest_revision=said.highest))
 
     def tell(self, decays: Sequence[Decay]) -> None:
         for found in decays:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stream.core import messages
@@ -99,6 +100,14 @@ class Speaker:
         self._observe(OutboxCounted(len(self._events)))
         self._wake.set()
 
+    def pending(self) -> list[Outgoing]:
+        """Events that the broker has not acknowledged."""
+        return list(self._events)
+
+    def amend(self, payloads: Mapping[int, bytes]) -> None:
+        """What waits under these numbers of the outbox is said in other words."""
+        self._events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in self._events)
+
     def retained_payload(self, topic: str) -> bytes | None:
         item = self._retained.get(topic)
         return item.payload if item else None
@@ -137,6 +146,7 @@ class Speaker:
         self._said = None
         try:
             await self._say_state(publisher, "starting", ())
+            await self._keep()
             if self._info is not None:
                 topic = messages.node_topic(self._instance, "info")
                 await self._publish(publisher, topic, messages.encode(self._info), retain=True)
@@ -157,6 +167,13 @@ class Speaker:
                     await self._wake.wait()
         finally:
             self.connected = False
+
+    async def _keep(self) -> None:
+        """What waits was kept before it is said: long may have passed since, and somebody removed the journal."""
+        try:
+            await self._in_journal(self._journal.check_place)
+        except JournalError as error:
+            raise UnreachableError(f"nothing is said that is not kept: {error}") from None
 
     async def _say_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
         if (state, reasons) == self._said:

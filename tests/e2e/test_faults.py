@@ -38,8 +38,9 @@ HOURS = 24
 DROP: dict[str, Any] = {"name": "drop", "at": hour(5)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def broker() -> Iterator[str]:
+    """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
     with EmbeddedBroker() as running:
         yield running.url
 

@@ -22,8 +22,9 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 RECONNECTS = 300
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def broker() -> Iterator[str]:
+    """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
     with EmbeddedBroker() as running:
         yield running.url
 

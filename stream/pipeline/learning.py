@@ -1,0 +1,181 @@
+"""Learning: what a symbol's ids have been used for, from the journal and from what the broker retains.
+
+A node that starts from a backup, beside another node's past or with nothing would otherwise use a revision for another
+value than it had. Runs on the work thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from stream.core import messages, publication, said, scoring
+from stream.core.candle import HOUR_MS
+from stream.core.keyed import RECENT_HOURS
+from stream.core.messages import Decision, Forecast, Recent, Score, Scored
+from stream.core.said import Said
+from stream.core.scoring import Outcome
+from stream.ports import Journal, Outgoing, Renumbering, Retained
+
+M = TypeVar("M", Forecast, Decision, Recent, Score)
+#: Where the broker, or the journal's copy, remembers.
+_KINDS: dict[messages.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+def from_journal(symbol: str, journal: Journal, model_version: str) -> Said:
+    """What this node has said, and what it had heard of others."""
+    processed = journal.processed(symbol)
+    told = Said(highest=journal.highest_revision(symbol))
+    if processed is not None:
+        since = processed.open_time - (RECENT_HOURS - 1) * HOUR_MS
+        decisions = {d.forecast_id: d for d in _read(journal, "decisions", symbol, since, Decision)}
+        forecasts = _read(journal, "forecasts", symbol, since, Forecast)
+        # Of one hour the model that speaks now counts, and before it whoever spoke last.
+        forecasts.sort(key=lambda f: (f.model.version == model_version, f.issued_at))
+        pairs = [(f, decisions[f.id]) for f in forecasts if f.id in decisions]
+        told = told.after(pairs, journal.outcomes(symbol, since, processed.open_time))
+    ours = (*_kept(journal, symbol, "recent"), *_kept(journal, symbol, "score"))
+    return told.and_heard(heard({r.topic: r.payload for r in ours}, symbol))
+
+
+def topics(symbols: Sequence[str]) -> list[str]:
+    """What to read at the broker before anything is said."""
+    return [messages.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
+
+
+def heard(payloads: Mapping[str, bytes], symbol: str) -> Said:
+    def payload(leaf: messages.SymbolTopic) -> bytes:
+        return payloads.get(messages.symbol_topic(symbol, leaf), b"")
+
+    return said.heard(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
+
+
+def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], bytes | None]) -> list[Retained]:
+    """What the broker retains and is newer than what we would say there (`ours`, by topic): it stays until we have
+    learnt from it."""
+    found: list[Retained] = []
+    for leaf, kind in _KINDS.items():
+        topic = messages.symbol_topic(symbol, leaf)
+        theirs, mine = (_decoded([payload or b""], kind) for payload in (payloads.get(topic), ours(topic)))
+        if theirs and theirs[0].symbol == symbol and (not mine or _age(theirs[0]) > _age(mine[0])):
+            expiry_s = None if leaf == "score" else publication.RETAINED_EXPIRY_S
+            valid_until = getattr(theirs[0], "valid_until", None)
+            found.append(Retained(topic, payloads[topic], expiry_s, valid_until))
+    return found
+
+
+def _age(message: Forecast | Decision | Recent | Score) -> tuple[int, int]:
+    if isinstance(message, Forecast | Decision):
+        return (message.open_time, message.revision)
+    return (message.issued_at, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What has been said, ours and theirs, and what of ours that still waits must be said otherwise."""
+
+    said: Said
+    change: Renumbering | None
+
+
+def learn(symbol: str, own: Said, told: Said, pending: Sequence[Outgoing], journal: Journal) -> Learnt:
+    """`told`: what the broker retains. `pending`: what of ours nobody has heard yet."""
+    if not _others_spoke(own, told):
+        return Learnt(own, None)
+    theirs = Said().and_heard(told)
+    waiting = _Waiting(symbol, pending)
+    forecasts: list[tuple[Forecast, Forecast]] = []
+    decisions: list[tuple[Decision, Decision]] = []
+    payloads: dict[int, bytes] = {}
+    given: dict[str, int] = {}
+    for (seq, forecast), (decision_seq, decision) in waiting.pairs():
+        number = max(forecast.revision, theirs.number(forecast, decision), given.get(forecast.id, -1) + 1)
+        given[forecast.id] = number
+        if number == forecast.revision:
+            continue
+        again = msgspec.structs.replace(forecast, revision=number)
+        decided = msgspec.structs.replace(decision, revision=number)
+        forecasts.append((forecast, again))
+        decisions.append((decision, decided))
+        payloads |= {seq: messages.encode(again), decision_seq: messages.encode(decided)}
+    outcomes: list[Outcome] = []
+    for seq, score in waiting.scores:
+        known = journal.outcomes(symbol, score.open_time, score.open_time)
+        outcome = next((o for o in known if o.forecast_id == score.forecast_id), None)
+        number = 0 if outcome is None else theirs.score_number(outcome)
+        if outcome is not None and number > score.revision:
+            outcomes.append(msgspec.structs.replace(outcome, score_revision=number))
+            payloads[seq] = messages.encode(scoring.scored(outcomes[-1], score.issued_at))
+    merged = own.and_heard(told).after([(f, d) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes)
+    retained = _retained(journal, symbol, forecasts, decisions)
+    return Learnt(merged, Renumbering(tuple(forecasts), tuple(decisions), tuple(outcomes), payloads, retained))
+
+
+def _others_spoke(own: Said, told: Said) -> bool:
+    """Whether the broker knows anything that we have not said or heard."""
+    if told.until > own.until or told.highest > own.highest:
+        return True
+    return any(
+        line.issued is not None
+        and ((ours := own.line(t, line.issued.model_version)) is None or not said.repeats(ours, line))
+        for t, line in told.lines.items()
+    )
+
+
+class _Waiting:
+    """Events in the outbox, read."""
+
+    def __init__(self, symbol: str, pending: Sequence[Outgoing]) -> None:
+        self._forecasts: list[tuple[int, Forecast]] = []
+        self._decisions: dict[tuple[str, int], tuple[int, Decision]] = {}
+        self.scores: list[tuple[int, Scored]] = []
+        for event in pending:
+            if event.topic == messages.event_topic(symbol, "forecast.issued"):
+                self._forecasts.append((event.seq, msgspec.json.decode(event.payload, type=Forecast)))
+            elif event.topic == messages.event_topic(symbol, "decision.issued"):
+                decision = msgspec.json.decode(event.payload, type=Decision)
+                self._decisions[decision.forecast_id, decision.revision] = (event.seq, decision)
+            elif event.topic == messages.event_topic(symbol, "forecast.scored"):
+                self.scores.append((event.seq, msgspec.json.decode(event.payload, type=Scored)))
+
+    def pairs(self) -> list[tuple[tuple[int, Forecast], tuple[int, Decision]]]:
+        """In their order; a forecast whose decision or that itself was heard already has its number."""
+        keyed = [(found, self._decisions.get((found[1].id, found[1].revision))) for found in self._forecasts]
+        return [(found, decided) for found, decided in keyed if decided is not None]
+
+
+def _retained(
+    journal: Journal,
+    symbol: str,
+    forecasts: Sequence[tuple[Forecast, Forecast]],
+    decisions: Sequence[tuple[Decision, Decision]],
+) -> tuple[Retained, ...]:
+    """The retained topics that carry what is renumbered."""
+    by_payload: dict[bytes, bytes] = {messages.encode(a): messages.encode(b) for a, b in (*forecasts, *decisions)}
+    leaves: tuple[messages.SymbolTopic, ...] = ("forecast", "decision")
+    kept = [r for leaf in leaves for r in _kept(journal, symbol, leaf)]
+    return tuple(
+        Retained(r.topic, by_payload[r.payload], r.expiry_s, r.valid_until) for r in kept if r.payload in by_payload
+    )
+
+
+def _kept(journal: Journal, symbol: str, leaf: messages.SymbolTopic) -> list[Retained]:
+    return journal.retained(messages.symbol_topic(symbol, leaf))
+
+
+def _read(journal: Journal, table: str, symbol: str, since: int, kind: type[M]) -> list[M]:
+    return _decoded(journal.messages(table, symbol, since, None, 10_000), kind)
+
+
+def _decoded(payloads: Sequence[bytes], kind: type[M]) -> list[M]:
+    found: list[M] = []
+    for payload in payloads:
+        try:
+            found.append(msgspec.json.decode(payload, type=kind))
+        except _UNREADABLE:
+            continue
+    return found
