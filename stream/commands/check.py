@@ -170,8 +170,10 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
         rivals = Rivals(settings.instance, settings.symbols)
         client = broker_client(settings.mqtt_url, "volcast-check", tls=tls)
         async with asyncio.timeout(_TIMEOUT_S), client:
-            await rivals.look(client)
+            blind = await rivals.look(client)
             _say("ok", "broker", mask(settings.mqtt_url))
+        if blind is not None:
+            _say("warning", "broker", f"it does not let us see other nodes ({blind})")
         if settings.standby and rivals.alive():
             _say("warning", "broker", f"run would stand by for {', '.join(rivals.alive())}")
         else:

@@ -334,7 +334,8 @@ class Daemon:
                 elif done < due:
                     reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
         served = self.processor.serving_baseline()
-        return Readiness(not reasons, tuple(reasons), halted, tuple(served.values()), tuple(served))
+        remarks = (*served.values(), *self.speaker.remarks)
+        return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
     def readiness_ok(self) -> bool:
         return self.readiness().ready
