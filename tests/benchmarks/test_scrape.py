@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import time
 
-import httpx
 import pytest
 
 from monitor import http
@@ -17,8 +18,8 @@ from stream.testing.sample_model import sample_model
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 
 SYMBOLS = tuple(f"S{n}USDT" for n in range(500))
-#: Half of what the loop was held for before scrapes had a thread.
-WORST_LAG_LIMIT_MS = 500.0
+#: A fifth of what the loop was held for before scrapes had a thread; the rest is the machine's.
+WORST_LAG_LIMIT_MS = 200.0
 
 
 class Idle:
@@ -57,16 +58,21 @@ async def test_a_scrape_of_500_symbols_lets_the_loop_go_on() -> None:
             await asyncio.sleep(0.001)
             lags_ms.append(1e3 * (time.perf_counter() - asked_s - 0.001))
 
-    async with (
-        web.serve(app, web.bind("127.0.0.1", 0)) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client,
-    ):
+    async with web.serve(app, web.bind("127.0.0.1", 0)) as url:
+        # As `volcast run` does once it is up.
+        gc.freeze()
         beating = asyncio.create_task(beat())
         began_s = time.perf_counter()
-        answer = await client.get("/metrics")
+        # Another process: a client of this one would hold the loop too.
+        scraper = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", f"import urllib.request as u; print(len(u.urlopen('{url}/metrics').read()))",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        size, _ = await scraper.communicate()
         took_s = time.perf_counter() - began_s
         beating.cancel()
+        gc.unfreeze()
     lags_ms.sort()
-    print(f"/metrics of {len(SYMBOLS)} symbols: {len(answer.content) / 1e6:.1f} MB in {took_s:.2f} s")
+    print(f"/metrics of {len(SYMBOLS)} symbols: {int(size) / 1e6:.1f} MB in {took_s:.2f} s")
     print(f"the loop meanwhile: median lag {lags_ms[len(lags_ms) // 2]:.1f} ms, worst {lags_ms[-1]:.1f} ms")
     assert lags_ms[-1] < WORST_LAG_LIMIT_MS
