@@ -7,14 +7,13 @@ import contextlib
 import json
 import logging
 import random
-import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import aiomqtt
 import pytest
+from dead_addresses import dead_addresses
 
 from stream.adapters.mqtt import MqttBroker, Session, broker_client, stand_by, tls_context
 from stream.adapters.rivals import Rivals
@@ -321,29 +320,12 @@ async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(
 # --- addresses -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(49)
 async def test_a_dead_address_of_the_brokers_name_does_not_hide_the_living_one(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Addresses that swallow what they are sent, their queues of unaccepted connections being full: one after the
-    other they would take longer than this test may."""
-    swallowing = [f"127.0.0.{n}" for n in range(2, 14)]
-    with contextlib.ExitStack() as stack:
-        for address in swallowing:
-            listener = stack.enter_context(socket.socket())
-            listener.bind((address, scripted.port))
-            listener.listen(0)
-            for _ in range(4):
-                filler = stack.enter_context(socket.socket())
-                filler.setblocking(False)
-                filler.connect_ex((address, scripted.port))
-        resolve = socket.getaddrinfo
-
-        def every_address(host: str, *args: Any, **options: Any) -> Any:
-            names = (*swallowing, "127.0.0.1") if host == "broker.test" else (host,)
-            return [found for name in names for found in resolve(name, *args, **options)]
-
-        monkeypatch.setattr(socket, "getaddrinfo", every_address)
-        async with broker_client(f"mqtt://broker.test:{scripted.port}", "volcast-n") as client:
+    with dead_addresses(scripted.port, monkeypatch) as name:
+        async with broker_client(f"mqtt://{name}:{scripted.port}", "volcast-n") as client:
             await Session(client).publish("e/0", b"x")
     assert scripted.said("e/") == ["e/0"]
 

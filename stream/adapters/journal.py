@@ -7,7 +7,6 @@ the symbol came. What is in here is true; what is not has not happened. Synchron
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -19,7 +18,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from stream.adapters import journal_files
+from stream.adapters import journal_access, journal_files, journal_schema
+from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import Decay, Decision, Forecast
 from stream.core.scoring import Outcome
@@ -33,66 +33,6 @@ FILE_NAME = "journal.sqlite"
 LOCK_NAME = "journal.lock"
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 
-#: Each entry brings the schema from its index to the next number. Entries are never changed, only added.
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE candles (
-        symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        open REAL NOT NULL, high REAL NOT NULL, low REAL NOT NULL, close REAL NOT NULL, volume REAL NOT NULL,
-        provenance TEXT NOT NULL,
-        PRIMARY KEY (symbol, open_time)
-    ) WITHOUT ROWID;
-    CREATE TABLE forecasts (
-        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL,
-        PRIMARY KEY (id, revision)
-    ) WITHOUT ROWID;
-    CREATE INDEX forecasts_by_time ON forecasts (symbol, open_time);
-    CREATE TABLE decisions (
-        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL,
-        PRIMARY KEY (id, revision)
-    ) WITHOUT ROWID;
-    CREATE INDEX decisions_by_time ON decisions (symbol, open_time);
-    CREATE TABLE gaps (
-        symbol TEXT NOT NULL, from_open_time INTEGER NOT NULL, to_open_time INTEGER NOT NULL,
-        PRIMARY KEY (symbol, from_open_time)
-    ) WITHOUT ROWID;
-    CREATE TABLE outbox (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        topic TEXT NOT NULL, payload BLOB NOT NULL, expiry_s INTEGER NOT NULL
-    );
-    CREATE TABLE retained (
-        topic TEXT PRIMARY KEY, payload BLOB NOT NULL, expiry_s INTEGER, valid_until INTEGER
-    ) WITHOUT ROWID;
-    CREATE TABLE operator_state (
-        symbol TEXT PRIMARY KEY, open_time INTEGER NOT NULL, anchor INTEGER NOT NULL, exposure REAL NOT NULL,
-        model_version TEXT NOT NULL, policy_version TEXT NOT NULL
-    ) WITHOUT ROWID;
-    """,
-    """
-    CREATE TABLE outcomes (
-        forecast_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
-        provenance TEXT NOT NULL, model_version TEXT NOT NULL, realized REAL NOT NULL,
-        volatility REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, level REAL NOT NULL,
-        persistence REAL NOT NULL, ewma REAL NOT NULL, har REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX outcomes_by_time ON outcomes (symbol, open_time);
-    """,
-    """
-    ALTER TABLE outcomes ADD COLUMN score_revision INTEGER NOT NULL DEFAULT 0;
-    """,
-    """
-    ALTER TABLE outcomes ADD COLUMN serving TEXT NOT NULL DEFAULT 'model';
-    ALTER TABLE outcomes ADD COLUMN model_volatility REAL NOT NULL DEFAULT 0;
-    UPDATE outcomes SET model_volatility = volatility;
-    CREATE TABLE alarms (
-        id TEXT PRIMARY KEY, symbol TEXT NOT NULL, model_version TEXT NOT NULL, open_time INTEGER NOT NULL,
-        payload BLOB NOT NULL
-    ) WITHOUT ROWID;
-    """,
-)
-
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
 _OUTCOME = Outcome.__struct_fields__
 
@@ -104,7 +44,7 @@ class DataDirLock:
         """`JournalError` where the directory cannot be written or another process holds it."""
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = self._opened(data_dir / LOCK_NAME)
         except OSError as error:
             raise JournalError(
                 f"data directory {data_dir} is not writable ({error.strerror}): mend its permissions "
@@ -117,6 +57,16 @@ class DataDirLock:
             raise JournalError(
                 f"data directory {data_dir} is in use by another volcast: stop it, or choose another with --data-dir"
             ) from None
+
+    @staticmethod
+    def _opened(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            # A lock that is there needs no writing: its disk may be read-only for now.
+            if not path.exists():
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def release(self) -> None:
         os.close(self._file)
@@ -131,6 +81,8 @@ class SqliteJournal:
         self._path = data_dir / FILE_NAME
         self._clock = clock or Clock()
         self._read_only = read_only
+        #: Why nothing can be written at present; None while it can.
+        self.stuck: str | None = None
         try:
             if read_only:
                 if not self._path.exists():
@@ -147,29 +99,68 @@ class SqliteJournal:
                 self._heal_before_opening()
                 self._open()
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"journal {self._path} cannot be opened: {error}{_cure(error)}") from None
+            raise JournalError(f"journal {self._path} cannot be opened: {error}{journal_access.cure(error)}") from None
 
     def close(self) -> None:
         self._db.close()
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            # Who else writes here is found out now, and not with the first candle.
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("ROLLBACK")
+            self._db = journal_access.open_writable(self._path)
+        except sqlite3.Error as error:
+            if not journal_access.passes(error):
+                raise
+            self._open_to_read(error)
+            return
+        try:
             self._migrate()
         except BaseException:
             self._db.close()
             raise
 
+    def _open_to_read(self, error: sqlite3.Error) -> None:
+        if whose := journal_access.stranger(self._path):
+            raise JournalError(
+                f"journal {self._path} cannot be written: {whose}: give it to the user that runs volcast, run as its "
+                "owner, or choose another --data-dir"
+            )
+        try:
+            self._db = journal_access.open_readable(self._path)
+            complete = self._refuse_newer(self._db) == len(MIGRATIONS)
+        except sqlite3.Error:
+            raise error from None
+        if not complete:
+            self._db.close()
+            raise error
+        self.stuck = f"journal {self._path} cannot be written: {error}{journal_access.cure(error)}"
+        log.error("%s; nothing new is published until it can be written", self.stuck)
+
+    def try_again(self) -> None:
+        """Where the file could not be written: whether it can by now. A connection to what was read-only stays so."""
+        if self.stuck is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        # First the old one: connections of one process share what they hold open, and so what they may do with it.
+        self._db.close()
+        try:
+            self._db = journal_access.open_writable(self._path, create=False)
+            self.stuck = None
+        except sqlite3.Error:
+            self._db = journal_access.open_readable(self._path)
+            raise
+
     def _heal_before_opening(self) -> None:
         if journal_files.finish_rebuild(self._path, self._clock.wall_ms()) is not None:
             log.warning("journal %s: a rebuild that was cut short is finished", self._path)
-        found = journal_files.damage(self._path)
+        try:
+            found = journal_files.damage(self._path)
+        except sqlite3.Error as error:
+            if journal_access.passes(error):
+                return
+            raise
         if found is None:
             return
         # What a newer program wrote is not ours to mend, as far as that can be read.
@@ -178,11 +169,11 @@ class SqliteJournal:
         self._rebuild(found)
 
     def _rebuild(self, found: str) -> None:
-        log.error("%s", journal_files.rebuild(self._path, _create, found, self._clock.wall_ms()))
+        log.error("%s", journal_files.rebuild(self._path, journal_schema.create, found, self._clock.wall_ms()))
 
     def _refuse_newer(self, db: sqlite3.Connection) -> int:
         """The schema of the file. `JournalError` where this program does not know it."""
-        version = _schema(db)
+        version = journal_schema.version(db)
         if version > len(MIGRATIONS):
             raise JournalError(
                 f"journal {self._path} has schema {version}, made by a newer volcast than this one "
@@ -196,7 +187,7 @@ class SqliteJournal:
             kept = self._path.with_name(f"{FILE_NAME}.before-{len(MIGRATIONS)}")
             journal_files.copy(self._db, kept)
             log.info("journal %s: schema %d becomes %d; as it was: %s", self._path, version, len(MIGRATIONS), kept)
-        _create(self._db)
+        journal_schema.create(self._db)
 
     def _heal(self, error: sqlite3.Error) -> bool:
         """Whether the journal turned out to be damaged, and has been rebuilt: what failed can be tried again."""
@@ -212,6 +203,8 @@ class SqliteJournal:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
+            if self.stuck is not None:
+                self._reopen()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -226,10 +219,13 @@ class SqliteJournal:
         else:
             return
         try:
-            told = ", and was rebuilt meanwhile" if self._heal(failure) else _cure(failure)
+            told = ", and was rebuilt meanwhile" if self._heal(failure) else journal_access.cure(failure)
         except (sqlite3.Error, OSError) as error:
-            told = f"; it cannot be rebuilt: {error}{_cure(error)}"
-        raise JournalError(f"journal {self._path} cannot be written: {failure}{told}")
+            told = f"; it cannot be rebuilt: {error}{journal_access.cure(error)}"
+        text = f"journal {self._path} cannot be written: {failure}{told}"
+        if journal_access.passes(failure) and not self._read_only:
+            self.stuck = text
+        raise JournalError(text)
 
     def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         try:
@@ -424,28 +420,6 @@ class SqliteJournal:
 
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
-
-
-def _schema(db: sqlite3.Connection) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _create(db: sqlite3.Connection) -> None:
-    """Brings a database of any schema, also an empty one, to the present one."""
-    for number in range(_schema(db), len(MIGRATIONS)):
-        db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
-
-
-def _cure(error: sqlite3.Error | OSError) -> str:
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
-        return ": make room on its disk"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ": another process holds it; end that one, or choose another --data-dir"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ": mend its permissions, or choose another --data-dir"
-    return ""
 
 
 def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:

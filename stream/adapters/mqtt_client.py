@@ -16,12 +16,12 @@ from typing import Any, Self, TypeVar
 
 import aiomqtt
 
+from stream.adapters.backoff import ADDRESS_RACE_S
+
 T = TypeVar("T")
 
 #: The broker's name, its addresses and a connection to one of them.
 _REACHED_S = 10.0
-#: RFC 8305: the next address is tried beside one that has not answered for so long.
-ADDRESS_RACE_S = 0.25
 #: MQTT 5: another client has connected with our client id.
 _TAKEN_OVER = 0x8E
 _REASON_CHARACTERS = 200

@@ -231,6 +231,8 @@ class Daemon:
             if now_ms is not None:
                 self.speaker.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
+            if self._journal.stuck is not None:
+                await self.processor.in_journal(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._measure_storage()
             ticks += 1
@@ -316,8 +318,8 @@ class Daemon:
         halted = tuple(s for s, lane in self.intake.lanes.items() if lane.halted)
         if not self.speaker.connected:
             reasons.append("broker not connected")
-        if self.processor.failing is not None:
-            reasons.append(self.processor.failing)
+        if failing := self.processor.failing or self._journal.stuck:
+            reasons.append(failing)
         now_ms = self.exchange_now_ms()
         if now_ms is None:
             reasons.append("the exchange has not answered yet")
