@@ -46,6 +46,7 @@ class Scripted:
         #: Topics that are refused with a reason code, and those at which the connection is ended.
         self.denied: dict[str, int] = {}
         self.poison: set[str] = set()
+        self.says_why = True
         #: What becomes of a subscription besides a SUBACK: "mute", or "hang_up".
         self.subscription = ""
         #: The properties of the next CONNACKs.
@@ -118,7 +119,8 @@ class Scripted:
             self.spoken_to.set()
             await self.prompt.wait()
             if topic in self.poison:
-                self._send(writer, DISCONNECT, bytes([NOT_AUTHORIZED, 0]))
+                if self.says_why:
+                    self._send(writer, DISCONNECT, bytes([NOT_AUTHORIZED, 0]))
                 writer.close()
                 return
             code = self.denied.get(topic, self.pubacks.pop(0) if self.pubacks else 0)
@@ -315,6 +317,28 @@ async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(
         await session.publish("e/1", b"x")
         with pytest.raises(HungUpError, match="Not authorized"):
             await session.publish("e/2", b"x")
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("says_why", [True, False])
+async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, says_why: bool) -> None:
+    """MQTT 5 has a packet for it; before that, brokers closed the connection."""
+    scripted.poison, scripted.says_why = {"e/0"}, says_why
+    heard: list[BaseException] = []
+
+    async def session(publisher: Publisher) -> None:
+        if heard:
+            return
+        try:
+            await publisher.publish("e/0", b"x")
+        except BaseException as error:
+            heard.append(error)
+            raise
+
+    await node(scripted).run(session)
+    assert [(type(e), str(e)) for e in heard] == [
+        (HungUpError, "Not authorized" if says_why else "the connection ended without a word")
+    ]
 
 
 # --- addresses -------------------------------------------------------------------------------------------------
