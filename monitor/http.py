@@ -5,6 +5,7 @@ It asks `stream.ports.Status` and answers; the schemas in /openapi.json come fro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,8 +48,9 @@ class Ready(msgspec.Struct):
 
 
 def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> Litestar:
-    """The ASGI app. `metrics` gives the Prometheus text."""
+    """The ASGI app. `metrics` gives the Prometheus text, and is called in a thread."""
     page = _PAGE.read_bytes()
+    scrape: asyncio.Future[bytes] | None = None
 
     def known(symbol: str) -> str:
         symbol = symbol.upper()
@@ -63,7 +65,11 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
 
     @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
     async def get_metrics() -> bytes:
-        return metrics()
+        # Of hundreds of symbols it takes a second, which the loop must not wait; nor must scrapes pile up.
+        nonlocal scrape
+        if scrape is None or scrape.done():
+            scrape = asyncio.ensure_future(asyncio.to_thread(metrics))
+        return await asyncio.shield(scrape)
 
     @get("/healthz", responses={503: ResponseSpec(Health, description="The pipeline does not move.")})
     async def get_health() -> Response[Health]:

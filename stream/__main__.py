@@ -27,7 +27,9 @@ class _Door(click.Group):
         try:
             return super().invoke(ctx)
         except _known_errors() as error:
-            click.echo(f"volcast: {' '.join(str(error).split())}", err=True)
+            from stream import logs
+
+            logs.last_words(f"volcast: {' '.join(str(error).split())}")
             ctx.exit(1)
 
 

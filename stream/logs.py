@@ -1,13 +1,26 @@
-"""Log lines: text for people, JSON for machines; to stderr, UTC, one line each."""
+"""Log lines: text for people, JSON for machines; to stderr, UTC, one line each.
+
+Whoever reads stderr may stop reading it (`volcast run 2>&1 | less`). Then lines are lost and counted; nothing waits.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import queue
+import select
 import sys
+import threading
 import time
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
+
+#: Lines that wait for a slow reader; more are dropped.
+_LINES = 1_000
+#: How long an end waits for a reader of the last lines.
+_FLUSH_S = 1.0
 
 
 class _Json(logging.Formatter):
@@ -23,9 +36,79 @@ class _Json(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class _Unhurried(logging.Handler):
+    """Writes from a thread of its own, straight to the file: a thread that hangs in `sys.stderr` would hold its lock,
+    and the interpreter needs that to end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._encoding = stream.encoding or "utf-8"
+        try:
+            self._file: int | None = stream.fileno()
+        except (io.UnsupportedOperation, ValueError):
+            self._file = None
+        self._lines: queue.Queue[str] = queue.Queue(_LINES)
+        self._dropped = 0
+        self._counting = threading.Lock()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        self.put(line)
+
+    def put(self, line: str, patience_s: float = 0.0) -> None:
+        try:
+            self._lines.put(line, block=patience_s > 0, timeout=patience_s)
+        except queue.Full:
+            with self._counting:
+                self._dropped += 1
+
+    def flush(self) -> None:
+        """Waits for what is on its way, but not for ever; `logging` calls it at the end of the process."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_S)
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            try:
+                self._write(line)
+                self._tell_dropped()
+            except (OSError, ValueError):
+                # The reader has gone, and there is nobody to tell.
+                pass
+            finally:
+                self._lines.task_done()
+
+    def _tell_dropped(self) -> None:
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            text = f"{dropped} log line(s) were dropped: nobody read them in time"
+            self._write(self.format(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)))
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+            return
+        data = f"{line}\n".encode(self._encoding, "backslashreplace")
+        while data:
+            try:
+                data = data[os.write(self._file, data) :]
+            except BlockingIOError:
+                # Somebody else has made the file non-blocking: it is theirs too.
+                select.select([], [self._file], [])
+
+
 def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO) -> None:
     """Takes over the root logger. Libraries speak from warnings up."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Unhurried(sys.stderr)
     text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter = _Json() if log_format == "json" else text
     formatter.converter = time.gmtime
@@ -38,6 +121,16 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
     # Every lost connection is told once by the adapters.
     logging.getLogger("mqtt").setLevel(logging.ERROR)
     logging.getLogger("websockets").setLevel(logging.ERROR)
+
+
+def last_words(line: str) -> None:
+    """A line for people on stderr, behind all that was logged before it; where nobody reads, it is not waited for."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Unhurried):
+            handler.put(line, _FLUSH_S)
+            handler.flush()
+            return
+    print(line, file=sys.stderr)
 
 
 def utc(ms: int) -> str:

@@ -43,6 +43,14 @@ class UnreachableError(ConnectionError):
     """Exchange or broker cannot be reached or will not answer now. Wait and try again."""
 
 
+class MessageRefusedError(UnreachableError):
+    """The broker will not take this one message, in its own words. It may take others."""
+
+
+class HungUpError(UnreachableError):
+    """The broker ended the connection in place of an acknowledgement, in its own words where it said any."""
+
+
 class JournalError(RuntimeError):
     """The journal cannot be opened or written: its message names the file, the cause and the cure."""
 

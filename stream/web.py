@@ -1,7 +1,8 @@
 """One HTTP server inside our own event loop: bind first, then serve, and leave the signals alone.
 
 The socket is bound before anything else starts, so that a taken port is one line of text and not a
-half-started process. The server never touches signal handlers or logging: the process owns both.
+half-started process. The server never touches signal handlers or logging: the process owns both. Nor do clients that
+say nothing, or do not listen, use up the process's handles: connections are few, and their patience is ours.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 #: How long a request in flight may hold up a shutdown, in whole seconds (uvicorn takes no fractions).
 GRACE_S = 1
+#: Connections at a time, and at most this share of the files that the process may open.
+_CONNECTIONS, _SHARE_OF_FILES = 64, 4
+#: How long a client may take to say what it wants, and how long it may leave its answer unread.
+_REQUEST_S, _ANSWER_S = 10.0, 60.0
+#: Connections accepted before any is looked at: also a burst must not pass the limit by much.
+_BACKLOG = 32
 
 
 class PortInUseError(OSError):
@@ -58,6 +67,61 @@ def bound_address(sock: socket.socket) -> str:
     return address(host, port)
 
 
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(_CONNECTIONS, files // _SHARE_OF_FILES))
+
+
+class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's connection, which knows for how long its client has not moved on. Where there are too many the oldest
+    that waits for a request makes room for the newest: who asks after our health is always answered."""
+
+    #: Since when the client has not read what it is sent; None while it does.
+    deaf_since_s: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        #: When it was opened, or its last answer was complete; bytes that trickle in do not count.
+        self.since_s: float = self.loop.time()
+        others = [c for c in self.connections if c is not self and not c.transport.is_closing()]
+        if len(others) >= _most_connections():
+            min(others, key=lambda c: (c.busy, c.since_s)).transport.abort()
+
+    def on_response_complete(self) -> None:
+        self.since_s = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def pause_writing(self) -> None:
+        self.deaf_since_s = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.deaf_since_s = None
+        super().resume_writing()
+
+    def end_if_stuck(self) -> None:
+        now_s = self.loop.time()
+        mute = not self.busy and now_s - self.since_s > _REQUEST_S
+        deaf = self.deaf_since_s is not None and now_s - self.deaf_since_s > _ANSWER_S
+        if mute or deaf:
+            self.transport.abort()
+
+
+def _answering_head(app: Any) -> Any:
+    """HEAD is answered like GET everywhere; uvicorn leaves the body away."""
+
+    async def answer(
+        scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        await app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+    return answer
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -81,6 +145,8 @@ class _Server(uvicorn.Server):
         # uvicorn polls ten times a second for its end; an idle daemon need only renew the date header.
         while not self.must_stop.is_set():
             await self.on_tick(0)
+            for connection in list(self.server_state.connections):
+                connection.end_if_stuck()  # type: ignore[union-attr]
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.must_stop.wait(), 1.0)
 
@@ -94,7 +160,9 @@ async def serve(app: Any, sock: socket.socket) -> AsyncIterator[str]:
     """
     base_url = f"http://{bound_address(sock)}"
     config = uvicorn.Config(
-        app,
+        _answering_head(app),
+        http=_Connection,
+        backlog=_BACKLOG,
         log_config=None,
         access_log=False,
         lifespan="on",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,42 @@ async def test_readiness_gives_its_reasons(client: httpx.AsyncClient, facts: Fac
     assert (answer.status_code, answer.json()["reasons"], answer.json()["halted"]) == (
         503, ["broker not connected"], ["ETHUSDT"],
     )  # fmt: skip
+
+
+@pytest.mark.fault(48)
+async def test_a_scrape_of_many_symbols_does_not_hold_the_loop(facts: Facts) -> None:
+    """Of 500 symbols the text takes a second. Meanwhile others are answered, and a second scrape shares the first."""
+    begun, go_on = threading.Event(), threading.Event()
+    scrapes: list[None] = []
+
+    def text() -> bytes:
+        scrapes.append(None)
+        begun.set()
+        go_on.wait(30)
+        return b"metrics"
+
+    app = await asyncio.to_thread(http.build_app, facts, text, version="1.2.3")
+    async with (
+        web.serve(app, web.bind("127.0.0.1", 0)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        first = asyncio.create_task(client.get("/metrics"))
+        await asyncio.to_thread(begun.wait, 30)
+        second = asyncio.create_task(client.get("/metrics"))
+        assert (await client.get("/healthz")).status_code == 200
+        go_on.set()
+        assert [(await answer).content for answer in (first, second)] == [b"metrics"] * 2
+    assert len(scrapes) <= 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/metrics", "/healthz", "/readyz", "/", "/openapi.json", "/api/v1/forecast/BTCUSDT", "/api/v1/history/BTCUSDT"],
+)
+async def test_head_answers_everywhere_like_get_without_a_body(client: httpx.AsyncClient, path: str) -> None:
+    asked, answered = await client.head(path), await client.get(path)
+    assert (asked.status_code, asked.content) == (answered.status_code, b"")
+    assert asked.headers["content-type"] == answered.headers["content-type"]
 
 
 async def test_metrics_are_prometheus_text_with_the_contracts_names(client: httpx.AsyncClient, facts: Facts) -> None:

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from dead_addresses import dead_addresses
 
 from stream.adapters.backoff import Backoff
 from stream.adapters.feed import ROTATE_AFTER_S, BinanceFeed
+from stream.adapters.history import BinanceHistory
 from stream.core.binance import KlineUpdate
 from stream.core.candle import HOUR_MS, Candle
 from stream.ports import Clock, Fact, FeedConnected, FeedDisconnected, FeedQuiet, FrameRejected
@@ -60,11 +62,13 @@ async def exchange(tape: dict[str, list[Candle]]) -> AsyncIterator[Exchange]:
         yield running
 
 
-async def listen(exchange: Exchange, closes: int, facts: list[Fact], **options: Any) -> Listener:
+async def listen(
+    exchange: Exchange, closes: int, facts: list[Fact], url: str | None = None, **options: Any
+) -> Listener:
     listener = Listener(closes)
     rng = random.Random(1)
     feed = BinanceFeed(
-        exchange.ws_url,
+        url or exchange.ws_url,
         SYMBOLS,
         **{"clock": Clock(), "backoff": Backoff(rng, first_s=0.01, cap_s=0.05), **options},
         observe=facts.append,
@@ -85,6 +89,19 @@ async def test_every_close_arrives_in_order_for_each_symbol(exchange: Exchange, 
     for symbol in SYMBOLS:
         assert [c.ohlcv for c in listener.heard if c.symbol == symbol] == [c.ohlcv for c in tape[symbol]]
     assert listener.forming_count > 0
+
+
+@pytest.mark.fault(49)
+async def test_a_dead_address_of_the_exchanges_name_does_not_hide_the_living_one(
+    tape: dict[str, list[Candle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Exchange(tape, START, speed=None) as exchange:
+        stream, rest = (int(url.rpartition(":")[2].rstrip("/")) for url in (exchange.ws_url, exchange.rest_url))
+        with dead_addresses(rest, monkeypatch) as name:
+            async with BinanceHistory(f"http://{name}:{rest}", clock=Clock()) as history:
+                await history.exchange_info("BTCUSDT")
+        with dead_addresses(stream, monkeypatch) as name:
+            await listen(exchange, 10, [], url=f"ws://{name}:{stream}")
 
 
 async def test_a_server_that_accepts_and_closes_is_outlived_without_a_storm(exchange: Exchange) -> None:

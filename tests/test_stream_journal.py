@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from stream.adapters.journal import FILE_NAME, DataDirLock, SqliteJournal
+from stream.adapters.journal import FILE_NAME, LOCK_NAME, DataDirLock, SqliteJournal
+from stream.adapters.journal_access import stranger
 from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.ports import JournalError, Record, Retained
@@ -131,3 +134,76 @@ def test_looking_needs_a_journal_and_writes_nothing(journal: SqliteJournal, tmp_
         SqliteJournal(tmp_path / "elsewhere", read_only=True)
     with contextlib.closing(SqliteJournal(tmp_path, read_only=True)) as looking, pytest.raises(JournalError):
         looking.commit([record(0)])
+
+
+# --- a file that cannot be written -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder of ours where permissions count: root is nobody here, to whom they would mean nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid() != 0:
+            yield Path(folder)
+            return
+        os.chown(folder, 65_534, 65_534)
+        os.seteuid(65_534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("asked", [True, False], ids=["while-idle", "with-the-next-commit"])
+def test_a_journal_that_was_read_only_at_the_start_is_read_and_heals_by_itself(nobody: Path, asked: bool) -> None:
+    with contextlib.closing(SqliteJournal(nobody)) as journal:
+        journal.commit([record(0)])
+    file = nobody / FILE_NAME
+    file.chmod(0o444)
+    with contextlib.closing(SqliteJournal(nobody)) as journal:
+        newest = journal.last_open_time("BTCUSDT")
+        assert newest is not None
+        assert journal.stuck is not None
+        with pytest.raises(JournalError, match="cannot be written"):
+            journal.commit([record(1)])
+        file.chmod(0o644)
+        if asked:
+            journal.try_again()
+            assert journal.stuck is None
+        journal.commit([record(1)])
+        assert journal.stuck is None
+        assert journal.last_open_time("BTCUSDT") == newest + HOUR_MS
+
+
+@pytest.mark.fault(50)
+def test_a_journal_of_another_user_is_refused_in_one_line(nobody: Path) -> None:
+    if os.getuid() != 0:
+        # Only root can give a file away.
+        assert stranger(Path("/etc/passwd")) == "/etc belongs to the user root"
+        return
+    SqliteJournal(nobody).close()
+    os.seteuid(0)
+    os.chown(nobody / FILE_NAME, 0, 0)
+    os.seteuid(65_534)
+    with pytest.raises(JournalError, match=r"cannot be written: .*sqlite belongs to the user root: .*--data-dir"):
+        SqliteJournal(nobody)
+
+
+def test_a_journal_that_was_taken_away_is_not_replaced_by_an_empty_one(nobody: Path) -> None:
+    SqliteJournal(nobody).close()
+    (nobody / FILE_NAME).chmod(0o444)
+    with contextlib.closing(SqliteJournal(nobody)) as journal:
+        (nobody / FILE_NAME).unlink()
+        with pytest.raises(JournalError, match="cannot be written"):
+            journal.commit([record(1)])
+        assert not (nobody / FILE_NAME).exists()
+
+
+def test_a_lock_that_may_not_be_written_still_locks(nobody: Path) -> None:
+    DataDirLock(nobody).release()
+    (nobody / LOCK_NAME).chmod(0o444)
+    lock = DataDirLock(nobody)
+    with pytest.raises(JournalError, match="in use by another volcast"):
+        DataDirLock(nobody)
+    lock.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,41 @@ import pytest
 from stream.adapters.journal import SqliteJournal
 from stream.core.candle import HOUR_MS, Candle
 from stream.pipeline.speaking import Speaker
-from stream.ports import Clock, Fact, Outgoing, Published, PublishFailed, Record, Retained, UnreachableError
+from stream.pipeline.withheld import Withheld
+from stream.ports import (
+    Clock,
+    Fact,
+    HungUpError,
+    MessageRefusedError,
+    OutboxCounted,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Record,
+    Retained,
+    UnreachableError,
+)
 
 T0 = 1_704_067_200_000
 
 
 class Publisher:
-    """Remembers what it was given. After `accepts` messages the connection is lost."""
+    """Remembers what it was given. After `accepts` messages the connection is lost. Topics in `denied` are refused;
+    at those in `poison` the connection ends."""
 
-    def __init__(self, accepts: int = 1_000) -> None:
-        self.accepts = accepts
+    def __init__(self, accepts: int = 1_000, *, denied: Collection[str] = (), poison: Collection[str] = ()) -> None:
+        self.accepts, self.denied, self.poison = accepts, denied, poison
+        self.offered: list[str] = []
         self.said: list[tuple[str, bytes, bool, int | None]] = []
         self.spoke = asyncio.Event()
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
         await asyncio.sleep(0)
+        self.offered.append(topic)
+        if topic in self.denied:
+            raise MessageRefusedError("Not authorized")
+        if topic in self.poison:
+            raise HungUpError("Not authorized")
         if len(self.said) >= self.accepts:
             raise UnreachableError("gone")
         self.said.append((topic, payload, retain, expiry_s))
@@ -176,3 +196,116 @@ async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
     publisher = Publisher()
     await stand.talk(publisher)
     assert [f.topic for f in stand.facts if isinstance(f, Published)] == publisher.topics()
+
+
+# --- what the broker does not take -----------------------------------------------------------------------------
+
+
+async def post(stand: Stand, *topics: str) -> list[Outgoing]:
+    """Events of these topics, numbered within each."""
+    counts: dict[str, int] = {}
+    events = []
+    for topic in topics:
+        counts[topic] = counts.get(topic, 0) + 1
+        events.append((topic, str(counts[topic]).encode(), 60))
+    await asyncio.to_thread(stand.journal.post, events, [])
+    return await asyncio.to_thread(stand.journal.outbox)
+
+
+def said_of(publisher: Publisher, topic: str) -> list[bytes]:
+    return [payload for t, payload, _, _ in publisher.said if t == topic]
+
+
+@pytest.mark.fault(45)
+async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
+    publisher = Publisher(denied=("a", "r"))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"1", b"2"]
+    assert said_of(publisher, "s") == [b"1"]
+    assert publisher.states()[-1] == "stopped"
+    assert [(e.topic, e.payload) for e in await asyncio.to_thread(stand.journal.outbox)] == [("a", b"1"), ("a", b"2")]
+    assert stand.speaker.remarks == ("the broker does not take r and 1 more: Not authorized",)
+    failed = [f for f in stand.facts if isinstance(f, PublishFailed)]
+    assert {(f.topic, f.reason) for f in failed} == {("a", "Not authorized"), ("r", "Not authorized")}
+    assert [f.messages for f in stand.facts if isinstance(f, OutboxCounted)][-1] == 2
+
+
+@pytest.mark.fault(45)
+async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b", "a"), [Retained("r", b"1", None)])
+    await stand.talk(Publisher(denied=("a", "r")))
+    events = await post(stand, "a")
+    stand.speaker.offer(events[-1:], [Retained("r", b"2", None)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert said_of(publisher, "a") == [b"1", b"2", b"1"]
+    assert said_of(publisher, "b") == []
+    assert said_of(publisher, "r") == [b"2"]
+    assert stand.speaker.remarks == ()
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+
+
+@pytest.mark.fault(45)
+def test_a_refused_topic_is_offered_again_with_growing_pauses_and_on_each_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    withheld, pauses_s = Withheld(), []
+    for _ in range(8):
+        withheld.refused("a", "Not authorized", 100.0)
+        pauses_s.append(withheld.next_try_s(100.0))
+    assert pauses_s == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert withheld.waits("a", 159.0)
+    assert not withheld.waits("a", 160.0)
+    withheld.connected(120.0)
+    assert not withheld.waits("a", 120.0)
+    withheld.accepted("a")
+    assert caplog.messages == [
+        "the broker does not take a: Not authorized; it is kept and offered again",
+    ]
+
+
+def test_topics_refused_for_one_reason_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    withheld = Withheld()
+    for n in range(50):
+        withheld.refused(f"t/{n}", "Not authorized", 0.0)
+    withheld.refused("t/0", "Quota exceeded", 0.0)
+    assert len(caplog.messages) == 3
+    assert caplog.messages[-1].endswith("more for this reason are only counted")
+    assert len(withheld.reasons()) == 2
+
+
+@pytest.mark.fault(45)
+async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "b", "a", "b", "a"), [])
+    for _ in range(3):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=("a",)), close=False)
+    assert stand.speaker.remarks == ("the broker does not take a: it ends the connection there (Not authorized)",)
+    publisher = Publisher(poison=("a",))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"2"]
+    assert "a" not in publisher.offered
+    assert [e.topic for e in await asyncio.to_thread(stand.journal.outbox)] == ["a", "a"]
+
+
+async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "a"), [])
+    for _ in range(3):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=("a",)), close=False)
+    stand.now_s += 61
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert said_of(publisher, "a") == [b"1", b"2"]
+    assert stand.speaker.remarks == ()
+
+
+async def test_connections_that_end_at_one_message_and_then_another_blame_neither(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b"), [])
+    for poison in ("a", "a", "b", "a", "a"):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=(poison,)), close=False)
+        if poison == "b":
+            stand.speaker.offer([Outgoing(99, "a", b"3", 60)], [])
+    assert stand.speaker.remarks == ()

@@ -7,6 +7,9 @@ import random
 from collections import deque
 from collections.abc import Callable
 
+#: RFC 8305: the next address of a name is tried beside one that has not answered for so long.
+ADDRESS_RACE_S = 0.25
+
 
 class Backoff:
     """Delays between connection attempts: exponential with jitter, capped, and forgiven only by healthy data."""

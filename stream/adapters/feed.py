@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.frames import Frame, Opcode
 
-from stream.adapters.backoff import Backoff, ConnectBudget
+from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
 from stream.adapters.control_frames import ControlFrames
 from stream.adapters.silence import Silence
 from stream.core import binance
@@ -263,6 +263,7 @@ class BinanceFeed:
             ping_interval=None,
             max_queue=64,
             create_connection=_Socket,
+            happy_eyeballs_delay=ADDRESS_RACE_S,
         )
 
     def _complain(self, reason: str, text: str) -> None:

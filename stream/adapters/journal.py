@@ -7,7 +7,6 @@ the symbol came. What is in here is true; what is not has not happened. Synchron
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from stream.adapters import journal_files, journal_said, journal_schema
+from stream.adapters import journal_access, journal_files, journal_said, journal_schema
 from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import Decay, Decision, Forecast
@@ -56,7 +55,7 @@ class DataDirLock:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             self._path = data_dir / LOCK_NAME
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = self._opened(self._path)
         except OSError as error:
             raise JournalError(
                 f"data directory {data_dir} is not writable ({error.strerror}): mend its permissions "
@@ -78,6 +77,16 @@ class DataDirLock:
         again = DataDirLock(self._path.parent)
         os.close(self._file)
         self._file = again._file
+
+    @staticmethod
+    def _opened(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            # A lock that is there needs no writing: its disk may be read-only for now.
+            if not path.exists():
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def release(self) -> None:
         os.close(self._file)
@@ -102,6 +111,8 @@ class SqliteJournal:
         self._inode: os.stat_result | None = None
         self._clock = clock or Clock()
         self._read_only = read_only
+        #: Why nothing can be written at present; None while it can.
+        self.stuck: str | None = None
         try:
             if read_only:
                 if not self._path.exists():
@@ -118,20 +129,20 @@ class SqliteJournal:
                 self._heal_before_opening()
                 self._open()
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"journal {self._path} cannot be opened: {error}{_cure(error)}") from None
+            raise JournalError(f"journal {self._path} cannot be opened: {error}{journal_access.cure(error)}") from None
 
     def close(self) -> None:
         self._db.close()
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            # Who else writes here is found out now, and not with the first candle.
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("ROLLBACK")
+            self._db = journal_access.open_writable(self._path)
+        except sqlite3.Error as error:
+            if not journal_access.passes(error):
+                raise
+            self._open_to_read(error)
+            return
+        try:
             self._migrate()
             self._inode = self._path.stat()
         except BaseException:
@@ -151,13 +162,55 @@ class SqliteJournal:
             self._db.close()
             self._open()
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"journal {self._path} is not where it was any more: {error}{_cure(error)}") from None
+            raise JournalError(
+                f"journal {self._path} is not where it was any more: {error}{journal_access.cure(error)}"
+            ) from None
         log.error("journal %s was removed under the running node: it is put back, with all that was in it", self._path)
+
+    def _open_to_read(self, error: sqlite3.Error) -> None:
+        if whose := journal_access.stranger(self._path):
+            raise JournalError(
+                f"journal {self._path} cannot be written: {whose}: give it to the user that runs volcast, run as its "
+                "owner, or choose another --data-dir"
+            )
+        try:
+            self._db = journal_access.open_readable(self._path)
+            complete = self._refuse_newer(self._db) == len(MIGRATIONS)
+        except sqlite3.Error:
+            raise error from None
+        if not complete:
+            self._db.close()
+            raise error
+        self.stuck = f"journal {self._path} cannot be written: {error}{journal_access.cure(error)}"
+        log.error("%s; nothing new is published until it can be written", self.stuck)
+
+    def try_again(self) -> None:
+        """Where the file could not be written: whether it can by now. A connection to what was read-only stays so."""
+        if self.stuck is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        # First the old one: connections of one process share what they hold open, and so what they may do with it.
+        self._db.close()
+        try:
+            self._db = journal_access.open_writable(self._path, create=False)
+            self._inode = self._path.stat()
+            self.stuck = None
+        except sqlite3.Error:
+            self._db = journal_access.open_readable(self._path)
+            raise
 
     def _heal_before_opening(self) -> None:
         if journal_files.finish_rebuild(self._path, self._clock.wall_ms()) is not None:
             log.warning("journal %s: a rebuild that was cut short is finished", self._path)
-        found = journal_files.damage(self._path)
+        try:
+            found = journal_files.damage(self._path)
+        except sqlite3.Error as error:
+            if journal_access.passes(error):
+                return
+            raise
         if found is None:
             return
         # What a newer program wrote is not ours to mend, as far as that can be read.
@@ -201,6 +254,8 @@ class SqliteJournal:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self.check_place()
         try:
+            if self.stuck is not None:
+                self._reopen()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -217,10 +272,13 @@ class SqliteJournal:
             self.check_place()
             return
         try:
-            told = ", and was rebuilt meanwhile" if self._heal(failure) else _cure(failure)
+            told = ", and was rebuilt meanwhile" if self._heal(failure) else journal_access.cure(failure)
         except (sqlite3.Error, OSError) as error:
-            told = f"; it cannot be rebuilt: {error}{_cure(error)}"
-        raise JournalError(f"journal {self._path} cannot be written: {failure}{told}")
+            told = f"; it cannot be rebuilt: {error}{journal_access.cure(error)}"
+        text = f"journal {self._path} cannot be written: {failure}{told}"
+        if journal_access.passes(failure) and not self._read_only:
+            self.stuck = text
+        raise JournalError(text)
 
     def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         try:
@@ -442,17 +500,6 @@ class SqliteJournal:
 
     def size_bytes(self) -> int:
         return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
-
-
-def _cure(error: sqlite3.Error | OSError) -> str:
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
-        return ": make room on its disk"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ": another process holds it; end that one, or choose another --data-dir"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ": mend its permissions, or choose another --data-dir"
-    return ""
 
 
 def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:

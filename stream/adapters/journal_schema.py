@@ -1,4 +1,4 @@
-"""The journal's tables, from the first schema to the present one."""
+"""What the journal's tables look like, and how each schema became the next."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import random
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -21,9 +21,19 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from stream.adapters.backoff import Backoff
+from stream.adapters.mqtt_client import Client as _Client
 from stream.adapters.rivals import Rivals
 from stream.core.messages import CONTENT_TYPE
-from stream.ports import BrokerConnected, BrokerLost, Observer, Publisher, RefusedError, UnreachableError
+from stream.ports import (
+    BrokerConnected,
+    BrokerLost,
+    HungUpError,
+    MessageRefusedError,
+    Observer,
+    Publisher,
+    RefusedError,
+    UnreachableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +44,13 @@ _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
-#: MQTT 5: another client has connected with our client id.
-_TAKEN_OVER = 0x8E
+#: What others say and we have not yet heard; nothing depends on the rest.
+_HEARD = 10_000
+#: Connections that the broker ends while we look for other nodes, until we no longer look.
+_LOOKS = 2
+#: Ends in favour of another client within `_FIGHT_S` that make it a fight: where we see the other nodes, and where not.
+_TAKEOVERS, _TAKEOVERS_BLIND = 3, 2
+_FIGHT_S = 300.0
 
 
 def _properties(packet: int, expiry_s: int | None = None) -> Properties:
@@ -45,23 +60,6 @@ def _properties(packet: int, expiry_s: int | None = None) -> Properties:
     if expiry_s is not None:
         properties.MessageExpiryInterval = expiry_s
     return properties
-
-
-class _Client(aiomqtt.Client):
-    """The library takes any PUBACK for an acknowledgement, also one that says "not authorized" or "quota exceeded"."""
-
-    refusal: str | None = None
-    taken_over = False
-
-    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
-        if getattr(reason_code, "value", None) == _TAKEN_OVER:
-            self.taken_over = True
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
-
-    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
-        if reason_code.is_failure:
-            self.refusal = str(reason_code)
-        super()._on_publish(client, userdata, mid, reason_code, properties)
 
 
 #: What may end a connection, or keep it from coming about: tried again for ever.
@@ -75,6 +73,9 @@ class Session:
         self._client = client
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+        if refusal := self._client.too_large(topic, payload):
+            raise MessageRefusedError(refusal)
+        self._client.refusal = None
         try:
             await self._client.publish(
                 topic,
@@ -85,9 +86,14 @@ class Session:
                 timeout=_ACKNOWLEDGED_S,
             )
         except aiomqtt.MqttError as error:
+            if self._client.ended:
+                raise HungUpError(self._client.farewell or "the connection ended without a word") from None
             raise UnreachableError(f"the broker did not acknowledge: {error}") from None
+        except ValueError as error:
+            # What the library itself takes for no message.
+            raise MessageRefusedError(str(error)) from None
         if self._client.refusal is not None:
-            raise UnreachableError(f"the broker refused {topic}: {self._client.refusal}")
+            raise MessageRefusedError(self._client.refusal)
 
 
 class MqttBroker:
@@ -118,6 +124,13 @@ class MqttBroker:
         self._tls = tls
         self._rivals = rivals
         self._recall = recall
+        #: Whether the newest look has shown the other nodes, and how many were cut short by the broker.
+        self._sighted = False
+        self._cut_short = 0
+        self._blind_told: str | None = None
+        #: Who had spoken under our name before we first did.
+        self._predecessor: str | None = None
+        self._takeovers_s: deque[float] = deque(maxlen=_TAKEOVERS)
 
     async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
         """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
@@ -132,11 +145,7 @@ class MqttBroker:
                     log.info("connected to the broker")
                     known = None
                     if self._rivals is not None:
-                        rivals = self._rivals()
-                        await rivals.look_once(client)
-                        rivals.refuse()
-                        if spoken:
-                            rivals.refuse_usurper()
+                        await self._look_around(client, self._rivals(), spoken=spoken)
                     if self._recall is not None:
                         await self._recall(client)
                     spoken = True
@@ -144,17 +153,57 @@ class MqttBroker:
                     return
             except _LOST as error:
                 if client.taken_over:
-                    raise RefusedError(
-                        f"another client has connected to the broker with our client id {self._client_id}: "
-                        "give each node its own --instance"
-                    ) from None
+                    self._refuse_a_fight()
                 # Said once per cause, not once per attempt.
-                reason = f"{type(error).__name__}: {error}"
+                reason = client.why(error)
                 self._observe(BrokerLost(reason))
                 if reason != known:
                     log.warning("no broker, trying on: %s", reason)
                     known = reason
             await asyncio.sleep(self._backoff.next_s())
+
+    async def _look_around(self, client: _Client, rivals: Rivals, *, spoken: bool) -> None:
+        """Courtesy before we speak, and no condition of it: who may publish and not subscribe publishes."""
+        self._sighted = False
+        if self._cut_short >= _LOOKS:
+            return
+        try:
+            blind = await rivals.look_once(client)
+        except aiomqtt.MqttError:
+            if client.ended:
+                self._cut_short += 1
+                if self._cut_short == _LOOKS:
+                    self._tell_blind(client.farewell or "it ends the connection when we subscribe")
+            raise
+        self._cut_short = 0
+        if blind is not None:
+            self._tell_blind(blind)
+            return
+        self._sighted = True
+        rivals.refuse()
+        if spoken:
+            rivals.refuse_usurper(self._predecessor)
+        else:
+            self._predecessor = rivals.under_our_name
+
+    def _tell_blind(self, reason: str) -> None:
+        if reason != self._blind_told:
+            log.warning(
+                "the broker does not let us see other nodes (%s): nobody notices one that publishes the same", reason
+            )
+            self._blind_told = reason
+
+    def _refuse_a_fight(self) -> None:
+        """`RefusedError` where another client has our client id. One takeover proves nothing: an attempt of our own
+        that we gave up may have reached the broker late. Who it was the next look shows, or the next takeover."""
+        now_s = asyncio.get_running_loop().time()
+        self._takeovers_s.append(now_s)
+        recent = sum(now_s - at_s < _FIGHT_S for at_s in self._takeovers_s)
+        if self._rivals is None or recent >= (_TAKEOVERS if self._sighted else _TAKEOVERS_BLIND):
+            raise RefusedError(
+                f"another client has connected to the broker with our client id {self._client_id}: "
+                "give each node its own --instance"
+            ) from None
 
     async def _attend(self, client: _Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
         """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
@@ -164,8 +213,7 @@ class MqttBroker:
             await asyncio.wait((speaking, listening), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (listening, speaking):
-                # Again and again: Python 3.11's wait_for, which the library uses, loses a cancellation that meets
-                # the acknowledgement.
+                # Again and again: Python 3.11's wait_for, where it is used, loses a cancellation that meets its answer.
                 while not task.done():
                     task.cancel()
                     await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
@@ -198,13 +246,14 @@ async def stand_by(
     backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
     known: str | None = None
     while True:
+        client = broker_client(url, client_id, tls=tls)
         try:
-            async with broker_client(url, client_id, tls=tls) as client:
+            async with client:
                 known = None
                 await rivals().all_gone(client)
                 return
         except _LOST as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = client.why(error)
             if reason != known:
                 log.warning("standing by: no broker, trying on: %s", reason)
                 known = reason
@@ -240,6 +289,7 @@ def broker_client(
         tls_context=(tls or tls_context(url, None)) if encrypted else None,
         keepalive=_KEEPALIVE_S,
         timeout=_TIMEOUT_S,
+        max_queued_incoming_messages=_HEARD,
     )
     # The library warns above ten; we wait for each acknowledgement, so the number says nothing here.
     client.pending_calls_threshold = 1_000

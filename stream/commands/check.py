@@ -16,6 +16,7 @@ from websockets.exceptions import WebSocketException
 from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.feed import proxy_for
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import FILE_NAME, DataDirLock, SqliteJournal
@@ -122,7 +123,14 @@ async def _reach(settings: Settings, refusals: list[str]) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             url = binance.stream_url(settings.ws_url, settings.symbols)
-            async with connect(url, proxy=proxy_for(url), open_timeout=_TIMEOUT_S, close_timeout=1.0):
+            reach = connect(
+                url,
+                proxy=proxy_for(url),
+                open_timeout=_TIMEOUT_S,
+                close_timeout=1.0,
+                happy_eyeballs_delay=ADDRESS_RACE_S,
+            )
+            async with reach:
                 _say("ok", "stream", settings.ws_url)
     except (OSError, TimeoutError, WebSocketException) as error:
         _say("warning", "stream", f"{settings.ws_url} does not answer: {error or type(error).__name__}")
@@ -170,8 +178,10 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
         rivals = Rivals(settings.instance, settings.symbols)
         client = broker_client(settings.mqtt_url, "volcast-check", tls=tls)
         async with asyncio.timeout(_TIMEOUT_S), client:
-            await rivals.look(client)
+            blind = await rivals.look(client)
             _say("ok", "broker", mask(settings.mqtt_url))
+        if blind is not None:
+            _say("warning", "broker", f"it does not let us see other nodes ({blind})")
         if settings.standby and rivals.alive():
             _say("warning", "broker", f"run would stand by for {', '.join(rivals.alive())}")
         else:

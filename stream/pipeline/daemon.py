@@ -277,6 +277,8 @@ class Daemon:
                 self.speaker.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
                 self._tell_doubt(now_ms)
+            if self._journal.stuck is not None:
+                await self.processor.in_journal(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._measure_storage()
             ticks += 1
@@ -375,8 +377,8 @@ class Daemon:
         halted = tuple(s for s, lane in self.intake.lanes.items() if lane.halted)
         if not self.speaker.connected:
             reasons.append("broker not connected")
-        if self.processor.failing is not None:
-            reasons.append(self.processor.failing)
+        if failing := self.processor.failing or self._journal.stuck:
+            reasons.append(failing)
         now_ms = self.exchange_now_ms()
         if now_ms is None:
             reasons.append("the exchange has not answered yet")
@@ -395,7 +397,8 @@ class Daemon:
                 elif done < due:
                     reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
         served = self.processor.serving_baseline()
-        return Readiness(not reasons, tuple(reasons), halted, tuple(served.values()), tuple(served))
+        remarks = (*served.values(), *self.speaker.remarks)
+        return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
     def readiness_ok(self) -> bool:
         return self.readiness().ready

@@ -2,6 +2,7 @@
 
 Events are each published and kept until acknowledged; a retained topic only ever carries its newest payload. A
 retained payload past its `valid_until` is not published: an old decision must not look like a present one.
+What the broker refuses waits on its topic, and the other topics go past it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 
 from stream.core import messages
 from stream.core.messages import NodeInfo, NodeState, NodeStateName
+from stream.pipeline.withheld import Withheld
 from stream.ports import (
     Clock,
     ForecastAcknowledged,
+    HungUpError,
     Journal,
     JournalError,
+    MessageRefusedError,
     NodeChanged,
     Observer,
     OutboxCounted,
@@ -38,6 +42,8 @@ log = logging.getLogger(__name__)
 _ACKNOWLEDGE_BATCH = 64
 #: How long a stop may go on emptying the outbox, which is durable and can wait.
 _LAST_WORDS_S = 1.5
+#: What is due again and cannot be said for another reason is not looked at more often.
+_LOOK_AGAIN_S = 0.5
 
 
 class Speaker:
@@ -63,6 +69,7 @@ class Speaker:
         self._exchange_now_ms = exchange_now_ms
         self._observe = observe
         self._events: deque[Outgoing] = deque()
+        self._withheld = Withheld()
         self._retained: dict[str, Retained] = {}
         self._unsent: dict[str, None] = {}
         self._cleared: list[str] = []
@@ -72,7 +79,6 @@ class Speaker:
         self._reasons: tuple[str, ...] = ()
         self._since_ms = clock.wall_ms()
         self._said: tuple[NodeStateName, tuple[str, ...]] | None = None
-        self._info: NodeInfo | None = None
         self._closing = False
         self._close_by_s = 0.0
         self.connected = False
@@ -81,32 +87,43 @@ class Speaker:
     def state(self) -> NodeStateName:
         return self._state
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the broker does not take, and why."""
+        return self._withheld.reasons()
+
     def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], gone: Sequence[str]) -> None:
         """What an earlier run left: unacknowledged events, and retained topics. Those in `gone` have left the
         configuration and are cleared at the broker."""
         self._events.extend(outbox)
         self._cleared.extend(gone)
         self._retained |= {item.topic: item for item in retained if item.topic not in gone}
-        self._observe(OutboxCounted(len(self._events)))
+        self._count()
 
     def introduce(self, info: NodeInfo) -> None:
-        self._info = info
+        """Said on each connection before every other retained value."""
+        topic = messages.node_topic(self._instance, "info")
+        self._retained = {topic: Retained(topic, messages.encode(info), None), **self._retained}
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
         self._events.extend(events)
         for item in retained:
             self._retained[item.topic] = item
             self._unsent[item.topic] = None
-        self._observe(OutboxCounted(len(self._events)))
+        self._count()
         self._wake.set()
 
     def pending(self) -> list[Outgoing]:
         """Events that the broker has not acknowledged."""
-        return list(self._events)
+        return [*self._events, *self._withheld.waiting()]
 
     def amend(self, payloads: Mapping[int, bytes]) -> None:
         """What waits under these numbers of the outbox is said in other words."""
         self._events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in self._events)
+        self._withheld.amend(payloads)
+
+    def _count(self) -> None:
+        self._observe(OutboxCounted(len(self._events) + len(self._withheld)))
 
     def retained_payload(self, topic: str) -> bytes | None:
         item = self._retained.get(topic)
@@ -145,11 +162,9 @@ class Speaker:
         self.connected = True
         self._said = None
         try:
+            self._withheld.connected(self._clock.monotonic_s())
             await self._say_state(publisher, "starting", ())
             await self._keep()
-            if self._info is not None:
-                topic = messages.node_topic(self._instance, "info")
-                await self._publish(publisher, topic, messages.encode(self._info), retain=True)
             # The broker may have forgotten everything: all current values again, before the backlog of events.
             self._unsent = dict.fromkeys(self._retained)
             await self._speak_retained(publisher)
@@ -158,13 +173,14 @@ class Speaker:
                 self._wake.clear()
                 await self._speak_events(publisher)
                 await self._speak_retained(publisher)
+                await self._speak_withheld(publisher)
                 if self._closing:
                     await self._note_acknowledged()
                     await self._say_state(publisher, "stopped", ())
                     return
                 if not self._events:
                     await self._say_state(publisher, self._state, self._reasons)
-                    await self._wake.wait()
+                    await self._pause()
         finally:
             self.connected = False
 
@@ -179,21 +195,52 @@ class Speaker:
         if (state, reasons) == self._said:
             return
         payload = messages.encode(self.node_state(state, reasons))
-        await self._publish(publisher, messages.node_topic(self._instance, "state"), payload, retain=True)
-        self._said = (state, reasons)
+        if await self._publish(publisher, messages.node_topic(self._instance, "state"), payload, retain=True):
+            self._said = (state, reasons)
+
+    async def _pause(self) -> None:
+        """Until there is something to say, or something to say again."""
+        wait_s = self._withheld.next_try_s(self._clock.monotonic_s())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if wait_s is None else max(wait_s, _LOOK_AGAIN_S)):
+                await self._wake.wait()
 
     async def _speak_events(self, publisher: Publisher) -> None:
         while self._events and not self._late():
             event = self._events[0]
-            await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
+            # Behind what already waits on its topic, else in its turn.
+            spoken = event.topic not in self._withheld and await self._say_event(publisher, event)
             self._events.popleft()
-            if event.timed and event.arrived_at_s is not None:
-                self._observe(ForecastAcknowledged(self._clock.monotonic_s() - event.arrived_at_s))
-            self._observe(OutboxCounted(len(self._events)))
-            self._acknowledged.append(event.seq)
-            if len(self._acknowledged) >= _ACKNOWLEDGE_BATCH:
-                await self._note_acknowledged()
+            if spoken:
+                await self._spoke(event)
+            else:
+                self._withheld.put(event)
         if self._acknowledged:
+            await self._note_acknowledged()
+
+    async def _speak_withheld(self, publisher: Publisher) -> None:
+        for topic in self._withheld.due(self._clock.monotonic_s()):
+            waiting = self._withheld.events(topic)
+            while waiting and not self._late():
+                event = waiting[0]
+                if not await self._say_event(publisher, event):
+                    break
+                waiting.popleft()
+                await self._spoke(event)
+            if not waiting:
+                self._withheld.accepted(topic)
+        if self._acknowledged:
+            await self._note_acknowledged()
+
+    async def _say_event(self, publisher: Publisher, event: Outgoing) -> bool:
+        return await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
+
+    async def _spoke(self, event: Outgoing) -> None:
+        if event.timed and event.arrived_at_s is not None:
+            self._observe(ForecastAcknowledged(self._clock.monotonic_s() - event.arrived_at_s))
+        self._count()
+        self._acknowledged.append(event.seq)
+        if len(self._acknowledged) >= _ACKNOWLEDGE_BATCH:
             await self._note_acknowledged()
 
     async def _note_acknowledged(self) -> None:
@@ -216,14 +263,16 @@ class Speaker:
                 # After a restart it may be long out of date: it waits for the exchange's time.
                 continue
             expiry_s = self._remaining_s(item)
-            if expiry_s is None or expiry_s > 0:
-                await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s)
+            outdated = expiry_s is not None and expiry_s <= 0
+            if not outdated and not await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s):
+                continue
             # Only what was sent is sent: a newer payload may have come while we waited.
             if self._retained[topic] is item:
                 del self._unsent[topic]
-        while self._cleared:
-            await self._publish(publisher, self._cleared[0], b"", retain=True)
-            topic = self._cleared.pop(0)
+        for topic in list(self._cleared):
+            if self._late() or not await self._publish(publisher, topic, b"", retain=True):
+                continue
+            self._cleared.remove(topic)
             # Not noted is cleared once more at the next start, harmlessly.
             with contextlib.suppress(JournalError):
                 await self._in_journal(self._journal.forget_retained, [topic])
@@ -237,10 +286,21 @@ class Speaker:
 
     async def _publish(
         self, publisher: Publisher, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None:
+    ) -> bool:
+        """Whether the broker has taken it. What it refuses waits, and is not offered before its time."""
+        if self._withheld.waits(topic, self._clock.monotonic_s()):
+            return False
         try:
             await publisher.publish(topic, payload, retain=retain, expiry_s=expiry_s)
+        except MessageRefusedError as error:
+            self._observe(PublishFailed(topic, str(error)))
+            self._withheld.refused(topic, str(error), self._clock.monotonic_s())
+            return False
         except UnreachableError as error:
             self._observe(PublishFailed(topic, str(error)))
+            if isinstance(error, HungUpError):
+                self._withheld.hung_up(topic, str(error), self._clock.monotonic_s())
             raise
+        self._withheld.accepted(topic)
         self._observe(Published(topic))
+        return True

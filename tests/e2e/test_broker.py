@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import signal
 import ssl
 import subprocess
 import threading
@@ -93,6 +95,17 @@ def broker(mosquitto: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         each.stop()
 
 
+@pytest.fixture
+def steady(volcast: Callable[..., Any], candle_file: Path, start: Callable[..., Any]) -> Callable[..., Any]:
+    """A node at an hour a second, so that it is ready also on a busy machine."""
+    slow = volcast(
+        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS,
+        "--ws-port", 0, "--rest-port", 0, "--speed", 3_600,
+    )  # fmt: skip
+    urls = ["--ws-url", slow.find(r"--ws-url (\S+)"), "--rest-url", slow.find(r"--rest-url (\S+)")]
+    return lambda url: start(url, "volcast", *urls, "--time-scale", 3_600)
+
+
 def retained(subscriber: Any) -> set[str]:
     """What the broker had kept when the subscriber came: the last parts of the topics."""
     lines = [line.split(" ", 2) for line in subscriber._file.read_text().splitlines()]
@@ -165,6 +178,83 @@ def test_a_node_that_takes_our_name_ends_us_with_one_line_instead_of_a_fight(
     assert "Traceback" not in older.err
     newer.find("(node volcast is ready)")
     assert newer.stop() == 0
+
+
+def readiness(node: Any) -> dict[str, Any]:
+    http = node.find(r"(http://127\.0\.0\.1:\d+)\n")
+    with urllib.request.urlopen(f"{http}/readyz", timeout=5) as answer:
+        return dict(json.load(answer))
+
+
+@pytest.mark.fault(45)
+def test_one_topic_that_the_access_list_denies_is_kept_and_the_others_go_past_it(
+    steady: Callable[..., Any], broker: Callable[..., Any], subscribe: Callable[..., Any], until: Any, tmp_path: Path
+) -> None:
+    everything, denied = "topic readwrite #\n", "topic deny volcast/v1/binance/spot/BTCUSDT/1h/event/forecast.issued\n"
+    rules = tmp_path / "rules"
+    rules.write_text(everything + denied)
+    strict = broker(f"acl_file {rules}")
+    subscriber = subscribe(strict.port, "5")
+    running = steady(strict.url)
+    running.find(r"(does not take volcast/v1/binance/spot/BTCUSDT/1h/event/forecast.issued: Not authorized)")
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= 10, "decisions, past the forecasts")
+    assert not subscriber.payloads("event/forecast.issued")
+    running.find("(node volcast is ready)")
+    assert [r for r in readiness(running)["remarks"] if "forecast.issued: Not authorized" in r]
+    assert running.err.count("does not take") == 1
+    rules.write_text(everything)
+    strict._popen.send_signal(signal.SIGHUP)
+    last = subscriber.payloads("event/decision.issued")[-1]["open_time"]
+
+    def caught_up() -> bool:
+        times = [f["open_time"] for f in subscriber.payloads("event/forecast.issued")]
+        return bool(times) and times[-1] >= last
+
+    until(caught_up, "the forecasts that were kept")
+    times = [f["open_time"] for f in subscriber.payloads("event/forecast.issued")]
+    assert times == list(range(times[0], times[-1] + 1, 3_600_000))
+    assert running.stop() == 0
+
+
+@pytest.mark.fault(46)
+def test_who_may_publish_but_not_subscribe_publishes(
+    steady: Callable[..., Any], broker: Callable[..., Any], until: Any, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text("topic write #\n")
+    blind = broker(f"acl_file {rules}")
+    running = steady(blind.url)
+    running.find("(node volcast is ready)")
+    until(lambda: metric(running, "mqtt_publishes_total") > 20, "messages that the broker took")
+    assert metric(running, "mqtt_publish_failures_total") == 0
+    assert running.stop() == 0
+    assert "timed out" not in running.err
+
+
+def metric(node: Any, name: str) -> float:
+    http = node.find(r"(http://127\.0\.0\.1:\d+)\n")
+    with urllib.request.urlopen(f"{http}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith(f"volcast_{name} ")).split()[1])
+
+
+@pytest.mark.fault(46)
+def test_the_chatter_of_other_nodes_does_not_keep_us_from_publishing(
+    steady: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], until: Any
+) -> None:
+    port, state = str(mosquitto.port), '{"state":"ready","session":"x","since":1}'
+    command = ["mosquitto_pub", "-V", "5", "-p", port, "-t", "volcast/v1/node/noisy/state", "-m", state]
+    noise = subprocess.Popen([*command, "--repeat", "100000", "--repeat-delay", "0.05"])
+    try:
+        subscriber = subscribe(mosquitto.port, "5")
+        until(lambda: subscriber.messages("node/noisy/state"), "the noise")
+        running = steady(mosquitto.url)
+        running.find("(node volcast is ready)")
+        until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "decisions")
+        assert running.stop() == 0
+    finally:
+        noise.terminate()
+        noise.wait()
 
 
 def test_a_second_node_for_the_same_symbols_is_refused_and_one_for_others_is_not(

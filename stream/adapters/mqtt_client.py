@@ -1,0 +1,170 @@
+"""One connection to a broker that says why it ends: aiomqtt's client, mended where it would wait or keep silent.
+
+The library takes any acknowledgement for consent, waits out its time where the connection has long ended, drops the
+broker's own reason on the way, and tries the addresses of a name one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiomqtt
+
+from stream.adapters.backoff import ADDRESS_RACE_S
+
+T = TypeVar("T")
+
+#: The broker's name, its addresses and a connection to one of them.
+_REACHED_S = 10.0
+#: MQTT 5: another client has connected with our client id.
+_TAKEN_OVER = 0x8E
+_REASON_CHARACTERS = 200
+#: PUBLISH besides topic and payload: fixed header, packet identifier, our properties.
+_PUBLISH_OVERHEAD_BYTES = 64
+
+
+def _words(reason_code: Any, properties: Any) -> str:
+    """A reason code and, where the broker gives one, its reason string, in one printable line."""
+    told = " ".join(str(getattr(properties, "ReasonString", "")).split())
+    told = "".join(c for c in told if c.isprintable())[:_REASON_CHARACTERS]
+    return f"{reason_code} ({told})" if told else str(reason_code)
+
+
+class Client(aiomqtt.Client):
+    """Of aiomqtt 2, and of private parts of it and of paho: both are pinned to their major version."""
+
+    #: Why the broker refused the newest publication.
+    refusal: str | None = None
+    #: Why the broker refused topics of the newest subscription.
+    denials: tuple[str, ...] = ()
+    #: What the broker said when it ended the connection or refused to open it.
+    farewell: str | None = None
+    #: Whether the connection has ended, whoever ended it.
+    ended = False
+    taken_over = False
+    _connected_once = False
+    _largest_packet_bytes: int | None = None
+    _reached: socket.socket | None = None
+
+    def why(self, error: BaseException) -> str:
+        """The cause of `error` as a person should read it: the broker's own words where it has said any."""
+        text = f"{type(error).__name__}: {error}"
+        if self.farewell is None or self.farewell in text:
+            return text
+        did = "ended" if self._connected_once else "refused"
+        return f"the broker {did} the connection: {self.farewell}"
+
+    def too_large(self, topic: str, payload: bytes) -> str | None:
+        """Why this broker cannot take a message of that size, which would end the connection; None where it can."""
+        size = len(topic.encode()) + len(payload) + _PUBLISH_OVERHEAD_BYTES
+        if self._largest_packet_bytes is None or size <= self._largest_packet_bytes:
+            return None
+        return f"Packet too large ({len(payload)} bytes; the broker takes packets of {self._largest_packet_bytes})"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._reach()
+            await super().__aenter__()
+        except BaseException:
+            # An attempt that was given up must not come about behind our back: under our client id it would end the
+            # connection of the next.
+            self._abandon()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            await super().__aexit__(exc_type, exc, tb)
+        finally:
+            self._abandon()
+
+    async def _reach(self) -> None:
+        """Races the addresses of the name; the library's own connect is then given the socket."""
+        try:
+            async with asyncio.timeout(_REACHED_S):
+                transport, _ = await self._loop.create_connection(
+                    asyncio.Protocol, self._hostname, self._port, happy_eyeballs_delay=ADDRESS_RACE_S
+                )
+        except TimeoutError:
+            raise aiomqtt.MqttError(f"no address of {self._hostname} answers within {_REACHED_S:g} s") from None
+        try:
+            self._reached = transport.get_extra_info("socket").dup()
+        finally:
+            transport.abort()
+        self._client._create_socket_connection = self._take_socket  # type: ignore[method-assign]
+
+    def _take_socket(self) -> socket.socket:
+        if self._reached is None:
+            raise ConnectionAbortedError("the connection attempt was given up")
+        taken, self._reached = self._reached, None
+        return taken
+
+    def _abandon(self) -> None:
+        if self._reached is not None:
+            self._reached.close()
+            self._reached = None
+        with contextlib.suppress(OSError):
+            self._client._sock_close()
+        for future in (self._connected, self._disconnected):
+            # What nobody has asked for is no error.
+            if future.done() and not future.cancelled():
+                future.exception()
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
+        """The library's, but it ends with the connection, and loses no cancellation as Python 3.11's wait_for does."""
+        limit_s = self.timeout if timeout is None else timeout
+        waiting: asyncio.Future[T] = asyncio.ensure_future(fut)
+        either: set[asyncio.Future[Any]] = {waiting, self._disconnected}
+        try:
+            await asyncio.wait(
+                either,
+                timeout=None if limit_s == math.inf else limit_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if waiting.done():
+                return waiting.result()
+        finally:
+            if waiting is not self._connected and waiting is not self._disconnected:
+                waiting.cancel()
+        if self._disconnected.done():
+            raise aiomqtt.MqttError(self.farewell or "the connection ended")
+        raise aiomqtt.MqttError("the broker did not answer in time")
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        if reason_code.is_failure:
+            self.farewell = _words(reason_code, properties)
+        self._connected_once = not reason_code.is_failure
+        self._largest_packet_bytes = getattr(properties, "MaximumPacketSize", None)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        self.ended = True
+        if flags.is_disconnect_packet_from_server:
+            self.farewell = _words(reason_code, properties)
+            self.taken_over = reason_code.value == _TAKEN_OVER
+        if not self._connected.done():
+            # The library would wait for an answer that cannot come. Its own connect runs in a thread.
+            self._loop.call_soon_threadsafe(self._never_connected)
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _never_connected(self) -> None:
+        if not self._connected.done():
+            told = self.farewell or "the broker closed the connection without an answer"
+            self._connected.set_exception(aiomqtt.MqttError(told))
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reason_codes: Any, properties: Any = None) -> None:
+        self.denials = tuple(_words(code, properties) for code in reason_codes if code.is_failure)
+        super()._on_subscribe(client, userdata, mid, reason_codes, properties)
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
+        if reason_code.is_failure:
+            self.refusal = _words(reason_code, properties)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
