@@ -14,14 +14,26 @@ from typing import Any, TypeVar
 
 import click
 
+from stream.commands.paths import PAGE_FILES, RUN_FILES, Command, DataDir, Folder, Input, Output
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_DIR = click.Path(file_okay=False, path_type=Path)
+_IN = Input()
+_MODEL = Input(shipped=("export", "models", "*.onnx"))
+_POLICY = Input(shipped=("stream", "policies", "*.toml"))
+_DATA_DIR = DataDir()
+#: Text that may as well go to /dev/stdout.
+_TEXT = Output(stream=True)
+_FILE = Output()
+_FETCHED = Output(also=lambda out, _: [out.with_name(f"{out.name}.parts")])
+_BUNDLE = Output(also=lambda out, given: [out.with_suffix(".md")] if given.get("evaluation") else [])
+_PAGES = Folder(PAGE_FILES)
 
 
 class _Door(click.Group):
     """Errors that say whose fault they are leave as one line and exit code 1; a defect keeps its traceback."""
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -70,22 +82,35 @@ def cli() -> None:
     """
 
 
+def _one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Any spelling of a pair as the exchange's, for every command alike."""
+    if value is None:
+        return None
+    from stream.core.symbols import SymbolError, parse
+    from stream.ports import RefusedError
+
+    try:
+        return parse(value)
+    except SymbolError as error:
+        raise RefusedError(f"{option.opts[-1]}: {error}") from None
+
+
 def _settings_options(command: F) -> F:
     """The flags of `stream.settings.Settings`; each is also VOLCAST_<NAME> and a key of volcast.toml."""
     options = [
-        click.option("--config", type=_FILE, help="TOML file of settings.  [default: volcast.toml, if present]"),
+        click.option("--config", type=_IN, help="TOML file of settings.  [default: volcast.toml, if present]"),
         click.option("--symbols", metavar="A,B", help="Symbols, comma-separated.  [default: BTCUSDT]"),
-        click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged]"),
-        click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]"),
+        click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged]"),
+        click.option("--policy", type=_POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]"),
         click.option("--ws-url", help="Market stream.  [default: wss://stream.binance.com:9443]"),
         click.option("--rest-url", help="REST.  [default: https://api.binance.com]"),
         click.option(
             "--mqtt-url", help="mqtt[s]://[user:password@]host or 'embedded'.  [default: mqtt://127.0.0.1:1883]"
         ),
-        click.option("--mqtt-ca-file", type=_FILE, help="PEM that vouches for mqtts://.  [default: the system's]"),
+        click.option("--mqtt-ca-file", type=_IN, help="PEM that vouches for mqtts://.  [default: the system's]"),
         click.option("--http-host", help="Address to serve HTTP on.  [default: 127.0.0.1]"),
         click.option("--http-port", metavar="PORT", help="0 = any free, printed.  [default: 9464]"),
-        click.option("--data-dir", type=_DIR, help="Journal and reports.  [default: var]"),
+        click.option("--data-dir", type=_DATA_DIR, help="Journal and reports.  [default: var]"),
         click.option("--instance", help="Name of this node in its MQTT topics.  [default: volcast]"),
         click.option("--standby", is_flag=True, default=None, help="Wait while another node publishes these symbols."),
         click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines on stderr.  [default: text]"),
@@ -144,8 +169,8 @@ def check(**flags: Any) -> None:
 
 @cli.command()
 @click.argument("file", type=_FILE)
-@click.option("--config", type=_FILE, help="TOML file of settings.  [default: volcast.toml, if present]")
-@click.option("--data-dir", type=_DIR, help="Where the journal is.  [default: var]")
+@click.option("--config", type=_IN, help="TOML file of settings.  [default: volcast.toml, if present]")
+@click.option("--data-dir", type=_DATA_DIR, help="Where the journal is.  [default: var]")
 def backup(file: Path, **flags: Any) -> None:
     """Copy the journal into FILE, as it is at one moment, while the daemon goes on. FILE is whole or not there, and one
     that is there already is not replaced.
@@ -162,7 +187,7 @@ def backup(file: Path, **flags: Any) -> None:
 
 def _tape_options(command: F) -> F:
     options = [
-        click.option("--candles", type=_FILE, help="Play this candle file.  [default: a simulated market]"),
+        click.option("--candles", type=_IN, help="Play this candle file.  [default: a simulated market]"),
         click.option("--from", "from_", metavar="ISO", help="First candle to play, UTC; earlier ones are history."),
         click.option("--hours", type=click.IntRange(min=1), help="Candles to play.  [default: until Ctrl-C]"),
         click.option("--speed", metavar="X|max", help="Exchange seconds per second.  [default: 3600]"),
@@ -176,12 +201,12 @@ def _tape_options(command: F) -> F:
 
 @cli.command()
 @_tape_options
-@click.option("--data-dir", type=_DIR, help="Keep the journal here.  [default: a temporary directory]")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
-@click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]")
+@click.option("--data-dir", type=_DATA_DIR, help="Keep the journal here.  [default: a temporary directory]")
+@click.option("--model", type=_MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=_POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
 @click.option("--mqtt-url", default="embedded", show_default=True, help="Broker to publish to.")
 @click.option("--http-port", type=click.IntRange(0, 65_535), default=9_464, show_default=True, help="0 = any free.")
-@click.option("--json", "json_file", type=_FILE, help="Write the summary's figures here too.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the summary's figures here too.")
 def demo(**options: Any) -> None:
     """The whole thing on this machine: an exchange, a broker and the real monitor on them.
 
@@ -215,12 +240,16 @@ def exchange(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--candles", type=_FILE, required=True, help="Candle file, parquet or CSV.")
+@click.option("--candles", type=_IN, required=True, help="Candle file: parquet, feather, CSV or JSON, also zipped.")
 @click.option("--out", type=_FILE, required=True, help="Result, .parquet or .csv.")
 @click.option("--from", "from_", metavar="ISO", help="First candle to forecast, UTC.  [default: all]")
-@click.option("--symbol", help="Which symbol of the file.  [default: its only one]")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
-@click.option("--policy", type=_FILE, help="Policy file (TOML) or packaged name.  [default: target-40]")
+@click.option(
+    "--symbol",
+    callback=_one_symbol,
+    help="Which symbol of the file, such as BTCUSDT or BTC/USDT.  [default: its only one]",
+)
+@click.option("--model", type=_MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=_POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
 def predict(**options: Any) -> None:
     """Forecasts and decisions for a candle file, one row per closed candle: the same numbers as the daemon's for every
     row with 120 days of candles before it, which is what the daemon fetches.
@@ -238,7 +267,7 @@ def predict(**options: Any) -> None:
 @click.option("--symbols", default="BTCUSDT", show_default=True, metavar="A,B", help="Symbols to fetch.")
 @click.option("--from", "from_", metavar="ISO", required=True, help="First candle, UTC.")
 @click.option("--to", metavar="ISO", help="Candles before this, UTC.  [default: now]")
-@click.option("--out", type=_FILE, required=True, help="Candle file to write or extend, .parquet or .csv.")
+@click.option("--out", type=_FETCHED, required=True, help="Candle file to write or extend, .parquet or .csv.")
 @click.option(
     "--rest-url", envvar="VOLCAST_REST_URL", default="https://api.binance.com", show_default=True, help="REST."
 )
@@ -248,7 +277,7 @@ def predict(**options: Any) -> None:
     help="Bulk archive.  [default: https://data.binance.vision; REST_URL if that is on loopback]",
 )
 @click.option("--allow-plaintext", is_flag=True, help="Unencrypted URLs beyond loopback.")
-@click.option("--json", "json_file", type=_FILE, help="Write holes, revisions and all other facts here too.")
+@click.option("--json", "json_file", type=_TEXT, help="Write holes, revisions and all other facts here too.")
 def fetch(**options: Any) -> None:
     """Fetch closed candles into one candle file: from the bulk archive, checksums verified, and from REST what the
     archive lacks. Missing hours are told, not filled.
@@ -264,17 +293,17 @@ def fetch(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--candles", type=_FILE, required=True, help="Candle file.")
-@click.option("--out", type=_DIR, required=True, help="Directory for the run.")
-@click.option("--symbol", default="BTCUSDT", show_default=True)
-@click.option("--pool", type=_FILE, help="Candle file whose other pairs are learnt from too.")
+@click.option("--candles", type=_IN, required=True, help="Candle file.")
+@click.option("--out", type=Folder(RUN_FILES), required=True, help="Directory for the run.")
+@click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
+@click.option("--pool", type=_IN, help="Candle file whose other pairs are learnt from too.")
 @click.option(
     "--from", "train_from", metavar="ISO", default="2019-01-01", show_default=True, help="First label's hour."
 )
 @click.option("--to", "train_until", metavar="ISO", default="2024-01-01", show_default=True, help="No label beyond.")
 @click.option("--seed", type=int, default=7, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: chosen on 2019-2023]")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the figures here too.")
 def train(**options: Any) -> None:
     """Train the LSTM on a candle file (needs the extra `train`).
 
@@ -286,15 +315,15 @@ def train(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--run", "run_dir", type=_DIR, required=True, help="Directory that `volcast train` wrote.")
-@click.option("--out", type=_FILE, required=True, help="ONNX bundle to write.")
+@click.option("--run", "run_dir", type=Input(RUN_FILES), required=True, help="Directory that `volcast train` wrote.")
+@click.option("--out", type=_BUNDLE, required=True, help="ONNX bundle to write.")
 @click.option(
     "--evaluation",
-    type=_FILE,
+    type=_IN,
     help="What `volcast evaluate --json` wrote about the run: its scores go into the bundle, a model card beside it.",
 )
-@click.option("--ledger", type=_FILE, help="Scorings of the test year, for the card to count.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too.")
+@click.option("--ledger", type=_IN, help="Scorings of the test year, for the card to count.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the figures here too.")
 def export(**options: Any) -> None:
     """Turn a training run into one ONNX bundle, or refuse where the two disagree (needs the extra `train`).
 
@@ -306,22 +335,22 @@ def export(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--candles", type=_FILE, required=True, help="Candle file.")
+@click.option("--candles", type=_IN, required=True, help="Candle file.")
 @click.option(
     "--model",
     "models",
-    type=click.Path(path_type=Path),
+    type=Input(RUN_FILES, shipped=("export", "models", "*.onnx")),
     multiple=True,
     help="ONNX bundle, or a directory that `volcast train` wrote; may be given again.  [default: the packaged one]",
 )
-@click.option("--symbol", default="BTCUSDT", show_default=True)
+@click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
 @click.option("--from", "start", metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
 @click.option("--to", "end", metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Train anew before each of these years, e.g. 2022,2023.")
 @click.option(
     "--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from here on."
 )
-@click.option("--pool", type=_FILE, help="Walk forward: candle file of other pairs that the model learns from too.")
+@click.option("--pool", type=_IN, help="Walk forward: candle file of other pairs that the model learns from too.")
 @click.option(
     "--baselines",
     metavar="LIST",
@@ -332,8 +361,8 @@ def export(**options: Any) -> None:
 @click.option("--baselines-only", is_flag=True, help="Walk forward: leave the model out.")
 @click.option("--no-tests", is_flag=True, help="Measures only: no tests of forecasts, no extra `research`.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of what is trained in a walk forward.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, all digits.")
-@click.option("--html", type=_FILE, help="Report with plots, one file.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the figures here too, all digits.")
+@click.option("--html", type=_TEXT, help="Report with plots, one file.")
 @click.option("--figure", type=_FILE, help="Forecast against actual, .svg or .png.")
 @click.option("--ledger", type=_FILE, help="JSON lines: a scoring that touches 2024 is written down here.")
 def evaluate(**options: Any) -> None:
@@ -350,18 +379,18 @@ def evaluate(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--candles", type=_FILE, required=True, help="Candle file.")
-@click.option("--symbol", default="BTCUSDT", show_default=True)
+@click.option("--candles", type=_IN, required=True, help="Candle file.")
+@click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
 @click.option("--from", "start", metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
 @click.option("--to", "end", metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--model", type=_MODEL, help="ONNX bundle.  [default: the packaged one]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Learn anew before each of these years, e.g. 2021,2022.")
 @click.option("--forecaster", default="linear", show_default=True, help="Walk forward: who learns; model: the network.")
 @click.option("--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from.")
 @click.option(
     "--policy",
     "chosen",
-    type=_FILE,
+    type=_POLICY,
     multiple=True,
     help="Policy file (TOML) or packaged name; may be given again, the first is judged.  [default: target-40]",
 )
@@ -369,8 +398,8 @@ def evaluate(**options: Any) -> None:
 @click.option("--slippage-bp", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Slippage a side.")
 @click.option("--delay-hours", type=click.IntRange(1, 2), default=1, show_default=True, help="Hours until a fill.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the bootstrap, and of what is trained.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, all digits.")
-@click.option("--html", type=_FILE, help="Report with plots, one file.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the figures here too, all digits.")
+@click.option("--html", type=_TEXT, help="Report with plots, one file.")
 @click.option("--figure", type=_FILE, help="The main figure, .svg or .png; of several policies what tracking costs.")
 def backtest(**options: Any) -> None:
     """What the daemon's decisions would have come to: risk, cost and stability beside benchmarks (needs `research`).
@@ -387,11 +416,11 @@ def backtest(**options: Any) -> None:
 
 @cli.command()
 @click.option("--symbols", default="BTCUSDT", show_default=True, metavar="A", help="The symbol to look at.")
-@click.option("--candles", type=_FILE, help="Candle file.  [default: the journal in --data-dir]")
-@click.option("--data-dir", type=_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--candles", type=_IN, help="Candle file.  [default: the journal in --data-dir]")
+@click.option("--data-dir", type=_DATA_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
+@click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
 @click.option("--out", type=_FILE, help="Evidently's HTML report.")
-@click.option("--json", "json_file", type=_FILE, help="Write the result here too.")
+@click.option("--json", "json_file", type=_TEXT, help="Write the result here too.")
 @click.option(
     "--study",
     metavar="FROM..TO",
@@ -416,15 +445,15 @@ def drift(**options: Any) -> None:
 
 
 @cli.command()
-@click.option("--candles", type=_FILE, help="Candle file.  [default: the journal in --data-dir]")
-@click.option("--data-dir", type=_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
-@click.option("--symbol", default="BTCUSDT", show_default=True, help="The symbol to report on.")
+@click.option("--candles", type=_IN, help="Candle file.  [default: the journal in --data-dir]")
+@click.option("--data-dir", type=_DATA_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
+@click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True, help="The symbol to report on.")
 @click.option("--from", "from_", metavar="ISO", help="The period's first hour, UTC.")
 @click.option("--to", metavar="ISO", help="The period ends before this, UTC.  [default: the newest candle]")
 @click.option("--quarterly", type=click.IntRange(2010, 2098), metavar="YEAR", help="Q1 to Q4 of a year instead.")
-@click.option("--model", type=_FILE, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
-@click.option("--out", type=_DIR, help="Folder for the pages.  [default: DATA_DIR/reports]")
-@click.option("--json", "json_file", type=_FILE, help="Write all figures here too.")
+@click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--out", type=_PAGES, help="Folder for the pages.  [default: DATA_DIR/reports]")
+@click.option("--json", "json_file", type=_TEXT, help="Write all figures here too.")
 def report(**options: Any) -> None:
     """Pages for people, with their figures beside them as JSON: drift and forecast quality of a period (needs `drift`).
 

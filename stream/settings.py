@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from stream.core.binance import SYMBOL_PATTERN
+from stream.core import symbols
 from stream.ports import RefusedError
 
 CONFIG_FILE = Path("volcast.toml")
@@ -122,7 +122,10 @@ def _convert(name: str, value: Any, source: str) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not all(isinstance(p, str) for p in parts):
             raise SettingsError(f"{source}: symbols is a list of names such as BTCUSDT,ETHUSDT")
-        return tuple(dict.fromkeys(p.strip().upper() for p in parts if p.strip()))
+        try:
+            return symbols.parse_list(",".join(parts))
+        except symbols.SymbolError as error:
+            raise SettingsError(f"{source}: {error}") from None
     kind = next(f.type for f in msgspec.structs.fields(Settings) if f.name == name)
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=lambda t, v: t(v))
@@ -136,9 +139,6 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
 
     if not settings.symbols:
         raise SettingsError(f"{source('symbols')}: at least one symbol is needed, such as BTCUSDT")
-    for symbol in settings.symbols:
-        if not SYMBOL_PATTERN.fullmatch(symbol):
-            raise SettingsError(f"{source('symbols')}: {symbol!r} is no symbol; they look like BTCUSDT")
     for name in ("time_scale", "stall_after_s", "drift_period_hours"):
         if not math.isfinite(getattr(settings, name)):
             raise SettingsError(f"{source(name)}: {getattr(settings, name)} will not do: a finite number is needed")

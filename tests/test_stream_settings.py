@@ -39,7 +39,7 @@ def test_symbols_are_upper_cased_and_each_is_taken_once() -> None:
     ("flags", "names"),
     [
         ({"symbols": ","}, "--symbols"),
-        ({"symbols": "BTC/USDT"}, "BTC/USDT"),
+        ({"symbols": "BTC/USDT:USDT"}, "BTC/USDT:USDT"),
         ({"http_port": "70000"}, "--http-port"),
         ({"http_port": "many"}, "--http-port"),
         ({"log_format": "xml"}, "--log-format"),

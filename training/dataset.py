@@ -70,12 +70,12 @@ class Dataset:
 def load(path: Path, symbol: str) -> Dataset:
     """The symbol's candles in `path` with their features and labels."""
     symbol = symbol.upper()
-    return of_grid(symbol, *candles.read(path, default_symbol=symbol).grid(symbol))
+    return of_grid(symbol, *candles.read(path, asked=symbol).grid(symbol))
 
 
 def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
     """The datasets of every other symbol in `path`, in alphabetical order. `DatasetError` where there is none."""
-    table = candles.read(path, default_symbol=symbol.upper())
+    table = candles.read(path, default_symbol=None)
     others = [name for name in table.symbols if name != symbol.upper()]
     if not others:
         raise DatasetError(f"{path}: no pair but {symbol.upper()} to learn from; leave the pool out or choose another")

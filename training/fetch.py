@@ -123,7 +123,7 @@ async def fetching(
         if not SYMBOL_PATTERN.fullmatch(symbol):
             raise FetchError(f"--symbols: {symbol!r} is no symbol; they look like BTCUSDT")
     # Before anything is asked: hours of fetching must not end at a file that is none, or at a place that is none.
-    before = await asyncio.to_thread(_held, out)
+    before = await asyncio.to_thread(_held, out, symbols[0] if len(symbols) == 1 else None)
     parts = Parts(parts_of(out))
     found: dict[str, tuple[list[Candle], Collector]] = {}
     async with (
@@ -177,13 +177,13 @@ def _tell(progress: Callable[[str, int, int], None], symbol: str, total: int, do
     progress(symbol, min(done, total), total)
 
 
-def _held(out: Path) -> dict[str, list[Candle]]:
-    """What `out` holds by now; `CandleFileError` where it is there and no candle file, or can never be written.
-    `FetchError` where it holds what a candle file written anew would not."""
+def _held(out: Path, symbol: str | None) -> dict[str, list[Candle]]:
+    """What `out` holds by now, of `symbol` where it does not say of which; `CandleFileError` where it is there and no
+    candle file, or can never be written. `FetchError` where it holds what a candle file written anew would not."""
     files.refuse_place(out)
     if not out.exists():
         return {}
-    table = files.read(out)
+    table = files.read(out, default_symbol=symbol)
     if table.off_hour:
         raise FetchError(
             f"{out}: it holds {table.off_hour} candle(s) off the hour, which would be lost: use another --out"

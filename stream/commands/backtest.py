@@ -11,11 +11,11 @@ import click
 import msgspec
 from rich.console import Console
 
+from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.commands.node import packaged_model
-from stream.commands.offline import read_candles
-from stream.commands.outputs import require_writable, write, write_json
+from stream.commands.outputs import write, write_json
 from stream.core.policy import Policy
 from stream.ports import RefusedError
 
@@ -49,8 +49,6 @@ def backtest(
     form = "" if figure is None else figure.suffix.removeprefix(".").lower()
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
-    for option, file in (("--json", json_file), ("--html", html), ("--figure", figure)):
-        require_writable(option, file)
     judged = [policies.load(path) for path in chosen or (None,)]
     _refuse_same_names(judged)
     references = [p for name in _REFERENCES if (p := policies.load(name)).name not in {j.name for j in judged}]
@@ -60,8 +58,8 @@ def backtest(
     from training import backtest_decisions, backtest_report, dataset, forecasters
     from training.backtest_execution import Costs
 
-    table = read_candles(candles, symbol.upper())
-    data = dataset.of_grid(symbol.upper(), *table.grid(symbol.upper()))
+    table = files.read(candles, asked=symbol)
+    data = dataset.of_grid(symbol, *table.grid(symbol))
     if wanted_years is None:
         since, until = dataset.time_ms(start or "2024-01-01"), dataset.time_ms(end or "2025-01-01")
         if since >= until:
@@ -76,7 +74,7 @@ def backtest(
             terms += backtest_decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
     try:
         tested = room.run(
-            data, table[symbol.upper()], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
+            data, table[symbol], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
         )
     except ValueError as error:
         raise RefusedError(f"{candles}: {error}") from None

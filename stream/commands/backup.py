@@ -10,6 +10,7 @@ import click
 
 from stream.adapters import journal_files
 from stream.adapters.journal import FILE_NAME
+from stream.commands.paths import inputs_of, places_of, refuse_clashes
 from stream.ports import JournalError, RefusedError
 
 
@@ -18,6 +19,7 @@ def backup(data_dir: Path, file: Path) -> None:
     journal = data_dir / FILE_NAME
     if not journal.exists():
         raise JournalError(f"there is no journal in {data_dir}: name its directory with --data-dir")
+    refuse_clashes(places_of(("FILE", file)), inputs_of(data_dir))
     if file.exists():
         raise RefusedError(f"{file} is there already and is not replaced: choose another name, or remove it")
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import tempfile
 import time
@@ -20,6 +19,7 @@ from stream import logs
 from stream.commands import node
 from stream.commands.daemon import stop_on_signals
 from stream.commands.exchange import Tape, make_tape
+from stream.commands.outputs import write_json
 from stream.core.candle import HOUR_MS
 from stream.core.messages import Decision, Drift, Forecast
 from stream.core.policy import ANNUAL
@@ -281,8 +281,4 @@ def _summarize(tally: _Tally, console: Console, json_file: Path | None, *, paced
         console.print(f"drift: {why}", highlight=False)
     for symbol, error in errors.items():
         console.print(f"{symbol}: RMSE of the matured next-24 h forecasts {error:.6f} (hourly σ)", highlight=False)
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RefusedError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+    write_json(json_file, figures)

@@ -11,12 +11,14 @@ import click
 import msgspec
 from rich.console import Console
 
+from stream.adapters import candles as files
 from stream.adapters import predictor as predictors
 from stream.adapters.journal import SqliteJournal
 from stream.commands.exchange import parse_symbols
 from stream.commands.node import model_path
-from stream.commands.offline import read_candles, utc
-from stream.commands.outputs import require_writable, write_json
+from stream.commands.offline import utc
+from stream.commands.outputs import write_json
+from stream.commands.paths import inputs_of, places_of, refuse_clashes
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract, Model
 from stream.core.messages import Drift, DriftFeature
@@ -46,9 +48,9 @@ def drift(
         raise RefusedError("--symbols: drift looks at one symbol at a time; run it once for each")
     if study is not None and (candles is None or out is not None):
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
-    for option, file in (("--json", json_file), ("--out", out)):
-        require_writable(option, file)
-    loaded = predictors.load(model_path(model, data_dir)).model
+    chosen = model_path(model, data_dir)
+    refuse_clashes(places_of(("--json", json_file), ("--out", out)), inputs_of(data_dir, chosen))
+    loaded = predictors.load(chosen).model
     try:
         if study is not None and candles is not None:
             _study(symbol, candles, loaded.contract, study, seed, json_file)
@@ -65,9 +67,10 @@ def _run(
 ) -> None:
     from monitor import drift as room
 
-    series = (
-        read_candles(candles, symbol)[symbol] if candles is not None else _of_journal(data_dir, symbol, room.MOST_HOURS)
-    )
+    if candles is not None:
+        series = files.read(candles, asked=symbol)[symbol]
+    else:
+        series = _of_journal(data_dir, symbol, room.MOST_HOURS)
     result = room.run(
         symbol,
         series,

@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 
 from stream.commands.node import packaged_model
-from stream.commands.outputs import require_writable, write, write_json
+from stream.commands.outputs import write, write_json
 from stream.ports import RefusedError
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ def evaluate(
     form = "" if figure is None else figure.suffix.removeprefix(".").lower()
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
-    for option, file in (("--json", json_file), ("--html", html), ("--figure", figure), ("--ledger", ledger)):
-        require_writable(option, file)
     _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
     _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
     from training import evaluate as room
@@ -65,7 +63,7 @@ def evaluate(
         scored = room.fixed(
             candles,
             models or [packaged_model()],
-            symbol=symbol.upper(),
+            symbol=symbol,
             start=start or ledgers.TEST_YEAR[0],
             end=end or ledgers.TEST_YEAR[1],
             baselines=chosen,
@@ -76,7 +74,7 @@ def evaluate(
         scored = room.walk_forward(
             candles,
             _years(years),
-            symbol=symbol.upper(),
+            symbol=symbol,
             train_from=train_from,
             pool=pool,
             baselines=chosen,

@@ -13,6 +13,7 @@ from stream import logs
 from stream.commands.daemon import stop_on_signals
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.core.fold import HISTORY_HOURS, OWN_HISTORY_HOURS
+from stream.core.symbols import SymbolError, parse_list
 from stream.ports import RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
@@ -51,7 +52,10 @@ def parse_time(text: str, option: str) -> int:
 def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     if text is None:
         return default
-    found = tuple(dict.fromkeys(s.strip().upper() for s in text.split(",") if s.strip()))
+    try:
+        found = parse_list(text)
+    except SymbolError as error:
+        raise RefusedError(f"--symbols: {error}") from None
     if not found:
         raise RefusedError("--symbols: at least one symbol is needed, such as BTCUSDT")
     return found
@@ -88,7 +92,7 @@ def make_tape(
     from stream.adapters import candles as files
 
     asked = parse_symbols(symbols, ()) if symbols is not None else ()
-    table = files.read(candles, default_symbol=asked[0] if len(asked) == 1 else files.DEFAULT_SYMBOL)
+    table = files.read(candles, asked=asked[0] if len(asked) == 1 else None)
     names = asked or table.symbols
     played = {symbol: table[symbol] for symbol in names}
     last = max(series[-1].open_time for series in played.values())

@@ -1,4 +1,4 @@
-"""The commands that make a model: train, export. And how those that need no socket read candles and show times."""
+"""The commands that make a model: train, export. And how those that need no socket show times."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from pathlib import Path
 
 import click
 
-from stream.adapters import candles as files
 from stream.commands.outputs import write_json
 from stream.ports import RefusedError
 
 
 def utc(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M}"
-
-
-def read_candles(candles: Path, symbol: str | None) -> files.CandleTable:
-    """The file; rows without a symbol of their own are taken for the one that was asked for."""
-    return files.read(candles, default_symbol=symbol or files.DEFAULT_SYMBOL)
 
 
 def _need(extra: str, *modules: str) -> None:
@@ -49,7 +43,7 @@ def train(
     figures = room.train(
         candles,
         out,
-        symbol=symbol.upper(),
+        symbol=symbol,
         pool=pool,
         train_from=train_from,
         train_until=train_until,

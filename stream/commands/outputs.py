@@ -1,30 +1,22 @@
-"""Files that a command writes: refused before the work where they cannot be, complete or absent after it."""
+"""Files that a command writes, complete or absent. `stream.commands.paths` refuses before the work what cannot be."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from stream.ports import RefusedError
 
 
-def require_writable(option: str, file: Path | None) -> None:
-    """`RefusedError` where there is no place for `file`, said before the minutes that its content takes."""
-    if file is None:
-        return
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise RefusedError(f"{option} {file}: cannot be written: {folder} is no directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise RefusedError(f"{option} {file}: cannot be written: no permission to write in {folder}")
-
-
 def write(option: str, file: Path, data: bytes) -> None:
     """`RefusedError` where `file`, given by `option`, cannot be written."""
     beside = file.with_name(f".{file.name}.part")
     try:
+        if file.exists() and not file.is_file():
+            # A pipe or a device is written to, not replaced: as root that would be the end of /dev/null.
+            file.write_bytes(data)
+            return
         try:
             beside.write_bytes(data)
             beside.replace(file)

@@ -21,7 +21,7 @@ from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.commands.exchange import parse_time
 from stream.commands.node import packaged_model
-from stream.commands.offline import read_candles, utc
+from stream.commands.offline import utc
 from stream.core.candle import HOUR_MS
 from stream.core.fold import Rules
 from stream.core.keyed import Issued
@@ -43,10 +43,10 @@ def predict(
     files.refuse_place(out)
     chosen = policies.load(policy)
     predictor = predictors.load(model or packaged_model())
-    table = read_candles(candles, symbol)
+    table = files.read(candles, asked=symbol)
     if symbol is None and len(table.symbols) > 1:
         raise RefusedError(f"{candles} holds {', '.join(table.symbols)}: choose one with --symbol")
-    name = symbol.upper() if symbol else table.symbols[0]
+    name = symbol or table.symbols[0]
     series = table[name]
     rules = Rules.of(chosen, predictor.model.contract)
     needed = rules.history_hours(name)
@@ -85,8 +85,6 @@ def predict(
             err=True,
         )
     click.echo(f"{len(rows)} forecasts of {name}, {utc(rows[0]['open_time'])} to {utc(rows[-1]['open_time'])}: {out}")
-    if table.duplicates or table.off_hour:
-        click.echo(f"{candles}: {table.duplicates} duplicate and {table.off_hour} off-hour row(s) left out")
 
 
 def _progress() -> Progress:

@@ -18,7 +18,8 @@ from stream.adapters import predictor as predictors
 from stream.commands.exchange import parse_time
 from stream.commands.node import model_path
 from stream.commands.output_folder import filled
-from stream.commands.outputs import require_writable, write_json
+from stream.commands.outputs import write_json
+from stream.commands.paths import PAGE_FILES, Place, inputs_of, places_of, refuse_clashes
 from stream.core.candle import HOUR_MS
 from stream.ports import RefusedError
 
@@ -45,22 +46,20 @@ def report(
     if (quarterly is None) == (from_ is None) or (to is not None and from_ is None):
         raise click.UsageError("name a period: --from ISO, with or without --to ISO, or --quarterly YEAR")
     asked = [_asked(from_, to)] if from_ is not None else _quarters(quarterly or 0)
-    if not (symbol.isascii() and symbol.isalnum()):
-        # It becomes part of file names.
-        raise RefusedError(f"--symbol {symbol!r} is no symbol such as BTCUSDT")
-    require_writable("--json", json_file)
+    folder = out if out is not None else data_dir / "reports"
+    chosen = model_path(model, data_dir)
+    pages = Place("--out", folder, PAGE_FILES)
+    refuse_clashes([pages, *places_of(("--json", json_file))], inputs_of(data_dir, chosen))
     from monitor import report as room
     from stream.commands import report_source
 
     room.refuse_without_evidently()
-    predictor = predictors.load(model_path(model, data_dir))
-    symbol = symbol.upper()
+    predictor = predictors.load(chosen)
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 
     def cut(newest: int) -> Period:
         return _cut((whole_name, asked[0][1], asked[-1][2]), newest)
 
-    folder = out if out is not None else data_dir / "reports"
     # A daemon on this machine goes first.
     os.nice(10)
     with _ended_in_order(), filled("--out", folder, f"{symbol}-{whole_name}-index.html") as within:

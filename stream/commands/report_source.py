@@ -10,10 +10,11 @@ from pathlib import Path
 from monitor.regression import AHEAD_HOURS, Matured
 from monitor.report import TREND_HOURS, Source
 from monitor.report_drift import HISTORY_HOURS, Period
+from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters.journal import SqliteJournal
 from stream.adapters.predictor import Predictor
-from stream.commands.offline import read_candles, utc
+from stream.commands.offline import utc
 from stream.core import keyed, publication, scoring
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.fold import Rules
@@ -34,7 +35,7 @@ Cut = Callable[[int], Period]
 
 def of_file(path: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[Source, Period]:
     """`RefusedError` where the file has no candle in the period."""
-    series = read_candles(path, symbol)[symbol]
+    series = files.read(path, asked=symbol)[symbol]
     whole = _within(cut, series[-1].open_time, f"{path}: {symbol}")
     rules = Rules.of(policies.load(None), predictor.model.contract)
     since = whole.from_ms - _EARLIER_HOURS * HOUR_MS

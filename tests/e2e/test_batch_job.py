@@ -25,21 +25,41 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_documented_job_runs_and_runs_again(script: Path, volcast: Callable[..., Any], tmp_path: Path) -> None:
+def as_cron_does(script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The job as cron starts it: a shell without a terminal in /, and nothing in the environment but what is given."""
+    return subprocess.run(
+        ["/bin/sh", "-c", str(script)],
+        cwd="/",
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+
+
+CRON = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin", "LOGNAME": "volcast"}
+
+
+def test_the_documented_job_runs_under_cron_and_runs_again(
+    script: Path, volcast: Callable[..., Any], tmp_path: Path
+) -> None:
     exchange = volcast("exchange", "--hours", 6_000, "--speed", 3_600, "--ws-port", 0, "--rest-port", 0)
     rest_url = exchange.find(r"--rest-url (\S+)")
     folder = tmp_path / "job"
     folder.mkdir()
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    job = {
+        "VOLCAST_BIN": str(Path(sys.executable).parent),
         "VOLCAST_BATCH_DIR": str(folder),
         "VOLCAST_BATCH_FROM": "2024-06-01",
         "VOLCAST_REST_URL": rest_url,
     }
+    # The tree under test, where it is not the one that is installed.
+    job |= {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
     runs = []
-    for _ in range(2):
-        done = subprocess.run([script], env=environment, capture_output=True, text=True)
+    # The second of them has no PATH either, as from some other schedulers.
+    for surroundings in (CRON, {}):
+        done = as_cron_does(script, **surroundings, **job)
         assert done.returncode == 0, done.stderr
         runs.append(pl.read_parquet(folder / "forecasts.parquet"))
     first, second = runs
@@ -48,10 +68,22 @@ def test_the_documented_job_runs_and_runs_again(script: Path, volcast: Callable[
     assert second.head(first.height).equals(first)
 
     exchange.stop()
-    failed = subprocess.run([script], env=environment, capture_output=True, text=True)
+    failed = as_cron_does(script, **CRON, **job)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert pl.read_parquet(folder / "forecasts.parquet").equals(second)
+
+
+@pytest.mark.parametrize(("missing", "word"), [("VOLCAST_BIN", "set VOLCAST_BIN"), ("VOLCAST_BATCH_DIR", "nowhere")])
+def test_the_job_says_in_one_line_what_it_lacks(script: Path, tmp_path: Path, missing: str, word: str) -> None:
+    job = {"VOLCAST_BIN": str(Path(sys.executable).parent), "VOLCAST_BATCH_DIR": str(tmp_path)}
+    job[missing] = str(tmp_path / "nowhere")
+    # Wherever Volcast is installed on this machine.
+    script.write_text(script.read_text().replace(":/usr/local/bin:/opt/volcast/bin", ""))
+    done = as_cron_does(script, **CRON, **job)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert word in done.stderr
 
 
 def test_the_units_and_the_cron_line_run_that_script() -> None:

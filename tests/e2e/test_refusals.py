@@ -124,7 +124,7 @@ def test_a_data_directory_in_use(run: Any, volcast: Callable[..., Any], exchange
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--symbols", "BTC-USDT"], ["--symbols"]),
+        (["--symbols", "BTC-USDT-SWAP"], ["--symbols"]),
         (["--http-port", "x"], ["--http-port"]),
         (["--ws-url", "ftp://x"], ["--ws-url", "wss://"]),
         (["--mqtt-url", "mqtt://u:geheim@broker.example"], ["--allow-plaintext"]),

@@ -1,0 +1,239 @@
+"""Paths on the command line: what a command reads, what it writes, and that the two are never the same file.
+
+Every path of every command is one of the types here, and `Command` looks at all of them before anything is computed:
+an output that is an input, or another output, is refused by what it is on the disk and not by how it is spelled; so is
+an output that cannot be written. A new command has this by declaring its paths.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: What `volcast train` leaves for `volcast export`.
+RUN_FILES = ("network.keras", "contract.json", "windows.npz")
+#: What `volcast report` writes.
+PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
+#: What a node keeps in its data directory, and the model that it may find there.
+DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path and what it was given by. `holds`: names, perhaps with *, of the files that matter in a directory."""
+
+    label: str
+    path: Path
+    holds: tuple[str, ...] = ()
+
+
+class Given(click.Path):
+    """A path of any kind: whether it will do is told in one line, by `Command` or by who opens it."""
+
+    #: What help calls its value.
+    name = "file"
+
+    def __init__(self, holds: tuple[str, ...] = ()) -> None:
+        super().__init__(path_type=Path, readable=False)
+        self.name = type(self).name
+        self.holds = holds
+
+    def places(self, label: str, path: Path, params: Mapping[str, Any]) -> list[Place]:
+        return [Place(label, path, self.holds)]
+
+
+class Input(Given):
+    """A file that is read, or a directory that `holds` what is. `shipped`: package, folder and names of the files of
+    ours among which a choice is made."""
+
+    def __init__(self, holds: tuple[str, ...] = (), shipped: tuple[str, str, str] | None = None) -> None:
+        super().__init__(holds)
+        self.shipped = shipped
+
+
+class DataDir(Given):
+    """A node's data directory: no other output may be one of its files, whether the command reads or writes it."""
+
+    name = "directory"
+
+    def __init__(self) -> None:
+        super().__init__(DATA_FILES)
+
+
+Also = Callable[[Path, Mapping[str, Any]], Iterable[Path]]
+
+
+class Output(Given):
+    """A file that is written. `also`: what is written beside it. Only a `stream` may be a pipe or a device: other files
+    are put in their place by renaming, which would replace /dev/null itself."""
+
+    def __init__(self, *, stream: bool = False, also: Also | None = None) -> None:
+        super().__init__()
+        self.stream = stream
+        self._also = also
+
+    def places(self, label: str, path: Path, params: Mapping[str, Any]) -> list[Place]:
+        beside = self._also(path, params) if self._also is not None else ()
+        return [Place(label, path), *(Place(f"{label} ({other.name})", other) for other in beside)]
+
+
+class Folder(Given):
+    """A directory that is made where it is missing, and filled with files called as in `holds`."""
+
+    name = "directory"
+
+
+class Command(click.Command):
+    """A command that starts only where its paths will do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        written: list[Place] = []
+        read: list[Place] = []
+        for parameter in self.params:
+            kind, value = parameter.type, ctx.params.get(parameter.name or "")
+            if not isinstance(kind, Given):
+                continue
+            if isinstance(kind, Input) and kind.shipped is not None:
+                package, folder, names = kind.shipped
+                # One that is given may be a packaged one too, by its name.
+                read.append(Place("a file that ships with Volcast in", _shipped(package, folder), (names,)))
+            for path in value if isinstance(value, tuple) else () if value is None else (value,):
+                label = parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.make_metavar(ctx)
+                (written if isinstance(kind, Output | Folder) else read).extend(kind.places(label, path, ctx.params))
+                if isinstance(kind, Output):
+                    _refuse_unwritable(label, path, stream=kind.stream)
+                elif isinstance(kind, Folder):
+                    _refuse_unfillable(label, path)
+        refuse_clashes(written, read)
+        return super().invoke(ctx)
+
+
+def _shipped(package: str, folder: str) -> Path:
+    return Path(str(resources.files(package).joinpath(folder)))
+
+
+def places_of(*given: tuple[str, Path | None]) -> list[Place]:
+    """Those that were given."""
+    return [Place(label, path) for label, path in given if path is not None]
+
+
+def inputs_of(data_dir: Path, model: Path | None = None) -> list[Place]:
+    """What a command reads by default, where settings and not the command line say so."""
+    return [Place("--data-dir", data_dir, DATA_FILES), *places_of(("--model", model))]
+
+
+def refuse_clashes(written: Iterable[Place], read: Iterable[Place]) -> None:
+    """`RefusedError` where something written is something read, or is written twice."""
+    from stream.ports import RefusedError
+
+    written = list(written)
+    for index, output in enumerate(written):
+        for other in (*written[:index], *read):
+            if _same(output, other):
+                raise RefusedError(
+                    f"{output.label} {output.path}: would write over {other.label} {other.path}, which is the same "
+                    "file; choose another"
+                )
+
+
+def _same(one: Place, other: Place) -> bool:
+    if not one.holds and not other.holds:
+        identity = _identity(one.path)
+        return identity is not None and identity == _identity(other.path)
+    if one.holds and other.holds:
+        # Two folders may be one; their files are different ones.
+        return False
+    folder, file = (one, other) if one.holds else (other, one)
+    if not folder.path.is_dir():
+        # A file where a folder was possible, or a folder that is still to be made.
+        return _identity(folder.path) == _identity(file.path) or _lies_in(file.path, folder)
+    return _lies_in(file.path, folder) or any(_same(Place("", p), Place("", file.path)) for p in _held(folder))
+
+
+def _held(folder: Place) -> list[Path]:
+    try:
+        return [p for p in folder.path.iterdir() if any(fnmatch.fnmatchcase(p.name, name) for name in folder.holds)]
+    except OSError:
+        # Whoever opens it says why it cannot be read.
+        return []
+
+
+def _lies_in(file: Path, folder: Place) -> bool:
+    resolved = _resolved(file)
+    matches = any(fnmatch.fnmatchcase(resolved.name, name) for name in folder.holds)
+    return matches and _identity(resolved.parent) == _identity(folder.path)
+
+
+def _identity(path: Path) -> tuple[int | str, ...] | None:
+    """What a path is, however it is spelled; None where writing to it twice does no harm."""
+    try:
+        status = path.stat()
+    except OSError:
+        # Not there yet: the place that it will have in what is there.
+        resolved = _resolved(path)
+        return None if resolved.parent == resolved else (*(_identity(resolved.parent) or ()), resolved.name)
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) else None
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
+def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
+    """`RefusedError` where there is no place for `file`, said before the hours that its content may take."""
+    from stream.ports import RefusedError
+
+    refused = f"{label} {file}: cannot be written: "
+    try:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    except OSError as error:
+        raise RefusedError(f"{refused}{error.strerror}; choose another place") from None
+    if status is not None:
+        if stat.S_ISDIR(status.st_mode):
+            raise RefusedError(f"{refused}it is a directory; name a file")
+        if not stat.S_ISREG(status.st_mode):
+            if stream:
+                return
+            raise RefusedError(f"{refused}it is no regular file; name one")
+        if not os.access(file, os.W_OK):
+            raise RefusedError(f"{refused}it is there and write-protected; choose another, or allow it")
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise RefusedError(f"{refused}{folder} is no directory; make it first")
+    _refuse_closed(refused, folder, f".{file.name}.")
+
+
+def _refuse_unfillable(label: str, folder: Path) -> None:
+    from stream.ports import RefusedError
+
+    refused = f"{label} {folder}: cannot be written: "
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise RefusedError(f"{refused}{above} is no directory; choose another")
+    _refuse_closed(refused, above, ".volcast-")
+
+
+def _refuse_closed(refused: str, folder: Path, prefix: str) -> None:
+    """Access rights say little of disks that are full or read-only, or lie on another machine: so a file is made."""
+    from stream.ports import RefusedError
+
+    try:
+        handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)
+    except OSError as error:
+        raise RefusedError(f"{refused}{error.strerror}: {folder}; choose another place") from None
+    os.close(handle)
+    Path(name).unlink(missing_ok=True)
