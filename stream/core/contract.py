@@ -55,8 +55,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Regimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the regimes `medium` and `high` begin, hourly σ. In a bundle: quantiles of the realized 24 h volatility over
-    the training range of the first symbol."""
+    """Where `medium` and `high` begin, hourly σ. In a bundle: quantiles of the realized 24 h volatility over the
+    training range of the first symbol."""
 
     medium_from: float
     high_from: float
