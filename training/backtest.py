@@ -204,7 +204,11 @@ def run(
         ),
         holes=missing,
         findings=_findings(lines, judged.name, beside),
-        notes=[*sorted({term.note for term in terms if term.note}), *_borrowed(decided), *told(missing)],
+        notes=[
+            *sorted({note for term in terms for note in (term.note, term.borrowed) if note}),
+            *_borrowed(decided),
+            *told(missing),
+        ],
     )
     return Tested(backtest, decided, books, held)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stream.core.baselines import har
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import Calibration, Regimes
+from stream.core.contract import Calibration, Contract, Regimes
 from stream.core.fold import RegimesFrom, Rules, anchor, forecast_hours
 from stream.core.forecast import Prediction, quality
 from stream.core.keyed import Issued
@@ -48,6 +48,8 @@ class Term:
     #: The symbol that `regimes` is of.
     described: str
     note: str = ""
+    #: What else the model says of this symbol by what it learnt of others.
+    borrowed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,16 @@ def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
         contract.har_calibration,
         trained.symbols[0],
         note,
+        _borrowed(contract, data.symbol),
     )
+
+
+def _borrowed(contract: Contract, symbol: str) -> str:
+    if contract.describes(symbol):
+        return ""
+    others = contract.training.symbols
+    learnt = "" if symbol in others else f"the model learnt from {', '.join(others)}, not from {symbol}; "
+    return f"{learnt}har's coefficients and what the intervals start from are of {others[0]}"
 
 
 def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since: int, until: int) -> Term:

@@ -153,8 +153,7 @@ def regimes_in_words(of: Backtest) -> str:
     last = of.regimes_used[-1]
     whose = {
         "bundle": f"of {last.symbol}",
-        "own": f"of the last of {len(of.regimes_used)} set(s), {last.symbol}'s own 180 days of forecasts before "
-        f"{last.since}",
+        "own": f"of {last.symbol}'s own 180 days of forecasts before the fold, in force since {last.since}",
         "uncalibrated": f"of {last.symbol}, for want of the symbol's own",
         "policy": "the policy's own",
     }[last.source]
