@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.table import Table
 
 from stream.__main__ import cli
 from stream.adapters import candles as files
 from stream.adapters import policies
+from stream.commands.tables import parts
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Regimes
 from stream.core.policy import Policy, Thresholds
@@ -273,6 +275,36 @@ def test_tables_are_whole_at_80_columns_and_at_40(calm_file: Path) -> None:
         rows = [line for line in done.output.splitlines() if line.startswith(("buy and hold ", "target-40 "))]
         assert max(len(line.rstrip()) for line in rows) <= width
         assert sum(len(line.split()) for line in rows if line.startswith("buy and hold")) >= 17
+
+
+def test_an_evaluation_of_a_price_that_never_moves_is_whole_at_80_columns(tmp_path: Path) -> None:
+    still, out = tmp_path / "still.csv", tmp_path / "x.json"
+    rows = [
+        {"symbol": c.symbol, "open_time": c.open_time, **dict(zip(files.OHLCV, c.ohlcv, strict=True))}
+        for c in candles_of(np.full(3_000, 1.1e-5))
+    ]
+    pl.DataFrame(rows).write_csv(still)
+    asked = ["evaluate", "--candles", str(still), "--symbol", "XUSDT", "--from", "2024-02-15", "--to", "2024-04-15",
+             "--no-tests", "--json", str(out)]  # fmt: skip
+    done = CliRunner().invoke(cli, asked, env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert "…" not in done.output
+    assert all(math.isfinite(value) for _, value in numbers(json.loads(out.read_text())))
+    assert {values["r2"] for values in json.loads(out.read_text())["next_24h"].values()} == {None}
+    assert NONE in done.output
+
+
+def test_a_table_in_parts_loses_nothing() -> None:
+    table = Table("name", *(f"figure {k}" for k in range(7)), title="all", caption="of it", min_width=30)
+    for row in range(3):
+        table.add_row(f"line {row}", *(f"{row}{k:08d}" for k in range(7)))
+    for width in (1, 30, 45, 200):
+        found = parts(table, width)
+        assert (found[0].title, found[-1].caption) == ("all", "of it")
+        assert [list(c.cells) for part in found for c in part.columns[1:]] == [list(c.cells) for c in table.columns[1:]]
+        assert all(list(part.columns[0].cells) == ["line 0", "line 1", "line 2"] for part in found)
+    assert len(parts(table, 200)) == 1
+    assert len(parts(table, 1)) == 7
 
 
 def test_regimes_of_ties_and_of_what_hardly_varies() -> None:
