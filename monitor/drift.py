@@ -142,6 +142,8 @@ def _columns(values: Array) -> dict[str, Array]:
     return {name: values[:, k] for k, name in enumerate(drift.MEASURES)}
 
 
+# Evidently correlates the columns too, and of one that stays the same that does not exist.
+@np.errstate(divide="ignore", invalid="ignore")
 def evidently_scores(
     current: Mapping[str, Array], reference: Mapping[str, Array], html: Path | None
 ) -> dict[str, float]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.core import features, fold, intervals, serving, target
+from stream.core import policy as risk
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.fold import HISTORY_HOURS, Rules, anchor
 from stream.core.keyed import (
@@ -142,19 +143,34 @@ def test_a_symbol_with_regimes_of_its_own_needs_300_days_for_the_same(newest: in
     assert {e.regimes_from for e in long_run} == {"own"}
 
 
-def test_own_regimes_are_the_quantiles_of_the_180_days_before_the_fold() -> None:
+def test_own_regimes_are_quantiles_of_the_forecasts_of_the_180_days_before_the_fold() -> None:
     candles = market(OWN, OWN_HISTORY + 960)
     states, _ = drive(candles[-1:], {OWN: warm(RULES, OWN, candles[:-1], MODEL, sample_predict)})
-    closes = np.array([c.close for c in candles])
-    at = (anchor(candles[-1].open_time) - START) // HOUR_MS
-    known = [target.realized(closes[k - 24 : k + 1]) for k in range(at - 180 * 24, at)]
+    table = features.compute(*to_grid(candles))
+    said = {p.open_time: p for p in predict_rows(OWN, table, np.nonzero(table.ready)[0], MODEL, sample_predict)}
+    start = anchor(candles[-1].open_time)
+    hours = [h for h in range(start // HOUR_MS - 180 * 24, start // HOUR_MS) if h % 5 == 0]
     regimes = states[OWN].regimes
     assert regimes is not None
-    assert (regimes.medium_from, regimes.high_from) == pytest.approx(np.quantile(known, [1 / 3, 4 / 5]), rel=1e-12)
+    for source, own in zip(RULES.sources, regimes, strict=True):
+        known = [getattr(said[h * HOUR_MS], risk.SOURCES[source]) for h in hours]
+        assert (own.medium_from, own.high_from) == tuple(np.quantile(known, [1 / 3, 4 / 5]))
+    everyone = (MODEL.contract.regimes,) * len(RULES.sources)
     young = warm(RULES, OWN, candles[: HISTORY_HOURS + 900], MODEL, sample_predict)
-    assert (young.regimes_from, young.regimes) == ("uncalibrated", MODEL.contract.regimes)
+    assert (young.regimes_from, young.regimes) == ("uncalibrated", everyone)
     described = warm(RULES, "BTCUSDT", market(), MODEL, sample_predict)
-    assert (described.regimes_from, described.regimes) == ("bundle", MODEL.contract.regimes)
+    assert (described.regimes_from, described.regimes) == ("bundle", everyone)
+
+
+def test_a_fresh_start_that_knows_some_hours_before_its_fold_says_what_the_long_run_says() -> None:
+    """The forecasts before a fold are there for the regimes: intervals, days and policies begin with the fold."""
+    candles = market(OWN, OWN_HISTORY + 960)
+    for ago in (1, 500):
+        since = candles[-ago].open_time
+        long_run = [e for e in batch(candles) if isinstance(e, Issued) and e.prediction.open_time >= since]
+        recent = [c for c in candles if c.open_time > since - OWN_HISTORY * HOUR_MS]
+        assert [e for e in batch(recent, since) if isinstance(e, Issued)] == long_run
+        assert long_run[0].regimes_from == "own"
 
 
 def test_har_is_served_while_the_model_is_behind_it_and_changes_with_a_days_last_candle_only() -> None:
@@ -201,7 +217,7 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
         hours = (now - state.anchor) // HOUR_MS + 1
         said = state.said[:, -hours:].copy()
         said[:, -1] = np.nan
-        found = fold.fold(RULES, "BTCUSDT", state.anchor, said, state.realized)
+        found = fold.fold(RULES, "BTCUSDT", state.anchor, said, state.realized, state.said[:, :-hours])
         assert found.memories == (before.memory, *before.beside)
         assert found.days == state.days
         served = event.prediction.volatility

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import repeat
 
 import msgspec
 import pytest
@@ -248,7 +249,7 @@ def test_decide_explains_exactly_what_advance_does(policy: Policy, steps: list[t
         if after.off:
             assert "risk_off" in [r.code for r in verdict.reasons]
         memory = after
-    assert memory == fold(policy, REGIMES, hours(steps))
+    assert memory == fold(policy, repeat(REGIMES), hours(steps))
 
 
 @given(policies, st.floats(1e-5, 0.5), st.floats(1, 3), st.floats(0, 1))

@@ -57,6 +57,14 @@ def columns(values: Array) -> dict[str, Array]:
     return {name: values[:, k] for k, name in enumerate(statistic.MEASURES)}
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_pair_that_never_moves_has_scores_and_no_warnings(candles: list[Candle]) -> None:
+    still = [Candle("XUSDT", c.open_time, 1.0, 1.0, 1.0, 1.0, 0.0) for c in candles]
+    found = run("XUSDT", still)
+    assert all(np.isfinite(feature.score) for feature in found.features)
+    assert found.reference == "uncalibrated"
+
+
 def test_a_run_holds_30_days_against_the_bundles_reference_and_10_against_90(
     candles: list[Candle], tmp_path: Path
 ) -> None:

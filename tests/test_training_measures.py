@@ -35,6 +35,9 @@ def test_what_cannot_be_measured_is_refused_or_undefined():
     with pytest.raises(ValueError, match="both an outcome and a forecast"):
         measures(np.array([np.nan, 1.0]), np.array([1.0, np.nan]))
     assert measures(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"] is None
+    # The mean of equal numbers is none of them in the last digit.
+    for still in (np.full(7, 1.1e-5), np.full(1_000, 0.1)):
+        assert measures(still, 1.2 * still)["r2"] is None
     with pytest.raises(ValueError, match="both an outcome and an interval"):
         interval_measures(np.array([np.nan]), Interval(np.array([1.0]), np.array([2.0]), 0.9))
 

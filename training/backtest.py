@@ -20,10 +20,12 @@ from stream.core.policy import PER_UNIT, REGIMES, Policy
 from stream.core.windows import Array
 from training import backtest_measures as measures
 from training.backtest_benchmarks import BUY_AND_HOLD, ORACLE, constant, oracle, published, rivals, unique
-from training.backtest_decisions import Decided, Term, decide
+from training.backtest_decisions import Calibrated, Decided, Term, decide
 from training.backtest_execution import Book, Costs, execute
-from training.backtest_measures import Impact, Part
+from training.backtest_measures import Bounds, Impact, Part
 from training.dataset import Dataset
+from training.holes import Hole, holes, told
+from training.html import between, number, share
 
 SEED = 7
 #: Regime changes of the first policy are counted per year.
@@ -41,10 +43,24 @@ class Line(msgspec.Struct, frozen=True):
     version: str
     kind: str
     impact: Impact
-    #: 90 %, by measure.
-    intervals: dict[str, tuple[float, float]]
+    #: 90 %, by measure; null where there is none.
+    intervals: dict[str, Bounds]
     years: dict[str, Part]
     regimes: dict[str, Part]
+
+
+class RegimesFrom(msgspec.Struct, frozen=True):
+    """Thresholds that decisions of the first policy were found by, from the candle of `since` (ISO time) on.
+
+    `source`: `bundle`, `own` (the symbol's own 180 days before the fold), `uncalibrated` (the bundle's for want of
+    those) or `policy` (steps of its own). `symbol`: whose they are, empty of a policy's.
+    """
+
+    since: str
+    source: str
+    symbol: str
+    medium_from_hourly: float
+    high_from_hourly: float
 
 
 class Backtest(msgspec.Struct, frozen=True):
@@ -58,14 +74,18 @@ class Backtest(msgspec.Struct, frozen=True):
     target_volatility_annualized: float
     fee_bp: float
     slippage_bp: float
-    #: Thresholds of the regimes in the last term, by unit.
+    #: Thresholds of the regimes at the end of the period, by unit.
     regime_thresholds: dict[str, dict[str, float]]
+    #: All that were used in it, whose they are, and since when.
+    regimes_used: list[RegimesFrom]
     regime_flips: float
     #: How often each reason stood in the first policy's decisions, as a share of them.
     reasons: dict[str, float]
     lines: list[Line]
     #: The reference project's own evaluation, look-ahead included, on these candles.
-    reference_as_published: dict[str, float]
+    reference_as_published: dict[str, float | None]
+    #: Hours without a candle between two candles of the period.
+    holes: list[Hole]
     findings: list[str]
     notes: list[str]
 
@@ -122,21 +142,27 @@ def run(
 
     def match(book: Book) -> tuple[Array, Book]:
         """The constant weight that comes to the same mean exposure: what is held drifts a little above its plan."""
-        wanted = weight = float(book.weight.mean())
+        wanted = weight = measures.mean_exposure(book)
         for _ in range(_MATCHING_STEPS):
             plan = constant(weight, own)
             found = booked(plan)
-            weight *= wanted / max(float(found.weight.mean()), 1e-9)
+            held = measures.mean_exposure(found)
+            if held <= 0:
+                break
+            weight *= wanted / held
         return plan, found
 
     matched = {name: match(book)[1] for name, book in books.items()}
-    beside = f"constant {books[judged.name].weight.mean():.0%}"
+    beside = f"constant {measures.mean_exposure(books[judged.name]):.0%}"
     plans[beside], books[beside] = match(books[judged.name])
     matched[beside] = books[beside]
     kinds[beside] = "benchmark"
     held = {name: _in_force(plan) for name, plan in plans.items()}
     by_name = {p.name: p for p in everyone}
-    year, regime = _years(decided.open_time), _in_force(np.where(decided.regime < 0, np.nan, decided.regime))
+    regime = _in_force(np.where(decided.regime < 0, np.nan, decided.regime))
+    # Before the first decision there is no regime.
+    regime[: int(np.argmax(decided.regime >= 0))] = np.nan
+    year, stripes = _years(decided.open_time), regime[np.isfinite(regime)]
     lines = []
     for name, book in books.items():
         policy = by_name.get(name, judged)
@@ -154,7 +180,8 @@ def run(
         )
     steps = next((p.thresholds for p in references if p.thresholds is not None), None)
     inside = np.searchsorted(data.open_time, decided.open_time)
-    thresholds = terms[-1].regimes
+    thresholds = decided.calibrated[-1].regimes
+    missing = holes(decided.open_time, decided.opens, decided.closes)
     backtest = Backtest(
         symbol=data.symbol,
         start=_day(terms[0].since),
@@ -168,14 +195,20 @@ def run(
             name: {unit: level * per for unit, per in PER_UNIT.items()}
             for name, level in (("medium", thresholds.medium_from), ("high", thresholds.high_from))
         },
-        regime_flips=int(np.count_nonzero(np.diff(regime))) * _HOURS_PER_YEAR / len(regime),
+        regimes_used=[_used(one) for one in decided.calibrated],
+        regime_flips=int(np.count_nonzero(np.diff(stripes))) * _HOURS_PER_YEAR / len(stripes),
         reasons=_reasons(decided),
         lines=lines,
         reference_as_published=(
             published(decided.closes, data.features.realized_24h[inside], steps) if steps is not None else {}
         ),
+        holes=missing,
         findings=_findings(lines, judged.name, beside),
-        notes=sorted({term.note for term in terms if term.note}),
+        notes=[
+            *sorted({note for term in terms for note in (term.note, term.borrowed) if note}),
+            *_borrowed(decided),
+            *told(missing),
+        ],
     )
     return Tested(backtest, decided, books, held)
 
@@ -193,6 +226,24 @@ def _in_force(plan: Array) -> Array:
     return np.where(last >= 0, plan[np.maximum(last, 0)], 0.0)
 
 
+def _used(one: Calibrated) -> RegimesFrom:
+    since = f"{datetime.fromtimestamp(one.since / 1_000, UTC):%Y-%m-%dT%H:%MZ}"
+    return RegimesFrom(since, one.source, one.described, one.regimes.medium_from, one.regimes.high_from)
+
+
+def _borrowed(decided: Decided) -> list[str]:
+    """That some regimes are of another symbol."""
+    borrowed = [one for one in decided.calibrated if one.source == "uncalibrated"]
+    if not borrowed:
+        return []
+    own = next((_day(one.since) for one in decided.calibrated if one.source == "own"), None)
+    until = f"before {own}" if own else "in all of the period"
+    return [
+        f"{until} the regimes are by the thresholds of {borrowed[0].described}: {decided.symbol} has no 180 days of "
+        "forecasts of its own before them in this file"
+    ]
+
+
 def _reasons(decided: Decided) -> dict[str, float]:
     counts: dict[str, int] = {}
     for event in decided.issued:
@@ -206,31 +257,32 @@ def _findings(lines: Sequence[Line], name: str, beside: str) -> list[str]:
     by_name = {line.name: line for line in lines}
     own, other = by_name[name].impact, by_name[beside].impact
     band = by_name[name].intervals
-    low, high = band["tracking_ratio"]
     found = [
-        f"risk: the 7-day volatility misses its target by {own.tracking_rmse:.3f}, a constant weight of the same mean "
-        f"exposure by {other.tracking_rmse:.3f}: {own.tracking_ratio:.2f} of it (90 %: {low:.2f} to {high:.2f})",
+        f"risk: the 7-day volatility misses its target by {number(own.tracking_rmse, 3)}, a constant weight of the "
+        f"same mean exposure by {number(other.tracking_rmse, 3)}: {number(own.tracking_ratio, 2)} of it "
+        f"(90 %: {between(band['tracking_ratio'])})",
         _compared("worst drawdown", own.drawdown, other.drawdown, band["drawdown_over_constant"]),
         _compared("CVaR 95 of a day", own.cvar_95, other.cvar_95, band["cvar_95_over_constant"]),
         f"cost: {own.turnover:.1f} times the equity is traded a year, for {own.fees:.2%} a year in fees",
-        f"return: {own.cagr:.1%} a year against {other.cagr:.1%} of the constant weight, Sharpe {own.sharpe or 0:.2f} "
-        f"against {other.sharpe or 0:.2f} (90 %: {band['sharpe'][0]:.2f} to {band['sharpe'][1]:.2f}); no alpha is "
+        f"return: {share(own.cagr)} a year against {share(other.cagr)} of the constant weight, Sharpe "
+        f"{number(own.sharpe, 2)} against {number(other.sharpe, 2)} (90 %: {between(band['sharpe'])}); no alpha is "
         "claimed",
     ]
     for line in lines:
         if line.kind == "other forecast":
             theirs = line.impact
             found.append(
-                f"forecast: {line.name} tracks with {theirs.tracking_rmse:.3f} at a turnover of {theirs.turnover:.1f}, "
-                f"drawdown {theirs.drawdown:.1%}, CVaR {theirs.cvar_95:.2%}"
+                f"forecast: {line.name} tracks with {number(theirs.tracking_rmse, 3)} at a turnover of "
+                f"{theirs.turnover:.1f}, drawdown {theirs.drawdown:.1%}, CVaR {share(theirs.cvar_95, 2)}"
             )
     return found
 
 
-def _compared(what: str, own: float, other: float, ratio: tuple[float, float]) -> str:
-    word = "not worse than" if own >= other else "WORSE than"
-    spread = f"ratio 90 %: {ratio[0]:.2f} to {ratio[1]:.2f}"
-    return f"risk: {what} {own:.2%}, {word} the constant weight's {other:.2%} ({spread})"
+def _compared(what: str, own: float | None, other: float | None, ratio: Bounds) -> str:
+    word = "beside" if own is None or other is None else "not worse than" if own >= other else "WORSE than"
+    return (
+        f"risk: {what} {share(own, 2)}, {word} the constant weight's {share(other, 2)} (ratio 90 %: {between(ratio)})"
+    )
 
 
 def _years(open_time: NDArray[np.int64]) -> NDArray[np.int64]:

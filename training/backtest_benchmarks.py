@@ -22,6 +22,8 @@ from stream.core.windows import Array
 
 BUY_AND_HOLD = "buy and hold"
 ORACLE = "oracle"
+REFERENCE_FIGURES = ("avg_return", "volatility", "max_drawdown", "risk_off_rate")
+_LEAST_RETURNS = 2
 RIVALS: tuple[Source, ...] = ("persistence", "ewma", "har")
 
 
@@ -50,7 +52,7 @@ def oracle(policy: Policy, regimes: Regimes, open_time: NDArray[np.int64], next_
     return out
 
 
-def published(closes: Array, realized_24h: Array, steps: risk.Thresholds) -> dict[str, float]:
+def published(closes: Array, realized_24h: Array, steps: risk.Thresholds) -> dict[str, float | None]:
     """The reference project's evaluation as it is: the same hour's volatility for a forecast, the same hour's return
     earned with it, log returns added up, no fees. [n] each; hours without a return are left out."""
     returns = np.diff(np.log(closes), prepend=np.nan)
@@ -67,8 +69,13 @@ def exposures(sigma: Array, steps: risk.Thresholds) -> Array:
     return np.array([steps.low_exposure, steps.medium_exposure, steps.high_exposure])[index]
 
 
-def reference_figures(returns: Array, held: Array) -> dict[str, float]:
-    """The reference project's four figures by their names and formulas: hourly mean and std, drawdown of the sum."""
+def reference_figures(returns: Array, held: Array) -> dict[str, float | None]:
+    """The reference project's four figures by their names and formulas: hourly mean and std, drawdown of the sum.
+
+    Null of fewer than two returns.
+    """
+    if len(returns) < _LEAST_RETURNS:
+        return dict.fromkeys(REFERENCE_FIGURES)
     total = np.cumsum(returns)
     return {
         "avg_return": float(returns.mean()),

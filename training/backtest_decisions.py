@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.baselines import har
 from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import Calibration, Regimes
-from stream.core.fold import HISTORY_HOURS, Rules
+from stream.core.contract import Calibration, Contract, Regimes
+from stream.core.fold import RegimesFrom, Rules, anchor, forecast_hours
 from stream.core.forecast import Prediction, quality
 from stream.core.keyed import Issued
 from stream.core.policy import REGIMES, Policy
@@ -47,6 +48,22 @@ class Term:
     #: The symbol that `regimes` is of.
     described: str
     note: str = ""
+    #: What else the model says of this symbol by what it learnt of others.
+    borrowed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Which regimes the first policy's decisions were found by, from the decision on the candle of `since` (ms) on.
+
+    `source`: `policy` where it has steps of its own; else as `RegimesFrom`.
+    """
+
+    since: int
+    source: RegimesFrom | Literal["policy"]
+    #: The symbol that they are of, none of a policy.
+    described: str
+    regimes: Regimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +84,14 @@ class Decided:
     next_24h: Array
     #: The first policy's, all of it: what a daemon would have published.
     issued: tuple[Issued, ...]
+    #: Where the regimes' thresholds changed, the first included.
+    calibrated: tuple[Calibrated, ...]
 
 
 def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
     """A bundle as it is, wherever its training range lies."""
-    contract, rows = bundle.model.contract, _rows(data, since, until)
+    contract = bundle.model.contract
+    rows = _rows(data, since, until, own=not contract.describes(data.symbol))
     said = predict_rows(data.symbol, data.features, rows, bundle.model, bundle)
     trained, note = contract.training, ""
     if trained.trained_until >= since:
@@ -89,12 +109,21 @@ def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
         contract.har_calibration,
         trained.symbols[0],
         note,
+        _borrowed(contract, data.symbol),
     )
+
+
+def _borrowed(contract: Contract, symbol: str) -> str:
+    if contract.describes(symbol):
+        return ""
+    others = contract.training.symbols
+    learnt = "" if symbol in others else f"the model learnt from {', '.join(others)}, not from {symbol}; "
+    return f"{learnt}har's coefficients and what the intervals start from are of {others[0]}"
 
 
 def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since: int, until: int) -> Term:
     """A forecaster that learns from [train_from, since), with regimes, `har` and calibration from there too."""
-    learnt, rows = require_rows(data, train_from, since), _rows(data, since, until)
+    learnt, rows = require_rows(data, train_from, since), _rows(data, since, until, own=False)
     fitted = forecaster.fit(data, train_from, since)
     coefficients, unseen = baselines.fit_unseen(data, learnt, walk_forward(train_from, since), baselines.WITH_CALENDAR)
     said, features = fitted.forecast(data, rows), data.features
@@ -141,6 +170,7 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
     regime = np.full(len(grid), -1, np.int64)
     volatility, high = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
     issued: list[Issued] = []
+    calibrated: list[Calibrated] = []
     for term in terms:
         rules = Rules(
             policies[0], term.regimes, term.calibration, term.har_calibration, term.described, tuple(policies[1:])
@@ -152,6 +182,9 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
                 continue
             row = (event.prediction.open_time - int(grid[0])) // HOUR_MS
             issued.append(event)
+            found_by = _calibrated(event, rules)
+            if not calibrated or found_by.regimes != calibrated[-1].regimes:
+                calibrated.append(found_by)
             regime[row] = REGIMES.index(event.verdict.regime)
             volatility[row], high[row] = event.prediction.volatility, event.interval.high
             exposure[policies[0].name][row] = event.verdict.exposure
@@ -169,14 +202,23 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
         high,
         data.targets.next_24h[inside],
         tuple(issued),
+        tuple(calibrated),
     )
 
 
-def _rows(data: Dataset, since: int, until: int) -> NDArray[np.int64]:
-    """What a daemon that starts at `since` forecasts or has forecast: its 120 days, then its term."""
-    oldest = since - HISTORY_HOURS * HOUR_MS
-    inside = (data.open_time >= oldest) & (data.open_time < until) & data.features.ready
-    return np.nonzero(inside)[0]
+def _calibrated(event: Issued, rules: Rules) -> Calibrated:
+    since = event.prediction.open_time
+    if rules.policy.thresholds is not None:
+        return Calibrated(since, "policy", "", event.regimes)
+    described = event.prediction.symbol if event.regimes_from == "own" else rules.described
+    return Calibrated(since, event.regimes_from, described, event.regimes)
+
+
+def _rows(data: Dataset, since: int, until: int, *, own: bool) -> NDArray[np.int64]:
+    """What a daemon that starts at `since` forecasts or has forecast: its fold and, where its regimes are its `own`,
+    hours before it, then its term."""
+    asked = forecast_hours(data.open_time, anchor(since), own=own)
+    return np.nonzero(asked & (data.open_time < until) & data.features.ready)[0]
 
 
 def _calibration(data: Dataset, forecaster: Forecaster, train_from: int, since: int) -> Calibration:

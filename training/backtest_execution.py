@@ -4,6 +4,8 @@ Rules of this room:
 - A decision on the candle of hour t is filled at the open of hour t + `delay_hours`, never at a price that it saw.
 - A decision that has expired (stream/core/publication.py: two hours after its candle's close) is not filled; what is
   held stays held, and across hours without a candle nothing can be traded.
+- No return exists across hours without a candle, here as in features and target: what is held is worth at the first
+  price after them what it was worth before. A swap of tokens in a halt is no profit, and a crash in one is not seen.
 - Between fills units are held and the weight drifts. It is brought back once it is `drift_band` off.
 - No interest on cash, none on borrowed cash; an equity of nothing stays nothing.
 """
@@ -47,9 +49,9 @@ class Book:
     """By hour of the grid, [n] each; equity starts at 1."""
 
     open_time: NDArray[np.int64]
-    #: At the hour's close, costs paid.
+    #: At the hour's close, costs paid; where an hour has no candle, that of the last one.
     equity: Array
-    #: Share of the equity in the asset, at the hour's close.
+    #: Share of the equity in the asset, at the hour's close; NaN where an hour has no candle.
     weight: Array
     #: Value traded at the hour's open, as a share of the equity then.
     traded: Array
@@ -58,10 +60,10 @@ class Book:
 
     @property
     def returns(self) -> Array:
-        """Simple returns of each hour, costs included."""
+        """Simple returns of each hour, costs included; NaN where an hour has no candle."""
         before = np.concatenate([[1.0], self.equity[:-1]])
         growth: Array = np.divide(self.equity, before, out=np.ones_like(before), where=before > 0) - 1
-        return growth
+        return np.where(np.isfinite(self.weight), growth, np.nan)
 
 
 def execute(
@@ -74,15 +76,17 @@ def execute(
     costs = costs or Costs()
     rate, delay, band = costs.rate, costs.delay_hours, costs.drift_band
     n = len(open_time)
-    equity, weight, traded, cost = np.empty(n), np.empty(n), np.zeros(n), np.zeros(n)
+    equity, weight, traded, cost = np.empty(n), np.full(n, np.nan), np.zeros(n), np.zeros(n)
     orders = np.full(n, np.nan)
     for ago in range(VALID_HOURS, delay - 1, -1):
         newer = exposure[: n - ago] if ago < n else exposure[:0]
         orders[n - len(newer) :] = np.where(np.isfinite(newer), newer, orders[n - len(newer) :])
     cash, units, filled = 1.0, 0.0, 0.0
-    worth, share = 1.0, 0.0
+    worth, held, seen = 1.0, 0.0, -1
     for t, (first, last, wanted) in enumerate(zip(opens.tolist(), closes.tolist(), orders.tolist(), strict=True)):
         if first == first and worth > 0:
+            if seen < t - 1:
+                units = held / first
             before = cash + units * first
             if wanted == wanted and before > 0:
                 off = abs(wanted - units * first / before)
@@ -94,6 +98,8 @@ def execute(
             worth = cash + units * last
             if worth <= 0:
                 worth = cash = units = 0.0
-            share = units * last / worth if worth > 0 else 0.0
-        equity[t], weight[t] = worth, share
+            held, seen = units * last, t
+        equity[t] = worth
+        if first == first:
+            weight[t] = held / worth if worth > 0 else 0.0
     return Book(open_time, equity, weight, traded, cost)

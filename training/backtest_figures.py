@@ -63,13 +63,15 @@ def tradeoff(tested: Tested, form: str = "svg") -> bytes:
         axes = figure.subplots()
         # Neighbours' names above and below in turn, so that they stay apart.
         for k, line in enumerate(sorted(tested.backtest.lines, key=lambda one: one.impact.turnover)):
+            if line.impact.tracking_rmse is None:
+                continue
             at = (line.impact.turnover, 100 * line.impact.tracking_rmse)
             axes.plot(*at, marker="o", markersize=8 if line.kind == "policy" else 6, color=_KINDS[line.kind])
             axes.annotate(line.name, at, xytext=(6, 6) if k % 2 else (6, -14), textcoords="offset points", fontsize=9)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0, right=2.5 * max(line.impact.turnover for line in tested.backtest.lines) + 1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1e-3))
         axes.set_xlabel("turnover, times the equity a year")
         axes.set_ylabel("RMSE of the 7-day σ against the target, points a year")
         axes.set_title("What tracking costs", loc="left")
@@ -134,7 +136,7 @@ def _exposure_over_price(axes: Axes, tested: Tested) -> None:
     axes.set_ylim(0, max(100.0, float(held.max())))
     price = axes.twinx()
     price.plot(_days(tested), _daily(tested, tested.decided.closes), color=BLACK, linewidth=1)
-    _logarithmic(price, "{:,.0f}")
+    _logarithmic(price, "{:g}")
     price.set_ylabel("price (line)")
     price.grid(visible=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from rich import box
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from training import backtest_figures as figures
 from training.backtest import Backtest, Line, Tested
-from training.html import definitions, document, number, paragraph, picture, section, share, table
+from training.backtest_benchmarks import REFERENCE_FIGURES
+from training.html import between, definitions, document, number, paragraph, picture, section, share, table
 
 _PARTS = ("growth", "σ", "7-day RMSE", "mean exposure", "turnover", "drawdown")
 _RESAMPLED = {
@@ -107,7 +109,7 @@ def _risk(line: Line) -> list[str]:
         number(i.tracking_ratio, 2),
         share(i.drawdown),
         number(i.longest_drawdown_days, 0),
-        f"{i.cvar_95:.2%}",
+        share(i.cvar_95, 2),
         share(i.cagr),
         number(i.sharpe, 2),
         number(i.sortino, 2),
@@ -120,30 +122,47 @@ def _cost(line: Line) -> list[str]:
     return [
         line.name,
         number(i.turnover, 1),
-        f"{i.fees:.2%}",
+        share(i.fees, 2),
         share(i.mean_exposure),
         share(i.share_at_cap),
-        f"{i.risk_off_share:.2%}",
+        share(i.risk_off_share, 2),
         number(i.exposure_changes, 0),
         number(i.mean_holding_hours, 0),
     ]
 
 
 def _facts(of: Backtest) -> str:
-    levels = (
-        f"{name} from σ " + ", ".join(f"{level:.2%} {unit}" for unit, level in by_unit.items())
-        for name, by_unit in of.regime_thresholds.items()
-    )
     rows = [
         ("hours", f"{of.hours:,}"),
         ("forecasts", ", ".join(of.models)),
         ("target", f"{of.target_volatility_annualized:.0%} a year; 8,760 hours are a year"),
         ("costs", f"{of.fee_bp:g} bp fee and {of.slippage_bp:g} bp slippage a side, filled at the next hour's open"),
-        ("regimes", "; ".join(levels) + f"; {of.regime_flips:.0f} changes a year"),
+        ("regimes", regimes_in_words(of).removeprefix("regimes: ")),
         *((f"policy {line.name}", f"version {line.version}") for line in of.lines if line.version),
         *(("note", note) for note in of.notes),
     ]
     return definitions(rows)
+
+
+def regimes_in_words(of: Backtest) -> str:
+    """The thresholds in force at the end of the period, whose they are, and how often they changed."""
+    levels = (
+        f"{name} from σ " + ", ".join(f"{share(level, _digits(level))} {unit}" for unit, level in by_unit.items())
+        for name, by_unit in of.regime_thresholds.items()
+    )
+    last = of.regimes_used[-1]
+    whose = {
+        "bundle": f"of {last.symbol}",
+        "own": f"of {last.symbol}'s own 180 days of forecasts before the fold, in force since {last.since}",
+        "uncalibrated": f"of {last.symbol}, for want of the symbol's own",
+        "policy": "the policy's own",
+    }[last.source]
+    return f"regimes: {'; '.join(levels)} ({whose}); {of.regime_flips:.0f} changes a year"
+
+
+def _digits(level: float) -> int:
+    """Decimals of a percentage that leave three digits."""
+    return max(2, -math.floor(math.log10(level))) if level > 0 else 2
 
 
 def _in_words(of: Backtest) -> str:
@@ -151,13 +170,13 @@ def _in_words(of: Backtest) -> str:
     own = first.impact
     return (
         f"Price with exposure, equity, drawdown and 7-day volatility of {first.name}, of a constant weight and of buy "
-        f"and hold. Drawdown {own.drawdown:.1%}, CVaR 95 {own.cvar_95:.2%}, mean exposure {own.mean_exposure:.0%}."
+        f"and hold. Drawdown {share(own.drawdown)}, CVaR 95 {share(own.cvar_95, 2)}, mean exposure "
+        f"{share(own.mean_exposure, 0)}."
     )
 
 
 def _between(line: Line, key: str) -> str:
-    low, high = line.intervals[key]
-    return f"{low:.2f} to {high:.2f}" if "cvar" not in key else f"{low:.3f} to {high:.3f}"
+    return between(line.intervals[key], 3 if "cvar" in key else 2)
 
 
 def _by(of: Backtest, name: str, kind: str) -> str:
@@ -177,10 +196,10 @@ def _reasons(of: Backtest) -> str:
 
 
 def _reference(of: Backtest) -> list[str]:
-    names = ("avg_return", "volatility", "max_drawdown", "risk_off_rate")
-    rows = [[line.name, *(f"{line.impact.reference[n]:.6f}" for n in names)] for line in of.lines]
+    names = REFERENCE_FIGURES
+    rows = [[line.name, *(number(line.impact.reference[n], 6) for n in names)] for line in of.lines]
     if of.reference_as_published:
-        rows.append(["reference, evaluated as published", *(f"{of.reference_as_published[n]:.6f}" for n in names)])
+        rows.append(["reference, evaluated as published", *(number(of.reference_as_published[n], 6) for n in names)])
     text = (
         "its four figures by its names and formulas, hourly: mean and standard deviation of returns, drawdown of their "
         "running sum, share of hours without exposure. As published, the same hour's volatility decides about the same "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream.core.contract import REGIME_QUANTILES, Calibration, Regimes
+from stream.core.contract import Calibration, Regimes
 from stream.core.windows import Array
 from training.dataset import Dataset, Rows
 
@@ -33,5 +33,4 @@ def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
 def regimes(data: Dataset, start_ms: int, end_ms: int) -> Regimes:
     """A third of the hours of the range is low, a fifth high."""
     inside = (data.open_time >= start_ms) & (data.open_time < end_ms) & (data.features.returns_24h == 24)
-    medium, high = np.quantile(data.features.realized_24h[inside], REGIME_QUANTILES).tolist()
-    return Regimes(medium_from=medium, high_from=high)
+    return Regimes.of(data.features.realized_24h[inside])

@@ -7,7 +7,7 @@ for each year. The figures are of hourly origins; what is tested is tested on on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from stream.core.candle import HOUR_MS
 from training import forecasters, scores, walk
 from training.dataset import Dataset, DatasetError, load, load_others, time_ms
 from training.forecasters import Bundle
+from training.holes import holes, told
 from training.ledger import Scoring
 from training.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
 from training.run import Run, load_run
@@ -146,8 +147,19 @@ def _scored(
     tests: bool,
 ) -> Scored:
     known = data.features.realized_24h[(panel.open_time - data.open_time[0]) // HOUR_MS]
-    sha256 = data.sha256(*_range(*period))
-    return Scored(panel, scores.score(panel, known, models, protocol, period=period, data_sha256=sha256, tests=tests))
+    since, until = _range(*period)
+    inside = (data.open_time >= since) & (data.open_time < until)
+    jumps = told(holes(data.open_time[inside], data.ohlcv[inside, 0], data.ohlcv[inside, 3]))
+    evaluation = scores.score(
+        replace(panel, notes=(*panel.notes, *jumps)),
+        known,
+        models,
+        protocol,
+        period=period,
+        data_sha256=data.sha256(since, until),
+        tests=tests,
+    )
+    return Scored(panel, evaluation)
 
 
 def _models(paths: Sequence[Path]) -> dict[str, Bundle]:

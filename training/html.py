@@ -63,16 +63,30 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
+#: Where a figure does not exist.
+NONE = "–"
+#: From here on a number is written with its exponent.
+_LONG = 1e6
+
+
 def number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return NONE
+    return f"{value:.{digits}f}" if abs(value) < _LONG else f"{value:.2e}"
 
 
 def p_value(value: float | None) -> str:
-    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+    return NONE if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def share(value: float | None, digits: int = 1) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.{digits}%}" if abs(value) < _LONG else f"{100 * value:.2e}%"
+
+
+def between(bounds: tuple[float, float] | None, digits: int = 2) -> str:
+    return NONE if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
 
 def spread(values: Scores, digits: int) -> str:

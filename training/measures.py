@@ -44,7 +44,8 @@ def measures(realized: Array, forecast: Array) -> Scores:
         raise ValueError("no row has both an outcome and a forecast")
     y, f = realized[known], forecast[known]
     squares = squared_errors(y, f)
-    spread = float(np.sum((y - y.mean()) ** 2))
+    # Of equal outcomes the squares would be what rounding leaves of their mean.
+    spread = float(np.sum((y - y.mean()) ** 2)) if np.ptp(y) > 0 else 0.0
     return {
         "rmse": float(np.sqrt(squares.mean())),
         "mae": float(np.abs(y - f).mean()),

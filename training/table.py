@@ -1,4 +1,4 @@
-"""An evaluation in the terminal: tables that fit 80 columns. The JSON has the same figures with all digits."""
+"""An evaluation in the terminal. The JSON has the same figures with all digits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.table import Table
 
 from training.comparison import Comparison
 from training.decay_study import TOLD_DAYS
+from training.html import NONE, number, p_value, share
 from training.measures import MEASURES, Scores
 from training.panel import NEXT_24H
 from training.scores import ByName, Evaluation
@@ -36,7 +37,7 @@ def _measures(of: Evaluation) -> Table:
         if by_name:
             table.add_row(part, style="italic")
         for name, values in by_name.items():
-            cells = (_number(values[m], _DIGITS[m]) for m in MEASURES)
+            cells = (number(values[m], _DIGITS[m]) for m in MEASURES)
             table.add_row(f"  {name}", *cells, style=_style(of, name))
     return table
 
@@ -56,10 +57,10 @@ def _tests(of: Evaluation) -> Table:
         spread = of.phases[NEXT_24H][name]["qlike"]
         table.add_row(
             name,
-            _number(spread["median"], 3),
-            f"{_number(spread['min'], 2)}-{_number(spread['max'], 2)}",
-            _number(line.b, 2),
-            _number(line.r2, 3),
+            number(spread["median"], 3),
+            f"{number(spread['min'], 2)}-{number(spread['max'], 2)}",
+            number(line.b, 2),
+            number(line.r2, 3),
             *(_in_set(p, name, size) for p in sets),
             *(cell for by_other in of.diebold_mariano.values() for cell in _compared(by_other.get(name))),
             style=_style(of, name),
@@ -77,7 +78,7 @@ def _groups(of: Evaluation) -> Table:
         *(short.get(label, label) for by_label in grouped.values() for label in by_label),
     )
     for name in of.next_24h:
-        cells = (_number(by_name[name]["qlike"], 3) for by_label in grouped.values() for by_name in by_label.values())
+        cells = (number(by_name[name]["qlike"], 3) for by_label in grouped.values() for by_name in by_label.values())
         table.add_row(name, *cells, style=_style(of, name))
     return table
 
@@ -91,16 +92,16 @@ def _intervals(of: Evaluation) -> Table:
     every = list(of.intervals.values())
     if not every:
         return table
-    table.add_row("promised", *(_share(i.level) for i in every))
-    table.add_row("inside", *(_share(i.coverage) for i in every))
+    table.add_row("promised", *(share(i.level) for i in every))
+    table.add_row("inside", *(share(i.coverage) for i in every))
     for kind, by_label in every[0].groups.items():
         for label in by_label:
-            cells = (_share(i.groups[kind].get(label, {}).get("coverage")) for i in every)
+            cells = (share(i.groups[kind].get(label, {}).get("coverage")) for i in every)
             table.add_row(f"  {label} σ before" if kind == "volatility before" else f"  {label}", *cells)
-    table.add_row("30 days, least", *(_share(i.coverage_30d_min) for i in every))
-    table.add_row("30 days, most", *(_share(i.coverage_30d_max) for i in every))
-    table.add_row("width", *(_number(i.width, 3) for i in every))
-    table.add_row("score", *(_number(1e3 * i.winkler, 2) for i in every))
+    table.add_row("30 days, least", *(share(i.coverage_30d_min) for i in every))
+    table.add_row("30 days, most", *(share(i.coverage_30d_max) for i in every))
+    table.add_row("width", *(number(i.width, 3) for i in every))
+    table.add_row("score", *(number(1e3 * i.winkler, 2) for i in every))
     return table
 
 
@@ -111,8 +112,8 @@ def _decay(of: Evaluation) -> Table:
         *("", "days", "alarms", "a year"),
     )
     for name, found in of.decay.items():
-        alarms = "" if found.false_alarms_a_year is None else str(len(found.false_alarms))
-        table.add_row(name, str(found.days), alarms, _number(found.false_alarms_a_year, 2), style=_style(of, name))
+        alarms = NONE if found.false_alarms_a_year is None else str(len(found.false_alarms))
+        table.add_row(name, str(found.days), alarms, number(found.false_alarms_a_year, 2), style=_style(of, name))
         for alarm in found.false_alarms:
             table.add_row(f"  {alarm.date} {alarm.kind}, since {alarm.since}")
     return table
@@ -128,7 +129,7 @@ def _found(of: Evaluation) -> Table:
     for name, study in of.decay.items():
         for factor, found in study.changes.items():
             if found.share is not None:
-                cells = (_share(found.share), _number(found.median_days, 0), _share(found.once_share))
+                cells = (share(found.share), number(found.median_days, 0), share(found.once_share))
                 table.add_row(name, factor, str(found.within_days), *cells, style=_style(of, name))
     return table
 
@@ -141,8 +142,8 @@ def _served(of: Evaluation) -> Table:
     )
     for name, found in of.decay.items():
         for factor, by in found.serving.items():
-            figures = (_number(value, 4) for value in (by.served, by.model, by.har))
-            table.add_row(name, factor, _share(by.har_share), *figures, style=_style(of, name))
+            figures = (number(value, 4) for value in (by.served, by.model, by.har))
+            table.add_row(name, factor, share(by.har_share), *figures, style=_style(of, name))
     return table
 
 
@@ -167,20 +168,12 @@ def _style(of: Evaluation, name: str) -> str:
     return "bold" if name in [m.name for m in of.models] else ""
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
 def _in_set(p: Scores | None, name: str, size: float) -> str:
     value = None if p is None else p[name]
-    return "" if value is None else f"{value:.3f}" + ("*" if value > size else " ")
+    return NONE if value is None else f"{value:.3f}" + ("*" if value > size else " ")
 
 
 def _compared(of: Comparison | None) -> tuple[str, str]:
     if of is None or of.statistic is None or of.p is None:
-        return "", ""
-    return f"{of.statistic:+.2f}", "<0.001" if of.p < 0.001 else f"{of.p:.3f}"
+        return NONE, NONE
+    return f"{of.statistic:+.2f}", p_value(of.p)

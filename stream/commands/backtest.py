@@ -9,17 +9,16 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 
 from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
+from stream.commands.tables import show
 from stream.core.policy import Policy
 from stream.ports import RefusedError
 
-_PIPE_WIDTH = 140
 _FIGURE_FORMS = ("png", "svg")
 #: Shown beside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
 _REFERENCES = ("reference", "reference-daily")
@@ -78,9 +77,8 @@ def backtest(
         )
     except ValueError as error:
         raise RefusedError(f"{candles}: {error}") from None
-    console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
-    for found in backtest_report.tables(tested.backtest):
-        console.print(found, "")
+    show(backtest_report.tables(tested.backtest))
+    click.echo(backtest_report.regimes_in_words(tested.backtest))
     for text in tested.backtest.findings:
         click.echo(text)
     for note in tested.backtest.notes:

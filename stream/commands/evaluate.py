@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
 
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
+from stream.commands.tables import show
 from stream.ports import RefusedError
 
 if TYPE_CHECKING:
     from training.evaluate import Scored
 
-_PIPE_WIDTH = 120
 _FIGURE_FORMS = ("png", "svg")
 
 
@@ -85,10 +84,7 @@ def evaluate(
         )
     # Before anything is shown: what was looked at is in the ledger, whatever becomes of the rest.
     _into_ledger(scored, ledger)
-    # A pipe has no width of its own, and a figure cut short is none.
-    console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
-    for found in table.tables(scored.evaluation):
-        console.print(found, "")
+    show(table.tables(scored.evaluation))
     for note in scored.evaluation.notes:
         click.echo(f"note: {note}", err=True)
     _write_all(scored, json_file, html, figure, form)

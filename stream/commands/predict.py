@@ -56,6 +56,7 @@ def predict(
         if not series or series[-1].open_time < since:
             raise RefusedError(f"--from: {candles} has no candle of {name} from {from_} on")
     rows: list[dict[str, Any]] = []
+    uncalibrated = 0
     with _progress() as bar:
         modelled, decided = bar.add_task("model", total=len(series)), bar.add_task("decisions", total=len(series))
 
@@ -67,6 +68,7 @@ def predict(
         for _, event in replay(rules, name, series, predictor.model, counted, since):
             if isinstance(event, Issued):
                 rows.append(_row(event))
+                uncalibrated += event.regimes_from == "uncalibrated"
                 if len(rows) % 1_000 == 0:
                     bar.update(decided, completed=len(rows))
         for task in (modelled, decided):
@@ -82,6 +84,12 @@ def predict(
         click.echo(
             f"note: {young} row(s) have fewer than {needed:,} hours of candles before them in this file; "
             "a daemon that can fetch more may say something else for them",
+            err=True,
+        )
+    if uncalibrated:
+        click.echo(
+            f"note: the regimes of {uncalibrated} row(s) are by the thresholds of {rules.described}: {name} has no 180 "
+            "days of forecasts of its own before them",
             err=True,
         )
     click.echo(f"{len(rows)} forecasts of {name}, {utc(rows[0]['open_time'])} to {utc(rows[-1]['open_time'])}: {out}")

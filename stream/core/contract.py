@@ -10,9 +10,11 @@ import math
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 
 from stream.core import drift, features
 from stream.core.target import HORIZON_HOURS
+from stream.core.windows import Array
 
 METADATA_KEY = "volcast"
 CONTRACT_VERSION = 2
@@ -23,6 +25,8 @@ OUTPUT = "volatility"
 OUTPUT_WIDTH = 1 + len(HORIZON_HOURS)
 #: Of the hours that regimes are taken from a third is low, a fifth high.
 REGIME_QUANTILES = (1 / 3, 4 / 5)
+#: Quantiles nearer to each other than this are one level: a policy's hysteresis would bridge them.
+_REGIME_RATIO = 1.25
 
 
 class ContractError(ValueError):
@@ -51,10 +55,25 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Regimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Quantiles of the realized 24 h volatility over the training range of the first symbol, hourly σ."""
+    """Where `medium` and `high` begin, hourly σ. In a bundle: quantiles of the realized 24 h volatility over the
+    training range of the first symbol."""
 
     medium_from: float
     high_from: float
+
+    @classmethod
+    def of(cls, volatility: Array) -> Regimes:
+        """The quantiles of these, hourly σ, none of them NaN.
+
+        What is usual of a symbol that hardly varies is calm, and so is a value that a third of the hours share, such as
+        the floor of a price that does not move.
+        """
+        medium, high = np.quantile(volatility, REGIME_QUANTILES).tolist()
+        if high < medium * _REGIME_RATIO:
+            return cls(medium * _REGIME_RATIO, medium * _REGIME_RATIO**2)
+        if np.count_nonzero(volatility == medium) > 1:
+            medium = math.nextafter(medium, math.inf)
+        return cls(medium, high)
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

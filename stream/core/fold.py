@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stream.core import intervals, serving
 from stream.core import policy as risk
 from stream.core.candle import HOUR_MS
-from stream.core.contract import REGIME_QUANTILES, Calibration, Contract, Regimes
+from stream.core.contract import Calibration, Contract, Regimes
 from stream.core.features import LOOKBACK_HOURS
 from stream.core.windows import Array
 
@@ -29,10 +29,12 @@ HISTORY_HOURS = 2_880
 ANCHOR_STEP_HOURS = 720
 #: The fold covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
 FOLD_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
-#: A symbol that the bundle does not describe has the regimes of so many hours before its fold, once nearly all of
-#: them are known.
+#: A symbol that the bundle does not describe has the regimes of its own forecasts of so many hours before its fold,
+#: once nearly all of them are known. Each fifth hour is looked at: every hour of the week as often as any other, at a
+#: fifth of the model calls of a fresh start.
 OWN_REGIME_HOURS = 180 * 24
-_MIN_OWN_HOURS = 170 * 24
+_OWN_STEP_HOURS = 5
+_MIN_OWN_FORECASTS = 170 * 24 // _OWN_STEP_HOURS
 #: All the candles that such a symbol's decisions can depend on.
 OWN_HISTORY_HOURS = HISTORY_HOURS + OWN_REGIME_HOURS
 
@@ -68,8 +70,8 @@ class Rules(msgspec.Struct, frozen=True):
     def policies(self) -> tuple[risk.Policy, ...]:
         return (self.policy, *self.beside)
 
-    def outcome_hours(self, symbol: str) -> int:
-        """Hours whose outcomes the operator of a symbol keeps."""
+    def said_hours(self, symbol: str) -> int:
+        """Hours whose forecasts the operator of a symbol keeps."""
         return FOLD_HOURS if symbol == self.described else FOLD_HOURS + OWN_REGIME_HOURS
 
     def history_hours(self, symbol: str) -> int:
@@ -88,7 +90,9 @@ class Folded:
     memories: tuple[risk.Memory, ...]
     #: Newest last, at most `serving.DAYS`: excess of the forecasts that close a day, NaN where one has no outcome.
     days: tuple[float, ...]
-    regimes: Regimes
+    #: One for each of `Rules.sources`: thresholds are of what they are held against, or a source that says more than
+    #: another would be in a higher regime for ever.
+    regimes: tuple[Regimes, ...]
     regimes_from: RegimesFrom
 
 
@@ -98,16 +102,27 @@ def anchor(open_time: int) -> int:
     return oldest // ANCHOR_STEP_HOURS * ANCHOR_STEP_HOURS * HOUR_MS
 
 
-def fold(rules: Rules, symbol: str, start: int, said: Array, realized: Array) -> Folded:
+def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArray[np.bool_]:
+    """[n]: the hours whose forecasts a fold from `start` on and its regimes depend on.
+
+    own: whether the regimes are the symbol's own (`Contract.describes` says no).
+    """
+    asked: NDArray[np.bool_] = open_time >= start
+    if own:
+        hour = open_time // HOUR_MS
+        asked |= (hour >= start // HOUR_MS - OWN_REGIME_HOURS) & (hour % _OWN_STEP_HOURS == 0)
+    return asked
+
+
+def fold(rules: Rules, symbol: str, start: int, said: Array, realized: Array, before: Array) -> Folded:
     """From nothing over the hours from `start` on, the newest included, whose own forecast is not there yet.
 
     said: [sources + 1, n], σ by source (`Rules.sources`) and the missing hours of the last 48. realized: [>= n], what
-    is known at each hour of the 24 that end with it, and before `start` for the regimes. Hourly σ, NaN where there is
-    none.
+    is known at each hour of the 24 that end with it. before: [sources + 1, m], the same as `said` of the hours before
+    `start`, for the regimes. Hourly σ, NaN where there is none.
     """
-    hours = said.shape[1]
-    past = realized[-hours:]
-    regimes, regimes_from = _regimes(rules, symbol, realized[: len(realized) - hours])
+    past = realized[-said.shape[1] :]
+    regimes, regimes_from = _regimes(rules, symbol, start, before)
     calibrated, highs = intervals.folded(rules.calibration, start, said[0], past)
     days, har_served = _served(start, said, past)
     har_calibrated: intervals.Memory | None = None
@@ -115,7 +130,7 @@ def fold(rules: Rules, symbol: str, start: int, said: Array, realized: Array) ->
     if har_served.any():
         har_calibrated, har_highs = intervals.folded(rules.har_calibration, start, said[1], past)
         volatility, highs = np.where(har_served, said[1], said[0]), np.where(har_served, har_highs, highs)
-    memories = _policies(rules, regimes, start, said, volatility, highs)
+    memories = _policies(rules, regimes, start, said, volatility, highs, har_served)
     return Folded(calibrated, har_calibrated, memories, days, regimes, regimes_from)
 
 
@@ -145,20 +160,34 @@ def excess(realized: float, model: float, har: float) -> float:
     return serving.excess(realized, model, har)
 
 
-def _regimes(rules: Rules, symbol: str, before: Array) -> tuple[Regimes, RegimesFrom]:
+def _regimes(rules: Rules, symbol: str, start: int, before: Array) -> tuple[tuple[Regimes, ...], RegimesFrom]:
+    sources = len(rules.sources)
+    of_bundle = (rules.regimes,) * sources
     if symbol == rules.described:
-        return rules.regimes, "bundle"
-    known = before[-OWN_REGIME_HOURS:]
-    known = known[np.isfinite(known)]
-    if len(known) < _MIN_OWN_HOURS:
-        return rules.regimes, "uncalibrated"
-    medium, high = np.quantile(known, REGIME_QUANTILES).tolist()
-    # Of a symbol that never moved both are the floor.
-    return Regimes(medium, max(high, math.nextafter(medium, math.inf))), "own"
+        return of_bundle, "bundle"
+    first = max(before.shape[1] - OWN_REGIME_HOURS, 0)
+    hour = start // HOUR_MS - before.shape[1] + np.arange(first, before.shape[1])
+    looked_at = before[:sources, first:][:, hour % _OWN_STEP_HOURS == 0]
+    known = looked_at[:, np.isfinite(looked_at[0])]
+    if known.shape[1] < _MIN_OWN_FORECASTS:
+        return of_bundle, "uncalibrated"
+    return tuple(Regimes.of(one) for one in known), "own"
+
+
+def regimes_for(rules: Rules, policy: risk.Policy, regimes: tuple[Regimes, ...], har_served: bool) -> Regimes:
+    """Those of what the policy acts on: of the headline whoever is served."""
+    source = "har" if har_served and policy.forecast == "model" else policy.forecast
+    return regimes[rules.sources.index(source)]
 
 
 def _policies(
-    rules: Rules, regimes: Regimes, start: int, said: Array, volatility: Array, highs: Array
+    rules: Rules,
+    regimes: tuple[Regimes, ...],
+    start: int,
+    said: Array,
+    volatility: Array,
+    highs: Array,
+    har_served: NDArray[np.bool_],
 ) -> tuple[risk.Memory, ...]:
     """The memories of all policies after these hours; `volatility` and `highs` are of what was served."""
     first = start // HOUR_MS
@@ -173,4 +202,10 @@ def _policies(
         ]
         for name in rules.sources
     }
-    return tuple(risk.fold(policy, regimes, seen[policy.forecast]) for policy in rules.policies)
+    served = har_served[rows].tolist()
+
+    def limits(policy: risk.Policy) -> list[Regimes]:
+        by_who = [regimes_for(rules, policy, regimes, har) for har in (False, True)]
+        return [by_who[har] for har in served]
+
+    return tuple(risk.fold(policy, limits(policy), seen[policy.forecast]) for policy in rules.policies)

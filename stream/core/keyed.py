@@ -48,12 +48,12 @@ class State(msgspec.Struct, frozen=True):
     last_open_time: int | None = None
     #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
     window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
-    #: [sources + 1, FOLD_HOURS], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
+    #: [sources + 1, Rules.said_hours], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
     #: newest last, NaN where there was no forecast. None before the first.
     said: Array | None = None
     #: Open time of the newest column of `said`.
     said_until: int = 0
-    #: [Rules.outcome_hours], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    #: [FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
     realized: Array = msgspec.field(default_factory=lambda: np.full(FOLD_HOURS, np.nan))
     awaiting: bool = False
     anchor: int = 0
@@ -67,14 +67,14 @@ class State(msgspec.Struct, frozen=True):
     #: As `Folded.days`; whoever they speak for is served.
     days: tuple[float, ...] = ()
     serving: Serving = "model"
-    #: None until the first forecast.
-    regimes: Regimes | None = None
+    #: As `Folded.regimes`; None until the first forecast.
+    regimes: tuple[Regimes, ...] | None = None
     regimes_from: RegimesFrom = "bundle"
     recent: tuple[RecentForecast, ...] = ()
 
     @property
     def volatilities(self) -> Array:
-        """[FOLD_HOURS], the model's σ by hour; the newest is that of the newest forecast."""
+        """[Rules.said_hours], the model's σ by hour; the newest is that of the newest forecast."""
         return np.full(FOLD_HOURS, np.nan) if self.said is None else self.said[0]
 
 
@@ -124,6 +124,8 @@ class Issued(msgspec.Struct, frozen=True):
     serving: Serving
     #: What the model said of the next 24 h.
     model_volatility: float
+    #: What the verdict's regime was found by.
+    regimes: Regimes
     regimes_from: RegimesFrom = "bundle"
     #: Where the policies of `Rules.beside` stand after it.
     beside: tuple[risk.Memory, ...] = ()
@@ -137,6 +139,13 @@ def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, 
     if isinstance(item, Candle):
         return _take(rules, state, item)
     return _conclude(rules, state, item)
+
+
+def remember(rules: Rules, state: State, prediction: Prediction) -> State:
+    """The state after a forecast from before the fold: nothing is decided, own regimes are found by it."""
+    said = _said_before(rules, state, prediction.open_time)
+    said[:, -1] = _column(rules, prediction)
+    return msgspec.structs.replace(state, said=said, said_until=prediction.open_time, awaiting=False)
 
 
 def give_up(state: State) -> State:
@@ -160,7 +169,7 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
     closes = window[-intervals.DELAY_HOURS - 1 :, 3]
     exists = np.isfinite(closes)
     returns = int(np.count_nonzero(exists[1:] & exists[:-1]))
-    outcomes = _shifted(state.realized, hours, rules.outcome_hours(state.symbol))
+    outcomes = _shifted(state.realized, hours)
     calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
     har_calibrated = None if state.har_calibrated is None else intervals.passed(state.har_calibrated, hours)
     realized = math.nan
@@ -209,28 +218,24 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         state.last_open_time,
     ):
         raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
-    now, sources = prediction.open_time, rules.sources
-    if state.said is None:
-        said = np.full((len(sources) + 1, FOLD_HOURS), np.nan)
-    else:
-        said = _later(state.said, (now - state.said_until) // HOUR_MS)
+    now = prediction.open_time
+    said = _said_before(rules, state, now)
     calibrated, har_calibrated, days = state.calibrated, state.har_calibrated, state.days
     memory, beside, start = state.memory, state.beside, anchor(now)
     regimes, regimes_from = state.regimes, state.regimes_from
     # This hour included: its own forecast is not there yet, and its outcome is learnt from.
     past = slice(-1 - (now - start) // HOUR_MS, None)
     if start != state.anchor or calibrated is None or regimes is None:
-        found = fold.fold(rules, state.symbol, start, said[:, past], state.realized)
+        before = said[:, : past.start]
+        found = fold.fold(rules, state.symbol, start, said[:, past], state.realized, before)
         calibrated, har_calibrated, days = found.calibrated, found.har_calibrated, found.days
         memory, *others = found.memories
         beside = tuple(others)
         regimes, regimes_from = found.regimes, found.regimes_from
-    said[:, -1] = [*(getattr(prediction, risk.SOURCES[name]) for name in sources), prediction.gaps]
     har_served = serving.behind(days)
     if har_served and har_calibrated is None:
-        before = said[:, past].copy()
-        before[:, -1] = np.nan
-        har_calibrated = fold.har_intervals(rules, start, before, state.realized)
+        har_calibrated = fold.har_intervals(rules, start, said[:, past], state.realized)
+    said[:, -1] = _column(rules, prediction)
     calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
     if har_calibrated is not None:
         har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
@@ -241,10 +246,16 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     # What policies see of each source is what `said` keeps of it and a later fold will show them again: of the headline
     # what is served, of everything else what was predicted.
     seen = msgspec.structs.replace(prediction, rolling_24h_next=said_by_model.rolling_24h_next)
-    memory, verdict = risk.decide(rules.policy, regimes, memory, risk.outlook(rules.policy, seen, interval.high))
+    limits = fold.regimes_for(rules, rules.policy, regimes, har_served)
+    memory, verdict = risk.decide(rules.policy, limits, memory, risk.outlook(rules.policy, seen, interval.high))
     if rules.beside:
         beside = tuple(
-            risk.advance(policy, regimes, before_it, risk.outlook(policy, seen, interval.high))
+            risk.advance(
+                policy,
+                fold.regimes_for(rules, policy, regimes, har_served),
+                before_it,
+                risk.outlook(policy, seen, interval.high),
+            )
             for policy, before_it in zip(rules.beside, beside, strict=True)
         )
     who: Serving = "har" if har_served else "model"
@@ -267,7 +278,20 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         regimes_from=regimes_from,
         recent=_remember(state.recent, prediction, interval),
     )
-    return after, (Issued(prediction, interval, verdict, who, said_by_model.volatility, regimes_from, beside),)
+    if rules.policy.thresholds is not None:
+        limits = rules.policy.thresholds.hourly
+    return after, (Issued(prediction, interval, verdict, who, said_by_model.volatility, limits, regimes_from, beside),)
+
+
+def _said_before(rules: Rules, state: State, open_time: int) -> Array:
+    """`State.said` up to this hour, whose own forecast is not there yet."""
+    if state.said is None:
+        return np.full((len(rules.sources) + 1, rules.said_hours(state.symbol)), np.nan)
+    return _later(state.said, (open_time - state.said_until) // HOUR_MS)
+
+
+def _column(rules: Rules, prediction: Prediction) -> list[float]:
+    return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 
 def _as_har(prediction: Prediction, window: Array) -> Prediction:
@@ -302,9 +326,9 @@ def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float
 
 
 def _said_at(state: State, open_time: int) -> tuple[float, float]:
-    """σ of the model and of har of an earlier candle, NaN where there was none."""
+    """σ of the model and of har of an earlier candle of the fold, NaN where there was none."""
     back = (state.said_until - open_time) // HOUR_MS
-    if state.said is None or not 0 <= back < FOLD_HOURS:
+    if state.said is None or open_time < state.anchor or not 0 <= back < FOLD_HOURS:
         return math.nan, math.nan
     return float(state.said[0, -1 - back]), float(state.said[1, -1 - back])
 
@@ -332,15 +356,12 @@ def _remember(
     return (*recent[first:], entry)
 
 
-def _shifted(values: Array, rows: int, length: int | None = None) -> Array:
-    """The same `rows` later, NaN where nothing is known yet; `length` of them, if not as many as before."""
-    length = len(values) if length is None else length
-    out = np.empty((length, *values.shape[1:]))
-    kept = max(min(len(values), length - rows), 0)
-    first = max(length - rows, 0) - kept
-    out[:first] = np.nan
-    out[first : first + kept] = values[len(values) - kept :]
-    out[first + kept :] = np.nan
+def _shifted(values: Array, rows: int) -> Array:
+    """The same `rows` later, NaN where nothing is known yet."""
+    out = np.empty_like(values)
+    kept = max(len(values) - rows, 0)
+    out[:kept] = values[len(values) - kept :]
+    out[kept:] = np.nan
     return out
 
 

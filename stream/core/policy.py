@@ -197,11 +197,11 @@ def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
     return min(policy.max_exposure, policy.target_volatility_annualized / (max(sigma, math.exp(log_calm)) * ANNUAL))
 
 
-def fold(policy: Policy, regimes: Regimes, seen: Iterable[Outlook]) -> Memory:
-    """The memory after these, from nothing."""
+def fold(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> Memory:
+    """The memory after these, from nothing; `regimes` of each."""
     memory = Memory()
-    for each in seen:
-        memory = advance(policy, regimes, memory, each)
+    for limits, each in zip(regimes, seen, strict=False):
+        memory = advance(policy, limits, memory, each)
     return memory
 
 

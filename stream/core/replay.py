@@ -15,9 +15,9 @@ from stream.core import features as feature_room
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Model
 from stream.core.features import Features
-from stream.core.fold import Rules, anchor
+from stream.core.fold import Rules, anchor, forecast_hours
 from stream.core.forecast import Prediction, assemble
-from stream.core.keyed import Event, Ready, State, give_up, step
+from stream.core.keyed import Event, Ready, State, give_up, remember, step
 from stream.core.windows import Array
 
 #: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.
@@ -69,7 +69,7 @@ def replay(
         return
     table = feature_room.compute(grid, ohlcv)
     start = anchor(since) if since is not None else int(grid[0])
-    rows = np.nonzero(table.ready & (grid >= start))[0]
+    rows = np.nonzero(table.ready & forecast_hours(grid, start, own=symbol != rules.described))[0]
     predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
     yield from drive(rules, symbol, candles, predictions, since)
 
@@ -83,8 +83,9 @@ def drive(
 ) -> Iterator[tuple[State, Event]]:
     """`replay` with the predictions given, by open time."""
     state = State(symbol)
+    start = anchor(since) if since is not None else None
     for candle in candles:
-        # The look-back before the fold fills the window; what it would forecast, nothing depends on.
+        # The look-back before the fold fills the window; of what it would forecast, own regimes depend on some hours.
         state, events = step(rules, state, candle)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
         if not any(isinstance(e, Ready) for e in events):
@@ -93,6 +94,9 @@ def drive(
         if prediction is None:
             # Before the fold nobody asked; within it the model gave no usable answer. Both are as if never forecast.
             state = give_up(state)
+            continue
+        if start is not None and candle.open_time < start:
+            state = remember(rules, state, prediction)
             continue
         state, events = step(rules, state, prediction)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
