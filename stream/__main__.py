@@ -200,7 +200,8 @@ def demo(**options: Any) -> None:
 def exchange(**options: Any) -> None:
     """The embedded exchange on its own: Binance's dialect, a tape, faults on order (POST /control/fault).
 
-    Its clock stands still until the first subscription. REST's port serves the bulk archive too, for `volcast fetch`.
+    Its clock stands still until somebody asks the time or subscribes. REST's port serves the bulk archive too, for
+    `volcast fetch`.
     Faults: drop, duplicate_close, withhold_close, mute, unmute, refuse, flap, rest_status; of the archive
     truncated_zip, wrong_checksum, missing_archive, header_row, missing_rows, revised_archive. For instance
     curl -d '{"fault":"drop"}' http://127.0.0.1:9080/control/fault
