@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from stream.testing.broker import EmbeddedBroker
+from tests.e2e.conftest import need
 
 EIGHT = "BTCUSDT,ETHUSDT,SOLUSDT,XRPUSDT,DOGEUSDT,LTCUSDT,ADAUSDT,BNBUSDT"
 
@@ -195,3 +196,27 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
     # The last table stays, with the summary.
     assert any(line.startswith("1000SATSUSDT") for line in end)
     assert "forecasts and as many decisions" in "\n".join(end)
+
+
+def test_a_person_sees_forecast_and_decision_of_a_node_in_its_first_hours(
+    volcast: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
+) -> None:
+    # An hour a minute: nothing can have matured yet.
+    demo = volcast("demo", "--http-port", 0, "--speed", 60, "--symbols", "BTCUSDT,ETHUSDT", PYTHONUNBUFFERED="1")
+    url = demo.find(r"page\s+(http\S+)")
+    demo.find(r"(node demo is ready)")
+    until(lambda: httpx.get(f"{url}api/v1/score/ETHUSDT", trust_env=False).status_code == 200, "the first score")
+    chromium = need("chromium", "chromium")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=4000", "--dump-dom", url,
+    ]  # fmt: skip
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    page = " ".join(page.split())
+    assert 'id="state">ready<' in page
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        assert re.search(rf'data-testid="forecast-{symbol}">\d+\.\d % \(\d+\.\d % to \d+\.\d %\)<', page), page
+        assert re.search(rf'data-testid="decision-{symbol}">hold \d+\.\d % \(', page)
+        assert f'data-testid="score-{symbol}">none yet' in page
+    assert "cannot be shown" not in page
+    assert demo.stop() == 0
