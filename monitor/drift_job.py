@@ -40,6 +40,8 @@ KEEP_REPORTS = 30
 #: What the child may hold. It needs some 500 with one thread, which is what the environment below gives it, and stays
 #: with this under what a unit or container of 2 GB has left beside the daemon.
 MEMORY_MB = 1_024
+#: A run is in no hurry, and whatever else the machine does comes first.
+_NICE = 10
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     # Each thread of these reserves its own memory, and the run is short of neither time nor cores.
@@ -159,7 +161,7 @@ class Schedule:
             raise RuntimeError(lines[-1] if lines else _how_it_ended(process.returncode))
 
 
-def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[str]:
+def drift_command(symbol: str, data_dir: Path, model: Path, html: Path, *, nice: int = _NICE) -> list[str]:
     """`volcast drift` as a child of this interpreter."""
     options = {
         "--symbols": symbol,
@@ -167,7 +169,7 @@ def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[
         "--model": str(model),
         "--out": str(html),
         "--json": str(html.with_suffix(".json")),
-        "--nice": "10",
+        "--nice": str(nice),
         "--memory-mb": str(MEMORY_MB),
     }
     # -P: a folder named stream where the daemon happens to stand must not be imported.

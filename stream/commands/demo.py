@@ -30,7 +30,7 @@ from stream.testing.exchange import Exchange
 #: And so long for a broker that has not acknowledged everything yet.
 _BROKER_WAIT_S = 15.0
 #: And so long for each drift result: processes of their own compute them, one after the other.
-_DRIFT_WAIT_S = 120.0
+_DRIFT_WAIT_S = 180.0
 _REFRESH_S = 0.25
 
 

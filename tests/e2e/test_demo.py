@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,7 +23,6 @@ import httpx
 import pytest
 
 from stream.testing.broker import EmbeddedBroker
-from tests.e2e.conftest import need
 
 EIGHT = "BTCUSDT,ETHUSDT,SOLUSDT,XRPUSDT,DOGEUSDT,LTCUSDT,ADAUSDT,BNBUSDT"
 
@@ -107,6 +107,7 @@ def busy() -> Iterator[None]:
         loop.wait()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("symbols", ["BTCUSDT", "BTCUSDT,ETHUSDT,SOLUSDT", EIGHT])
 def test_a_demo_on_a_busy_machine_is_ready_publishes_all_and_runs_drift_for_each_symbol(
     symbols: str, busy: None, volcast: Callable[..., Any], tmp_path: Path, until: Callable[..., Any]
@@ -206,7 +207,9 @@ def test_a_person_sees_forecast_and_decision_of_a_node_in_its_first_hours(
     url = demo.find(r"page\s+(http\S+)")
     demo.find(r"(node demo is ready)")
     until(lambda: httpx.get(f"{url}api/v1/score/ETHUSDT", trust_env=False).status_code == 200, "the first score")
-    chromium = need("chromium", "chromium")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("chromium is needed for this test: apt-get install chromium")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=4000", "--dump-dom", url,
