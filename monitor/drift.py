@@ -27,6 +27,7 @@ from stream.core.contract import Contract
 from stream.core.messages import Drift, DriftFeature, FastDrift
 from stream.core.replay import to_grid
 from stream.core.windows import Array
+from stream.extras import installing
 from stream.logs import utc
 
 METHOD = "wasserstein (normed)"
@@ -45,7 +46,7 @@ def evidently_missing() -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("evidently") is None:
-        return "evidently is not installed: pip install -c constraints.txt '.[drift]' in the clone"
+        return f"evidently is not installed: {installing('drift')}"
     return None
 
 

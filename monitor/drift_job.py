@@ -27,6 +27,7 @@ import msgspec
 
 from stream.core.candle import HOUR_MS
 from stream.core.messages import Drift, DriftFeature
+from stream.extras import installing
 from stream.ports import Clock, DriftFailed, Observer
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def state(period_hours: float) -> str:
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
     if importlib.util.find_spec("evidently") is None:
-        return "off: evidently is not installed; pip install -c constraints.txt '.[drift]' in the clone"
+        return f"off: evidently is not installed; {installing('drift')}"
     return "on"
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from stream.commands.node import packaged_model
 from stream.commands.outputs import require_writable, write, write_json
+from stream.extras import installing
 from stream.ports import RefusedError
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
         raise RefusedError(
-            f"{what} need {', '.join(missing)}, of the extra 'research': "
-            f"pip install -c constraints.txt '.[research]' in the clone, {otherwise}"
+            f"{what} need {', '.join(missing)}, of the extra 'research': {installing('research')} ({otherwise})"
         )
 
 

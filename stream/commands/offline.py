@@ -10,6 +10,7 @@ import click
 
 from stream.adapters import candles as files
 from stream.commands.outputs import write_json
+from stream.extras import installing
 from stream.ports import RefusedError
 
 
@@ -25,10 +26,7 @@ def read_candles(candles: Path, symbol: str | None) -> files.CandleTable:
 def _need(extra: str, *modules: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise RefusedError(
-            f"the extra {extra!r} is missing ({', '.join(missing)}): "
-            f"pip install -c constraints.txt '.[{extra}]' in the clone"
-        )
+        raise RefusedError(f"the extra {extra!r} is missing ({', '.join(missing)}): {installing(extra)}")
 
 
 def train(

@@ -143,7 +143,7 @@ def test_an_embedded_broker_that_is_not_installed(run: Any, tmp_path: Path) -> N
         "u.find_spec = lambda name, package=None: None if name == 'iotcore' else find(name, package)\n"
     )
     done = volcast_now("run", "--mqtt-url", "embedded", "--data-dir", tmp_path / "v", PYTHONPATH=str(hidden))
-    refused(done, "iotcore", ".[demo]")
+    refused(done, "iotcore", f"{sys.executable} -m pip install", "[demo]")
 
 
 def test_check_shows_settings_without_secrets_and_warns_of_whom_it_cannot_reach(
