@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.report_html import headed, heading, hour, paragraph
 from stream.core import drift, features
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract
@@ -28,7 +28,6 @@ from stream.core.messages import Drift, DriftFeature, FastDrift
 from stream.core.replay import to_grid
 from stream.core.windows import Array
 from stream.extras import installing
-from stream.logs import utc
 
 METHOD = "wasserstein (normed)"
 #: Hours that a run needs: 30 days, and the look-back of the first of them.
@@ -119,7 +118,7 @@ def _words(found: Drift) -> list[str]:
     if found.fast is not None:
         fast = _verdict(found.fast.detected, found.fast.features)
     return [
-        f"{found.symbol}, {utc(found.from_)} to {utc(found.to)}",
+        f"Drift of {found.symbol}, {hour(found.from_)} to {hour(found.to)} UTC",
         f"30 days: drift {_verdict(found.detected, found.features)}",
         f"Their last 10 days against the 90 before: drift {fast}",
         "Below are the 30 days, at the thresholds of this model: drift is detected where any measure reaches its own.",
@@ -219,16 +218,14 @@ def evidently_scores(
 
 
 def _write(html: Path, page: str, words: Sequence[str]) -> None:
-    """The page with these lines above what it shows, written whole or not at all."""
-    title, *lines = (escape(line) for line in words) if words else ("",)
-    above = f"<h1>{title}</h1>" + "".join(f"<p>{line}</p>" for line in lines) if words else ""
+    """The page, the words above what it shows; written whole or not at all."""
+    if words:
+        title, *lines = words
+        page = headed(page, title, [heading(title, 1), *map(paragraph, lines)])
     html.parent.mkdir(parents=True, exist_ok=True)
     beside = html.with_name(f".{html.name}.part")
     try:
-        beside.write_text(
-            page.replace("<body>", f'<body><div style="font-family: sans-serif; margin: 1.5rem">{above}</div>', 1),
-            encoding="utf-8",
-        )
+        beside.write_text(page, encoding="utf-8")
         beside.replace(html)
     finally:
         beside.unlink(missing_ok=True)

@@ -23,7 +23,6 @@ from stream.core import drift, features
 from stream.core.candle import HOUR_MS
 from stream.core.contract import Contract
 from stream.core.windows import Array
-from stream.logs import utc
 
 WEEK_HOURS = 7 * 24
 #: Hours of candles before a period that its verdicts can need.
@@ -125,15 +124,7 @@ def judged(measured: Measured, contract: Contract, period: Period, html: Path | 
     # What a run at the end of the period's first 30 days would compare with: what lies before the period.
     reference, source = _reference(measured, contract, measured.row(period.from_ms) + drift.WINDOW_HOURS)
     fast = [week.fast_detected for week in weeks if week.fast_detected is not None]
-    detected = sum(week.detected for week in weeks)
     thresholds = {name: contract.reference[name].threshold for name in drift.MEASURES}
-    words = [
-        f"{measured.symbol}, {utc(period.from_ms)} to {utc(period.to_ms - HOUR_MS)}",
-        f"30 days: drift detected in {detected} of {len(weeks)} weeks",
-        f"Their last 10 days against the 90 before: drift detected in {sum(fast)} of {len(fast)} weeks",
-        "Below are all hours of the period at once, at this model's thresholds. They are made for 30 days: drift can "
-        "be detected there and in no week, and the other way round.",
-    ]
     return DriftOfPeriod(
         first=period.from_ms,
         last=period.to_ms - HOUR_MS,
@@ -142,12 +133,10 @@ def judged(measured: Measured, contract: Contract, period: Period, html: Path | 
         rows=len(rows),
         reference=source,
         thresholds=thresholds,
-        evidently_scores=evidently_scores(
-            _columns(rows), _columns(reference), html, thresholds=thresholds, words=lambda scores: words
-        ),
+        evidently_scores=evidently_scores(_columns(rows), _columns(reference), html, thresholds=thresholds),
         weeks=tuple(weeks),
         weeks_not_judged=len(asked) - len(weeks),
-        weeks_detected=detected,
+        weeks_detected=sum(week.detected for week in weeks),
         weeks_default_detected=sum(week.default_detected for week in weeks),
         weeks_fast_detected=sum(fast),
         weeks_fast_judged=len(fast),

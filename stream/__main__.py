@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -438,6 +439,9 @@ def report(**options: Any) -> None:
 
 
 def main() -> None:
+    if os.getpid() == 1:
+        # The kernel spares the first process of a container signals that it has no handler for: also while it imports.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     cli(prog_name="volcast")
 
 

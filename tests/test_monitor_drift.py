@@ -131,7 +131,7 @@ def test_the_words_of_the_page_are_our_verdicts(
     assert by_evidently == ["detected" if slow else "NOT detected"]
     count = sum(f.detected for f in found.features)
     assert f"({count} out of {len(found.features)})" in shown
-    ours = dict(re.findall(r"<p>(30 days|Their last 10 days)[^<]*?: drift ((?:not )?detected)", shown))
+    ours = dict(re.findall(r"<p[^>]*>(30 days|Their last 10 days)[^<]*?: drift ((?:not )?detected)", shown))
     assert ours == {
         "30 days": "detected" if slow else "not detected",
         "Their last 10 days": "detected" if fast else "not detected",

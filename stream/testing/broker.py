@@ -109,12 +109,9 @@ class EmbeddedBroker:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # It has nothing to save, and whoever stops it has nothing to wait for.
+        process.kill()
+        process.wait()
         if process.stdin is not None:
             process.stdin.close()
 
