@@ -193,8 +193,10 @@ def _drift_words(tally: Tally, symbol: str) -> str:
     found = tally.drifts.get(symbol)
     if found is None:
         return f"drift: no result: {tally.drift_failures.get(symbol, 'the demo ended before it was run')}"
-    fast = "10 days are not judged" if found.fast is None else f"of 10 days {_word(found.fast.detected)}"
-    return f"drift {_word(found.detected)} in 30 days ({found.drifted_share:.0%} of the features); {fast}"
+    fast = "not judged" if found.fast is None else _word(found.fast.detected)
+    return (
+        f"drift {_word(found.detected)} in 30 days ({found.drifted_share:.0%} of the features), {fast} in the last 10"
+    )
 
 
 def _word(detected: bool) -> str:

@@ -107,6 +107,7 @@ def busy() -> Iterator[None]:
         loop.wait()
 
 
+@pytest.mark.fault(58)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("symbols", ["BTCUSDT", "BTCUSDT,ETHUSDT,SOLUSDT", EIGHT])
 def test_a_demo_on_a_busy_machine_is_ready_publishes_all_and_runs_drift_for_each_symbol(
@@ -130,7 +131,7 @@ def test_a_demo_on_a_busy_machine_is_ready_publishes_all_and_runs_drift_for_each
         assert re.search(rf"^{name}: drift (not )?detected in 30 days", demo.out, re.MULTILINE)
 
 
-@pytest.mark.fault(58)
+@pytest.mark.fault(57)
 def test_a_stall_of_the_simulated_exchange_is_one_change_of_the_nodes_state_and_back(
     volcast: Callable[..., Any], until: Callable[..., Any], subscribe: Callable[..., Any], tmp_path: Path
 ) -> None:
