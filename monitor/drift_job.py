@@ -36,6 +36,9 @@ _TIMEOUT_S = 300.0
 _POLL_S = 1.0
 #: A run that failed (too few candles yet, say) is tried again after this much exchange time.
 _RETRY_HOURS = 1.0
+#: The least time of ours between two runs for a symbol: beside an exchange whose hours pass in seconds they would never
+#: stop.
+_LEAST_BETWEEN_S = 60.0
 #: HTML reports kept per symbol, and their .json beside them.
 KEEP_REPORTS = 30
 #: What the child may hold. It needs some 500 with one thread, which is what the environment below gives it, and stays
@@ -97,6 +100,7 @@ class Schedule:
         self._command = command or drift_command
         self._timeout_s = timeout_s
         self._due_ms: dict[str, float] = {}
+        self._not_before_s: dict[str, float] = {}
         self.state = state
 
     async def run(self) -> None:
@@ -109,7 +113,9 @@ class Schedule:
             if now_ms is None or not self._listener.readiness_ok():
                 continue
             for symbol in self._listener.symbols:
-                if now_ms >= self._due_ms.get(symbol, 0.0):
+                rested = self._clock.monotonic_s() >= self._not_before_s.get(symbol, 0.0)
+                if rested and now_ms >= self._due_ms.get(symbol, 0.0):
+                    self._not_before_s[symbol] = self._clock.monotonic_s() + _LEAST_BETWEEN_S
                     hours = self._period_hours if await self._attempt(symbol) else _RETRY_HOURS
                     self._due_ms[symbol] = now_ms + hours * HOUR_MS
 

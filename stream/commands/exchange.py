@@ -134,7 +134,8 @@ async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: i
     async with server:
         closing = asyncio.create_task(close_market(server))
         scale = tape.speed or 0
-        click.echo(f"volcast run --ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
+        symbols = "" if tuple(tape.candles) == DEFAULT_SYMBOLS else f"--symbols {','.join(tape.candles)} "
+        click.echo(f"volcast run {symbols}--ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
         click.echo(f"archive:  volcast fetch --rest-url {server.rest_url} --from ISO --out FILE")
         click.echo(f"control:  {server.rest_url}/control/state (Ctrl-C ends)")
         await stop.wait()
