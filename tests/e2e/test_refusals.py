@@ -198,7 +198,7 @@ def test_fetch_writes_what_the_exchange_has_and_tells_what_it_has_not(
     done = volcast_now("fetch", "--from", "2023-09-01", "--to", "2024-01-04", "--out", out, *exchange[2:])
     assert done.returncode == 0, done.stderr
     fetched = files.read(out)["BTCUSDT"]
-    # The exchange's clock stands still until somebody subscribes: the first hour of 2024 is the newest closed one.
+    # The exchange's clock stands still until somebody asks the time: the first hour of 2024 is the newest closed one.
     expected = [c for c in files.read(candle_file)["BTCUSDT"] if c.open_time <= START]
     expected = [c for c in expected if c.open_time >= 1_693_526_400_000]
     assert [c.ohlcv for c in fetched] == [c.ohlcv for c in expected]
