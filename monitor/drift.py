@@ -6,25 +6,28 @@ Rules of this room:
 - What is measured, over which windows and with which verdict is the core's (stream/core/drift.py). Evidently computes
   the distances of the 30 days and draws them; those of the 10 days, for which no page is drawn, are our own arithmetic
   of the same number.
-- A page is written whole or not at all, and nothing is sent anywhere.
+- A page is written whole or not at all, and nothing is sent anywhere. Its words are our verdict: Evidently is given the
+  calibrated thresholds, and what it does not judge is said above its figures.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.report_html import headed, heading, hour, paragraph
 from stream.core import drift, features
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract
 from stream.core.messages import Drift, DriftFeature, FastDrift
 from stream.core.replay import to_grid
 from stream.core.windows import Array
+from stream.extras import installing
 
 METHOD = "wasserstein (normed)"
 #: Hours that a run needs: 30 days, and the look-back of the first of them.
@@ -42,7 +45,7 @@ def evidently_missing() -> str | None:
     import importlib.util
 
     if importlib.util.find_spec("evidently") is None:
-        return "evidently is not installed: pip install -c constraints.txt '.[drift]' in the clone"
+        return f"evidently is not installed: {installing('drift')}"
     return None
 
 
@@ -76,25 +79,55 @@ def run(
             f"{symbol}: under half of the last {drift.WINDOW_HOURS} hours can be judged: too many candles are missing"
         )
     reference, source = _reference(symbol, contract, values)
-    by_name = evidently_scores(_columns(current), _columns(reference), report)
-    scores = np.array([by_name[name] for name in drift.MEASURES])
-    limits = np.array([contract.reference[name].threshold for name in drift.MEASURES])
-    return Drift(
-        symbol=symbol,
-        issued_at=issued_at,
-        from_=int(grid[-1]) - (drift.WINDOW_HOURS - 1) * HOUR_MS,
-        to=int(grid[-1]),
-        rows=len(current),
-        method=METHOD,
-        detected=drift.detected(scores, limits),
-        default_detected=drift.default_detected(scores),
-        drifted_share=float(np.mean(scores >= limits)),
-        features=_judged(scores, limits),
-        reference=source,
-        fast=_fast(grid, values, contract),
-        report=report.name if report is not None else None,
-        model_version=model_version,
+    thresholds = {name: contract.reference[name].threshold for name in drift.MEASURES}
+    fast = _fast(grid, values, contract)
+
+    def judged(by_name: Mapping[str, float]) -> Drift:
+        scores, limits = (np.array([of[name] for name in drift.MEASURES]) for of in (by_name, thresholds))
+        return Drift(
+            symbol=symbol,
+            issued_at=issued_at,
+            from_=int(grid[-1]) - (drift.WINDOW_HOURS - 1) * HOUR_MS,
+            to=int(grid[-1]),
+            rows=len(current),
+            method=METHOD,
+            detected=drift.detected(scores, limits),
+            default_detected=drift.default_detected(scores),
+            drifted_share=float(np.mean(scores >= limits)),
+            features=_judged(scores, limits),
+            reference=source,
+            fast=fast,
+            report=report.name if report is not None else None,
+            model_version=model_version,
+        )
+
+    return judged(
+        evidently_scores(
+            _columns(current),
+            _columns(reference),
+            report,
+            thresholds=thresholds,
+            words=lambda by_name: _words(judged(by_name)),
+        )
     )
+
+
+def _words(found: Drift) -> list[str]:
+    """What the page says above Evidently's figures: both verdicts, and what the figures are of."""
+    fast = "not judged"
+    if found.fast is not None:
+        fast = _verdict(found.fast.detected, found.fast.features)
+    return [
+        f"Drift of {found.symbol}, {hour(found.from_)} to {hour(found.to)} UTC",
+        f"30 days: drift {_verdict(found.detected, found.features)}",
+        f"Their last 10 days against the 90 before: drift {fast}",
+        "Below are the 30 days, at the thresholds of this model: drift is detected where any measure reaches its own.",
+    ]
+
+
+def _verdict(detected: bool, features: Sequence[DriftFeature]) -> str:
+    beyond = ", ".join(f.feature for f in features if f.detected)
+    return f"detected: {beyond}" if detected else "not detected"
 
 
 def _reference(
@@ -145,12 +178,18 @@ def _columns(values: Array) -> dict[str, Array]:
 # Evidently correlates the columns too, and of one that stays the same that does not exist.
 @np.errstate(divide="ignore", invalid="ignore")
 def evidently_scores(
-    current: Mapping[str, Array], reference: Mapping[str, Array], html: Path | None
+    current: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    html: Path | None,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    words: Callable[[Mapping[str, float]], Sequence[str]] = lambda scores: (),
 ) -> dict[str, float]:
     """Evidently's normed Wasserstein distance of each column of `current` [n] to that of `reference` [m], by name.
 
     Writes its page of them to `html` where given: one file of some MB that loads nothing, there whole or not at all.
-    Imports Evidently: seconds, and hundreds of megabytes.
+    The page finds drift where any column reaches its own of the `thresholds` (Evidently's default without them), below
+    the lines that `words` makes of the scores. Imports Evidently: seconds, and hundreds of megabytes.
     """
     os.environ["DO_NOT_TRACK"] = "1"
     import pandas
@@ -163,22 +202,32 @@ def evidently_scores(
         columns=names,
         num_method="wasserstein",
         num_threshold=drift.DEFAULT_THRESHOLD,
-        drift_share=drift.DEFAULT_SHARE,
+        per_column_threshold=dict(thresholds) if thresholds is not None else None,
+        drift_share=drift.DEFAULT_SHARE if thresholds is None else 1 / len(names),
     )
     snapshot = Report([preset]).run(
         Dataset.from_pandas(pandas.DataFrame(dict(current)), data_definition=definition),
         Dataset.from_pandas(pandas.DataFrame(dict(reference)), data_definition=definition),
     )
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        beside = html.with_name(f".{html.name}.part")
-        try:
-            snapshot.save_html(str(beside))
-            beside.replace(html)
-        finally:
-            beside.unlink(missing_ok=True)
-    return {
+    scores = {
         metric["config"]["column"]: float(metric["value"])
         for metric in snapshot.dict()["metrics"]
         if metric["config"]["type"].endswith("ValueDrift")
     }
+    if html is not None:
+        _write(html, snapshot.get_html_str(as_iframe=False), words(scores))
+    return scores
+
+
+def _write(html: Path, page: str, words: Sequence[str]) -> None:
+    """The page, the words above what it shows; written whole or not at all."""
+    if words:
+        title, *lines = words
+        page = headed(page, title, [heading(title, 1), *map(paragraph, lines)])
+    html.parent.mkdir(parents=True, exist_ok=True)
+    beside = html.with_name(f".{html.name}.part")
+    try:
+        beside.write_text(page, encoding="utf-8")
+        beside.replace(html)
+    finally:
+        beside.unlink(missing_ok=True)

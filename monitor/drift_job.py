@@ -27,6 +27,7 @@ import msgspec
 
 from stream.core.candle import HOUR_MS
 from stream.core.messages import Drift, DriftFeature
+from stream.extras import installing
 from stream.ports import Clock, DriftFailed, Observer
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,16 @@ _TIMEOUT_S = 300.0
 _POLL_S = 1.0
 #: A run that failed (too few candles yet, say) is tried again after this much exchange time.
 _RETRY_HOURS = 1.0
+#: The least time of ours between two runs for a symbol: beside an exchange whose hours pass in seconds they would never
+#: stop.
+_LEAST_BETWEEN_S = 60.0
 #: HTML reports kept per symbol, and their .json beside them.
 KEEP_REPORTS = 30
 #: What the child may hold. It needs some 500 with one thread, which is what the environment below gives it, and stays
 #: with this under what a unit or container of 2 GB has left beside the daemon.
 MEMORY_MB = 1_024
+#: A run is in no hurry, and whatever else the machine does comes first.
+_NICE = 10
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     # Each thread of these reserves its own memory, and the run is short of neither time nor cores.
@@ -94,6 +100,7 @@ class Schedule:
         self._command = command or drift_command
         self._timeout_s = timeout_s
         self._due_ms: dict[str, float] = {}
+        self._not_before_s: dict[str, float] = {}
         self.state = state
 
     async def run(self) -> None:
@@ -106,7 +113,9 @@ class Schedule:
             if now_ms is None or not self._listener.readiness_ok():
                 continue
             for symbol in self._listener.symbols:
-                if now_ms >= self._due_ms.get(symbol, 0.0):
+                rested = self._clock.monotonic_s() >= self._not_before_s.get(symbol, 0.0)
+                if rested and now_ms >= self._due_ms.get(symbol, 0.0):
+                    self._not_before_s[symbol] = self._clock.monotonic_s() + _LEAST_BETWEEN_S
                     hours = self._period_hours if await self._attempt(symbol) else _RETRY_HOURS
                     self._due_ms[symbol] = now_ms + hours * HOUR_MS
 
@@ -159,7 +168,7 @@ class Schedule:
             raise RuntimeError(lines[-1] if lines else _how_it_ended(process.returncode))
 
 
-def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[str]:
+def drift_command(symbol: str, data_dir: Path, model: Path, html: Path, *, nice: int = _NICE) -> list[str]:
     """`volcast drift` as a child of this interpreter."""
     options = {
         "--symbols": symbol,
@@ -167,7 +176,7 @@ def drift_command(symbol: str, data_dir: Path, model: Path, html: Path) -> list[
         "--model": str(model),
         "--out": str(html),
         "--json": str(html.with_suffix(".json")),
-        "--nice": "10",
+        "--nice": str(nice),
         "--memory-mb": str(MEMORY_MB),
     }
     # -P: a folder named stream where the daemon happens to stand must not be imported.
@@ -179,7 +188,7 @@ def state(period_hours: float) -> str:
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
     if importlib.util.find_spec("evidently") is None:
-        return "off: evidently is not installed; pip install -c constraints.txt '.[drift]' in the clone"
+        return f"off: evidently is not installed; {installing('drift')}"
     return "on"
 
 

@@ -124,6 +124,7 @@ def judged(measured: Measured, contract: Contract, period: Period, html: Path | 
     # What a run at the end of the period's first 30 days would compare with: what lies before the period.
     reference, source = _reference(measured, contract, measured.row(period.from_ms) + drift.WINDOW_HOURS)
     fast = [week.fast_detected for week in weeks if week.fast_detected is not None]
+    thresholds = {name: contract.reference[name].threshold for name in drift.MEASURES}
     return DriftOfPeriod(
         first=period.from_ms,
         last=period.to_ms - HOUR_MS,
@@ -131,8 +132,8 @@ def judged(measured: Measured, contract: Contract, period: Period, html: Path | 
         missing_hours=measured.missing(period),
         rows=len(rows),
         reference=source,
-        thresholds={name: contract.reference[name].threshold for name in drift.MEASURES},
-        evidently_scores=evidently_scores(_columns(rows), _columns(reference), html),
+        thresholds=thresholds,
+        evidently_scores=evidently_scores(_columns(rows), _columns(reference), html, thresholds=thresholds),
         weeks=tuple(weeks),
         weeks_not_judged=len(asked) - len(weeks),
         weeks_detected=sum(week.detected for week in weeks),

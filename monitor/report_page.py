@@ -72,7 +72,8 @@ def drift_parts(about: About, of: DriftOfPeriod, index: str) -> list[str]:
         paragraph(
             "A week is judged by the 30 days that end with it, as the daemon judges them: one measure beyond its "
             "threshold is drift; half of them beyond 0.1 is Evidently's default. Below, Evidently compares all hours "
-            "of the period at once, with its default: that is the last column, and no verdict of ours."
+            "of the period at once (the last column) with the same thresholds. They are made for 30 days: it can find "
+            "drift where no week has any, and the other way round."
         ),
     ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,7 +228,8 @@ def demo(**options: Any) -> None:
 def exchange(**options: Any) -> None:
     """The embedded exchange on its own: Binance's dialect, a tape, faults on order (POST /control/fault).
 
-    Its clock stands still until the first subscription. REST's port serves the bulk archive too, for `volcast fetch`.
+    Its clock stands still until somebody asks the time or subscribes. REST's port serves the bulk archive too, for
+    `volcast fetch`.
     Faults: drop, duplicate_close, withhold_close, mute, unmute, refuse, flap, rest_status; of the archive
     truncated_zip, wrong_checksum, missing_archive, header_row, missing_rows, revised_archive. For instance
     curl -d '{"fault":"drop"}' http://127.0.0.1:9080/control/fault
@@ -468,6 +470,9 @@ def report(**options: Any) -> None:
 
 
 def main() -> None:
+    if os.getpid() == 1:
+        # The kernel spares the first process of a container signals that it has no handler for: also while it imports.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     cli(prog_name="volcast")
 
 

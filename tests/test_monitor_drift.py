@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,48 @@ def test_a_run_holds_30_days_against_the_bundles_reference_and_10_against_90(
     assert "<html" in text
     # Nothing is loaded from elsewhere when a person opens it.
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=.?(https?:|//)", text)
+
+
+def louder(candles: list[Candle], hours: int, factor: float) -> list[Candle]:
+    """The same market, its last hours with so many times the returns."""
+    out: list[Candle] = []
+    for k, c in enumerate(candles):
+        price, exponent = out[-1].close if out else c.open, factor if k >= len(candles) - hours else 1.0
+        high, low, close = (price * (of / c.open) ** exponent for of in (c.high, c.low, c.close))
+        out.append(msgspec.structs.replace(c, open=price, high=high, low=low, close=close))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("hours", "factor", "slow", "fast"), [(0, 1.0, False, False), (720, 3.0, True, False), (240, 1.8, False, True)]
+)
+def test_the_words_of_the_page_are_our_verdicts(
+    candles: list[Candle], hours: int, factor: float, slow: bool, fast: bool, tmp_path: Path
+) -> None:
+    html = tmp_path / "drift.html"
+    found = run("BTCUSDT", louder(candles, hours, factor), html)
+    assert found.fast is not None
+    assert (found.detected, found.fast.detected) == (slow, fast)
+    # By its default Evidently would say "detected" of all three.
+    assert found.default_detected
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("chromium is needed for this test: apt-get install chromium")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=8000", "--dump-dom", html.as_uri(),
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
+    by_evidently = re.findall(r"Dataset Drift is ((?:NOT )?detected)", shown)
+    assert by_evidently == ["detected" if slow else "NOT detected"]
+    count = sum(f.detected for f in found.features)
+    assert f"({count} out of {len(found.features)})" in shown
+    ours = dict(re.findall(r"<p[^>]*>(30 days|Their last 10 days)[^<]*?: drift ((?:not )?detected)", shown))
+    assert ours == {
+        "30 days": "detected" if slow else "not detected",
+        "Their last 10 days": "detected" if fast else "not detected",
+    }
 
 
 def test_what_evidently_mutes_we_measure_the_same() -> None:

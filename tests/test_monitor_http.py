@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -22,10 +23,10 @@ from stream import ports, web
 from stream.core import messages, publication
 from stream.core.candle import HOUR_MS
 from stream.core.fold import Rules
-from stream.core.keyed import Issued
+from stream.core.keyed import Issued, State
 from stream.core.policy import Policy
 from stream.core.replay import replay
-from stream.core.scoreboard import FORECASTERS, WINDOW_DAYS
+from stream.core.scoreboard import FORECASTERS, WINDOW_DAYS, Scoreboard
 from stream.ports import Latest, Readiness
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -249,28 +250,85 @@ async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) ->
     assert {"schema", "id", "volatility", "horizons"} <= set(fields)
 
 
-async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient, facts: Facts, tmp_path: Path) -> None:
+async def seen(url: object, profile: Path) -> str:
+    """The page as Chromium shows it after some seconds, without line breaks."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.fail("chromium is needed for this test: apt-get install chromium")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000", "--dump-dom", str(client.base_url),
+        f"--user-data-dir={profile}", "--virtual-time-budget=4000", "--dump-dom", str(url),
     ]  # fmt: skip
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120, check=True)
+    return " ".join(done.stdout.split())
+
+
+def cell(page: str, name: str) -> str:
+    found = re.search(rf'data-testid="{name}">(.*?)</(?:td|div)>', page)
+    assert found, page
+    return found[1]
+
+
+async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient, facts: Facts, tmp_path: Path) -> None:
     facts.known.score = messages.encode(score(detected=True))
     try:
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+        page = await seen(client.base_url, tmp_path)
     finally:
         facts.known.score = None
-    shown = f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %"
-    assert shown in done.stdout
-    assert ">ready<" in done.stdout
-    assert "<svg" in done.stdout
-    assert "30 days, 100 forecasts: QLIKE 0.300 (HAR 0.300)" in " ".join(done.stdout.split())
-    assert "decay: realized_above" in done.stdout
+    assert cell(page, "forecast-BTCUSDT").startswith(f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %")
+    assert cell(page, "decision-BTCUSDT").startswith("hold ")
+    assert ">ready<" in page
+    assert "<svg" in page
+    assert "30 days, 100 forecasts: QLIKE 0.300 (HAR 0.300)" in cell(page, "score-BTCUSDT")
+    assert "decay: realized_above" in cell(page, "score-BTCUSDT")
     # Everything it shows comes from this server.
     assert "https://" not in Path(http.__file__).with_name("page.html").read_text()
+
+
+async def test_the_page_of_a_node_in_its_first_day_shows_forecast_and_decision(
+    client: httpx.AsyncClient, facts: Facts, tmp_path: Path
+) -> None:
+    # What every node tells before the first forecast has matured: who is served and why, and no window.
+    board = Scoreboard(MODEL.contract.usual, MODEL.version)
+    facts.known.score = messages.encode(board.score(State("BTCUSDT"), 9))
+    try:
+        page = await seen(client.base_url, tmp_path)
+    finally:
+        facts.known.score = None
+    assert ">ready<" in page
+    assert cell(page, "forecast-BTCUSDT").startswith(f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %")
+    assert cell(page, "decision-BTCUSDT").startswith("hold ")
+    assert cell(page, "score-BTCUSDT") == "none yet: a forecast is scored when its 24 hours are over"
+    assert cell(page, "drift-BTCUSDT") == "no result yet"
+    assert "<svg" in page
+
+
+@pytest.mark.parametrize("broken", ["forecast", "decision", "score", "drift", "history"])
+async def test_a_part_of_the_page_that_fails_says_so_and_fails_alone(
+    broken: str, client: httpx.AsyncClient, facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {
+        "forecast": facts.known.forecast, "decision": facts.known.decision, "drift": None,
+        "score": messages.encode(score(detected=False)),
+    }  # fmt: skip
+    # A record of a later version that the page does not understand, or none at all.
+    spoilt = good | ({broken: b'{"schema":"volcast.other/9"}'} if broken in good else {})
+    monkeypatch.setattr(facts, "known", Latest(**spoilt))
+    if broken == "history":
+
+        async def history(*_: object) -> list[bytes]:
+            return [b'{"open_time":1}', b'{"open_time":2}']
+
+        monkeypatch.setattr(facts, "history", history)
+    page = await seen(client.base_url, tmp_path)
+    shown = {kind: cell(page, f"{kind}-BTCUSDT") for kind in ("forecast", "decision", "score", "drift")}
+    failed = {kind for kind, text in shown.items() if text.startswith("cannot be shown")}
+    assert failed == {broken} - {"history"}
+    assert ">ready<" in page
+    chart = cell(page, "chart-BTCUSDT")
+    assert ("<svg" in chart) is (broken not in ("history", "forecast"))
+    assert broken != "history" or chart.startswith("cannot be shown")
 
 
 def test_labels_of_configured_symbols_exist_from_the_start() -> None:

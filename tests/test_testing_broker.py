@@ -89,7 +89,7 @@ def test_a_taken_port_is_one_line():
 
 def test_without_iotcore_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "iotcore", None)
-    with pytest.raises(BrokerError, match=r"pip install .*'\.\[demo\]'"):
+    with pytest.raises(BrokerError, match=r"iotcore: .*pip install .*\[demo\]"):
         EmbeddedBroker().start()
 
 

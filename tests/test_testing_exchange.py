@@ -164,6 +164,31 @@ async def test_a_finite_speed_plays_the_same_closes():
         assert await closed_hours(socket, 19) == list(range(1, 20))
 
 
+@pytest.mark.fault(57)
+async def test_the_clock_runs_once_a_client_has_been_told_the_time():
+    async with playing(20, speed=36_000.0) as exchange, rest(exchange) as http:
+        # Who asks for candles or for the state does not know what time it is.
+        await http.get("/api/v3/exchangeInfo")
+        await http.get("/api/v3/klines", params=klines_params("BTCUSDT", hour(0)))
+        assert (await http.get("/control/state")).json()["started"] is False
+        told = decode_time((await http.get("/api/v3/time")).content)
+        assert told == exchange.start_ms
+        # Nobody is subscribed, and the hours pass all the same: REST has what closed.
+        async with asyncio.timeout(60):
+            while decode_time((await http.get("/api/v3/time")).content) < hour(6):
+                pass
+        body = (await http.get("/api/v3/klines", params=klines_params("BTCUSDT", hour(1)))).content
+        page = decode_klines(body, "BTCUSDT", exchange.now_ms())
+        assert [c.open_time for c in page.candles][:5] == [hour(n) for n in range(1, 6)]
+
+
+async def test_at_max_speed_time_waits_for_a_subscriber_whoever_asks():
+    async with playing() as exchange, rest(exchange) as http:
+        for _ in range(20):
+            assert decode_time((await http.get("/api/v3/time")).content) == exchange.start_ms
+        assert (await http.get("/control/state")).json()["started"] is False
+
+
 async def test_a_hole_in_the_tape_is_silence_and_absent_from_rest():
     holed = {"BTCUSDT": [c for c in TAPE["BTCUSDT"] if c.open_time not in (hour(3), hour(4))]}
     async with playing(tape=holed) as exchange, rest(exchange) as http, ws(exchange) as socket:

@@ -265,4 +265,4 @@ def test_a_library_that_is_absent_is_one_line_with_its_extra():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
-    assert line.startswith("garch_t needs arch (volcast[research]): pip install")
+    assert line.startswith(f"garch_t needs arch (volcast[research]): {sys.executable} -m pip install")

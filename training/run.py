@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stream.core import contract
 from stream.core.contract import ContractError, Model
+from stream.extras import installing
 from training.dataset import DatasetError
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def load_run(folder: Path) -> Run:
         raise ContractError(f"{folder}: {error}") from None
     if importlib.util.find_spec("keras") is None:
         raise DatasetError(
-            f"{folder}: scoring a run needs the extra 'train': pip install -c constraints.txt '.[train]' in the clone, "
-            "or score the bundle that was exported from it"
+            f"{folder}: scoring a run needs the extra 'train': {installing('train')} "
+            "(or score the bundle that was exported from it)"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

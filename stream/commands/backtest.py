@@ -17,6 +17,7 @@ from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
 from stream.core.policy import Policy
+from stream.extras import installing
 from stream.ports import RefusedError
 
 _FIGURE_FORMS = ("png", "svg")
@@ -115,7 +116,4 @@ def _years(text: str) -> list[int]:
 def _need(modules: Sequence[str]) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise RefusedError(
-            f"a backtest needs {', '.join(missing)}, of the extra 'research': "
-            "pip install -c constraints.txt '.[research]' in the clone"
-        )
+        raise RefusedError(f"a backtest needs {', '.join(missing)}, of the extra 'research': {installing('research')}")

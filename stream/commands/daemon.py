@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -54,13 +55,14 @@ class _Unjoined(ThreadPoolExecutor):
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and Ctrl-C set `stop`; a second one no longer waits. What hangs in a thread is not waited for."""
+    """SIGTERM and Ctrl-C set `stop`, a second one ends the process. What hangs in a thread is not waited for."""
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_Unjoined())
 
     def heard(number: signal.Signals) -> None:
         stop.set()
-        loop.remove_signal_handler(number)
+        # Its default would do, but for the first process of a container, which the kernel spares.
+        loop.add_signal_handler(number, os._exit, 128 + number)
 
     # SIGHUP: the terminal was closed.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -13,6 +13,7 @@ import msgspec
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
+from stream.extras import installing
 from stream.ports import RefusedError
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
         raise RefusedError(
-            f"{what} need {', '.join(missing)}, of the extra 'research': "
-            f"pip install -c constraints.txt '.[research]' in the clone, {otherwise}"
+            f"{what} need {', '.join(missing)}, of the extra 'research': {installing('research')} ({otherwise})"
         )
 
 

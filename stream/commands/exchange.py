@@ -121,6 +121,14 @@ def exchange(
     asyncio.run(_exchange(tape, seed, host, ws_port, rest_port))
 
 
+async def close_market(exchange: Exchange) -> None:
+    """When the tape has ended trading has too, and the exchange says so: a monitor need not wait for candles that no
+    tape holds, and need not call itself degraded for want of them."""
+    await exchange.finished.wait()
+    for symbol in exchange.tape.symbols:
+        exchange.fault("status", symbol=symbol, status="BREAK")
+
+
 async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: int) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
@@ -128,8 +136,11 @@ async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: i
         tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed, host=host, ws_port=ws_port, rest_port=rest_port
     )
     async with server:
+        closing = asyncio.create_task(close_market(server))
         scale = tape.speed or 0
-        click.echo(f"volcast run --ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
+        symbols = "" if tuple(tape.candles) == DEFAULT_SYMBOLS else f"--symbols {','.join(tape.candles)} "
+        click.echo(f"volcast run {symbols}--ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
         click.echo(f"archive:  volcast fetch --rest-url {server.rest_url} --from ISO --out FILE")
         click.echo(f"control:  {server.rest_url}/control/state (Ctrl-C ends)")
         await stop.wait()
+        closing.cancel()

@@ -251,6 +251,8 @@ async def _run(
             clock=clock,
             observe=observe,
             state=ground.drift_state,
+            # Where hours pass in seconds a run that every neighbour may hold up would not end before the tape does.
+            command=None if settings.time_scale == 1 else partial(drift_job.drift_command, nice=0),
         )
         daemon.introduce(
             NodeInfo(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from stream.commands.outputs import write_json
+from stream.extras import installing
 from stream.ports import RefusedError
 
 
@@ -19,10 +20,7 @@ def utc(ms: int) -> str:
 def _need(extra: str, *modules: str) -> None:
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise RefusedError(
-            f"the extra {extra!r} is missing ({', '.join(missing)}): "
-            f"pip install -c constraints.txt '.[{extra}]' in the clone"
-        )
+        raise RefusedError(f"the extra {extra!r} is missing ({', '.join(missing)}): {installing(extra)}")
 
 
 def train(

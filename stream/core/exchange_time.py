@@ -39,12 +39,22 @@ class ExchangeTime:
         self._offset_ms: float | None = None
         self._before_ms: float | None = None
         self._told_ms = 0
+        #: The first reading that counts: when it came, and what it said.
+        self._first_s = 0.0
+        self._first_ms: int | None = None
         #: A reading that contradicts the estimate: its offset, and when it came.
         self._doubt: tuple[float, float] | None = None
 
     @property
     def known(self) -> bool:
         return self._offset_ms is not None
+
+    @property
+    def first_ms(self) -> int:
+        """What time it was at the exchange when it first said so; `LookupError` before that can be believed."""
+        if self._first_ms is None:
+            raise LookupError("the exchange has not told its time yet")
+        return self._first_ms
 
     @property
     def doubt_ms(self) -> int | None:
@@ -58,6 +68,7 @@ class ExchangeTime:
         """Takes a server time that arrived at `monotonic_s`; `asked_s` is when it was asked for, if it was."""
         offset_ms = server_ms - monotonic_s * self._scale * 1_000
         if self._scale == 0:
+            self._first_ms = server_ms if self._first_ms is None else self._first_ms
             self._take(offset_ms, monotonic_s)
         elif self._offset_ms is None:
             self._begin(offset_ms, monotonic_s)
@@ -66,6 +77,7 @@ class ExchangeTime:
 
     def _begin(self, offset_ms: float, monotonic_s: float) -> None:
         if self._doubt is not None and abs(offset_ms - self._doubt[0]) <= self._tolerance_ms:
+            self._first_s = self._doubt[1]
             self._restart(max(offset_ms, self._doubt[0]), monotonic_s)
         else:
             self._doubt = offset_ms, monotonic_s
@@ -87,6 +99,7 @@ class ExchangeTime:
     def _restart(self, offset_ms: float, monotonic_s: float) -> None:
         self._offset_ms, self._before_ms, self._began_s = offset_ms, None, monotonic_s
         self._doubt, self._told_ms = None, 0
+        self._first_ms = int(round(offset_ms + self._first_s * self._scale * 1_000, 3))
 
     def _take(self, offset_ms: float, monotonic_s: float) -> None:
         if self._offset_ms is None:

@@ -94,6 +94,11 @@ class Asking:
             await self.until_answered(lane, self._history.server_time_ms)
         return self._time.now_ms(self._clock.monotonic_s())
 
+    async def exchange_first_ms(self, lane: Lane) -> int:
+        """What time it was at the exchange when it was first asked."""
+        await self.exchange_now_ms(lane)
+        return self._time.first_ms
+
     async def candles(self, lane: Lane, from_open_time: int, to_open_time: int | None = None) -> Answer:
         """Closed candles that open in [from, to], as `examine` leaves them, however long that takes."""
 

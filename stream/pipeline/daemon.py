@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 #: CONTRACT §4: a candle may take this long after its close before the node is not ready.
 _READY_GRACE_MS = 120_000
 #: The same in real time where the exchange's clock runs faster than ours.
-_READY_GRACE_REAL_S = 2.0
+_READY_GRACE_REAL_S = 5.0
 _TICK_S = 1.0
 _LAG_PROBE_S = 0.1
 _STORAGE_EVERY_TICKS = 30

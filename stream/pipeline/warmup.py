@@ -1,7 +1,8 @@
 """Warm-up: a symbol gets its past before its first forecast. Start-up is recovery; there is no other path.
 
 Rules of this module:
-- A fresh start begins with the newest hour that is over. Nothing before it is ever forecast.
+- A fresh start begins with the hour that was the newest over when the exchange first told its time. Nothing before it
+  is ever forecast.
 - The past is complete before that hour's turn comes: each hour of the history is there, precedes the symbol's first
   candle of all, or is proven not to exist. What the first answers lack is asked for again.
 """
@@ -74,7 +75,7 @@ class Warmup:
     async def _first_past(self, lane: Lane) -> tuple[int, list[Candle]]:
         """What precedes the hour that a fresh start begins with: its last hour, and the candles."""
         while True:
-            newest = grid_floor(await self._asking.exchange_now_ms(lane)) - 2 * HOUR_MS
+            newest = grid_floor(await self._asking.exchange_first_ms(lane)) - 2 * HOUR_MS
             oldest = newest - (self._processor.history_hours(lane.symbol) - 2) * HOUR_MS
             candles = await self._complete(lane, oldest, newest)
             if candles is not None and await self._confirmed(lane, candles):

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from stream.extras import installing
 from stream.web import bind
 
 MAX_PAYLOAD_BYTES = 1_048_576
@@ -41,6 +42,7 @@ dynamic_filters = true
 _CHILD = """
 import logging, os, sys, threading
 from iotcore import IotCoreBroker
+from stream.extras import installing
 logging.disable(logging.CRITICAL)
 def leave():
     sys.stdin.buffer.read()
@@ -79,9 +81,7 @@ class EmbeddedBroker:
         if self.is_running:
             return
         if importlib.util.find_spec("iotcore") is None:
-            raise BrokerError(
-                "the embedded broker needs iotcore: pip install -c constraints.txt '.[demo]' in the clone"
-            )
+            raise BrokerError(f"the embedded broker needs iotcore: {installing('demo')}")
         # The broker binds by itself; this finds a free port, or the error for a taken one.
         with bind("127.0.0.1", self._wanted_port) as probe:
             self.port = int(probe.getsockname()[1])
@@ -109,12 +109,9 @@ class EmbeddedBroker:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # It has nothing to save, and whoever stops it has nothing to wait for.
+        process.kill()
+        process.wait()
         if process.stdin is not None:
             process.stdin.close()
 

@@ -1,9 +1,10 @@
 """A spot exchange on loopback: real servers in Binance's dialect, a tape for a market, faults on order.
 
-It plays the tape on a virtual clock that stands still until the first subscription, so nothing is
-missed while a client warms up. Every close is sent or withheld on order, never lost to haste: sends
-wait for the slowest client. At speed None time jumps from close to close, a ping after each, and the
-pongs are waited for; while nobody is subscribed it waits.
+It plays the tape on a virtual clock that stands still until a client knows it: until somebody has been
+told the time or is subscribed. From then on it runs at its speed, as clients reckon that it does; what
+closes while nobody is subscribed is had from REST. Every close is sent or withheld on order, never lost
+to haste: sends wait for the slowest client. At speed None time jumps from close to close, a ping after
+each, and the pongs are waited for; while nobody is subscribed it waits.
 """
 
 from __future__ import annotations
@@ -127,6 +128,13 @@ class Exchange:
     def now_ms(self) -> int:
         """Virtual time."""
         return self._clock.now_ms()
+
+    def tell_time(self) -> int:
+        """Virtual time for a client that will reckon on from it, at the speed that it knows: the clock must not
+        stand still behind its back. At max speed no client can, and time waits for subscribers."""
+        if self._clock.speed is not None:
+            self._clock.start()
+        return self.now_ms()
 
     @property
     def log(self) -> list[LogEntry]:
@@ -314,7 +322,7 @@ class Exchange:
 
     async def _play(self) -> None:
         try:
-            await self._hub.listening.wait()
+            await self._clock.running.wait()
             for open_time in range(grid_floor(self.start_ms), self.end_ms, HOUR_MS):
                 if open_time + HOUR_MS <= self.end_ms:
                     await self._play_hour(open_time)

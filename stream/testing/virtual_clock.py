@@ -1,4 +1,4 @@
-"""The exchange's clock: it stands still until somebody listens, and never passes an unsent event.
+"""The exchange's clock: it stands still until a client knows it, and never passes an unsent event.
 
 At a finite speed it runs `speed` times as fast as the real one; at speed None it jumps from event to
 event. In both cases `now_ms` stops at the event that `until` was asked for, until the next is asked
@@ -21,6 +21,8 @@ class VirtualClock:
         self._event_ms = start_ms
         self._monotonic = monotonic
         self._began_s: float | None = None
+        #: Set once it runs.
+        self.running = asyncio.Event()
 
     @property
     def started(self) -> bool:
@@ -30,6 +32,7 @@ class VirtualClock:
         """Lets it run; the first call counts."""
         if self._began_s is None:
             self._began_s = self._monotonic()
+            self.running.set()
 
     def now_ms(self) -> int:
         return self._event_ms if self.speed is None else min(self.elapsed_to_ms(), self._event_ms)

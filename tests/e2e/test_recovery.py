@@ -42,7 +42,7 @@ EXPECTED = [START + h * HOUR_MS for h in range(HOURS) if START + h * HOUR_MS not
 
 @pytest.fixture
 def exchange(volcast: Callable[..., Any], candle_file: Path) -> tuple[str, str]:
-    """`volcast exchange` as a process of its own: ten candles a second, started by the first subscription."""
+    """`volcast exchange` as a process of its own: ten candles a second from the moment a client asks the time."""
     process = volcast(
         "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 36_000,
         "--ws-port", 0, "--rest-port", 0,

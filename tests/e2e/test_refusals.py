@@ -143,7 +143,7 @@ def test_an_embedded_broker_that_is_not_installed(run: Any, tmp_path: Path) -> N
         "u.find_spec = lambda name, package=None: None if name == 'iotcore' else find(name, package)\n"
     )
     done = volcast_now("run", "--mqtt-url", "embedded", "--data-dir", tmp_path / "v", PYTHONPATH=str(hidden))
-    refused(done, "iotcore", ".[demo]")
+    refused(done, "iotcore", f"{sys.executable} -m pip install", "[demo]")
 
 
 def test_check_shows_settings_without_secrets_and_warns_of_whom_it_cannot_reach(
@@ -198,7 +198,7 @@ def test_fetch_writes_what_the_exchange_has_and_tells_what_it_has_not(
     done = volcast_now("fetch", "--from", "2023-09-01", "--to", "2024-01-04", "--out", out, *exchange[2:])
     assert done.returncode == 0, done.stderr
     fetched = files.read(out)["BTCUSDT"]
-    # The exchange's clock stands still until somebody subscribes: the first hour of 2024 is the newest closed one.
+    # The exchange's clock stands still until somebody asks the time: the first hour of 2024 is the newest closed one.
     expected = [c for c in files.read(candle_file)["BTCUSDT"] if c.open_time <= START]
     expected = [c for c in expected if c.open_time >= 1_693_526_400_000]
     assert [c.ohlcv for c in fetched] == [c.ohlcv for c in expected]

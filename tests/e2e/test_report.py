@@ -230,7 +230,7 @@ def test_what_was_asked_wrongly_is_said_before_anything_is_done(options: list[st
 def test_without_evidently_it_says_what_to_install(candle_file: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['evidently'] = None")
     done = report("--candles", candle_file, "--quarterly", 2023, "--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
-    refused(done, "evidently is not installed", "'.[drift]'")
+    refused(done, "evidently is not installed", f"{sys.executable} -m pip install", "[drift]'")
     assert not (tmp_path / "out").exists()
 
 

@@ -13,6 +13,7 @@ from stream.core import target
 from stream.core.contract import Calibration, Usual
 from stream.core.features import SIGMA_FLOOR
 from stream.core.windows import Array
+from stream.extras import installing
 from training.dataset import Dataset, Rows
 from training.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 
@@ -59,7 +60,7 @@ def require_installed(forecasters: Iterable[Forecaster]) -> None:
         if missing:
             raise ForecasterError(
                 f"{forecaster.name} needs {', '.join(missing)} (volcast[{forecaster.extra}]): "
-                f"pip install -c constraints.txt '.[{forecaster.extra}]' in the clone, or leave it out by name"
+                f"{installing(forecaster.extra)} (or leave it out by name)"
             )
 
 

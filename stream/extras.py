@@ -1,0 +1,66 @@
+"""How an extra that is missing is installed: into this interpreter's environment, beside the Volcast that is there.
+
+No index has Volcast, and one that lists the name has somebody else's. So only what a clone installed to be edited is
+named itself; into any other installation goes what the extra consists of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_NAME = "volcast"
+
+
+def installing(extra: str) -> str:
+    """The shell command that installs `extra`."""
+    clone = _clone()
+    if clone is None:
+        what = _requirements(extra)
+    else:
+        constraints = clone / "constraints.txt"
+        what = ["-c", str(constraints)] if constraints.is_file() else []
+        what += ["-e", f"{clone}[{extra}]"]
+    return " ".join(map(shlex.quote, [*_installer(), *what]))
+
+
+def _installer() -> list[str]:
+    if importlib.util.find_spec("pip") is None:
+        # An environment that uv made.
+        return ["uv", "pip", "install", "--python", sys.executable]
+    return [sys.executable, "-m", "pip", "install"]
+
+
+def _clone() -> Path | None:
+    """The folder that this Volcast runs from, where it is installed to be edited there."""
+    try:
+        origin = json.loads(metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    folder = Path(url2pathname(urlsplit(origin["url"]).path))
+    return folder if folder.is_dir() else None
+
+
+def _requirements(extra: str) -> list[str]:
+    try:
+        stated = metadata.requires(_NAME) or []
+    except metadata.PackageNotFoundError:
+        stated = []
+    found = []
+    for line in stated:
+        requirement, _, marker = line.partition(";")
+        rest, belongs = re.subn(rf"""\s*(and\s+)?extra\s*==\s*["']{re.escape(extra)}["']""", "", marker)
+        if belongs:
+            # A shell quotes single quotes in a way that nobody can read.
+            rest = rest.strip().replace("'", '"')
+            found.append(f"{requirement.strip()}; {rest}" if rest else requirement.strip())
+    return found
