@@ -112,11 +112,9 @@ class DataDirLock:
             ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(self._file)
-            raise JournalError(
-                f"data directory {data_dir} is in use by another volcast: stop it, or choose another with --data-dir"
-            ) from None
+            raise JournalError(_no_lock(data_dir, error)) from None
 
     def release(self) -> None:
         os.close(self._file)

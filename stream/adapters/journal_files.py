@@ -10,6 +10,7 @@ Rules of this room:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -118,7 +119,7 @@ def finish_rebuild(path: Path, now_ms: int) -> Path | None:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + companion).replace(aside.with_name(aside.name + companion))
     _rebuilt(path).replace(path)
-    _sync(path.parent)
+    _sync_folder(path.parent)
     return aside
 
 
@@ -140,7 +141,7 @@ def _unlink(path: Path) -> None:
 def _publish(part: Path, target: Path) -> None:
     _sync(part)
     part.replace(target)
-    _sync(target.parent)
+    _sync_folder(target.parent)
 
 
 def _sync(path: Path) -> None:
@@ -149,6 +150,16 @@ def _sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last. Some file systems (CIFS, FUSE) know no such call for folders; their renames last by
+    themselves, or nothing can be done about it, and the file is there."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM):
+            raise
 
 
 # --- salvage ---------------------------------------------------------------------------------------------------
