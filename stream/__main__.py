@@ -127,8 +127,8 @@ def run(**flags: Any) -> None:
 
     Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://broker.example
     """
-    settings = _load(flags)
     process.few_threads()
+    settings = _load(flags)
     from stream.commands import daemon
 
     daemon.run(settings)

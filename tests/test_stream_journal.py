@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stream.adapters.journal import FILE_NAME, MIGRATIONS, DataDirLock, SqliteJournal
+from stream.adapters.data_dir import DataDirLock
+from stream.adapters.journal import FILE_NAME, MIGRATIONS, SqliteJournal
 from stream.core.candle import HOUR_MS, Candle
 from stream.ports import JournalError, Record, Retained
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", Forecast, Decision)
 
 FILE_NAME = "journal.sqlite"
-LOCK_NAME = "journal.lock"
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 
 #: Each entry brings the schema from its index to the next number. Entries are never changed, only added.
@@ -95,29 +92,6 @@ MIGRATIONS: tuple[str, ...] = (
 
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
 _OUTCOME = Outcome.__struct_fields__
-
-
-class DataDirLock:
-    """Keeps a data directory to one daemon. The operating system lets go of it when the process ends."""
-
-    def __init__(self, data_dir: Path) -> None:
-        """`JournalError` where the directory cannot be written or another process holds it."""
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise JournalError(
-                f"data directory {data_dir} is not writable ({error.strerror}): mend its permissions "
-                "or choose another with --data-dir"
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._file)
-            raise JournalError(_no_lock(data_dir, error)) from None
-
-    def release(self) -> None:
-        os.close(self._file)
 
 
 class SqliteJournal:

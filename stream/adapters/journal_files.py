@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 #: Beside a database in WAL mode: they belong to it, and move with it.
 _COMPANIONS = ("", "-wal", "-shm")
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _KINDS: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "REAL": (int, float), "BLOB": (bytes,)}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -119,7 +120,7 @@ def finish_rebuild(path: Path, now_ms: int) -> Path | None:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + companion).replace(aside.with_name(aside.name + companion))
     _rebuilt(path).replace(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return aside
 
 
@@ -141,25 +142,26 @@ def _unlink(path: Path) -> None:
 def _publish(part: Path, target: Path) -> None:
     _sync(part)
     part.replace(target)
-    _sync_folder(target.parent)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    """Makes a file's bytes, or a folder's names, last as far as the file system can: some (CIFS, FUSE) have no such
+    call for folders, and what was written is there all the same."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # A folder that one may write into without reading it.
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(opened)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last. Some file systems (CIFS, FUSE) know no such call for folders; their renames last by
-    themselves, or nothing can be done about it, and the file is there."""
-    try:
-        _sync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM):
-            raise
 
 
 # --- salvage ---------------------------------------------------------------------------------------------------

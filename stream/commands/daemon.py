@@ -55,6 +55,9 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         stop.set()
         loop.remove_signal_handler(number)
 
-    # SIGHUP: the terminal was closed.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    # The terminal was closed; whoever started us with `nohup` wants us to outlive it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, heard, number)
