@@ -9,6 +9,7 @@ that moves no more.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -17,18 +18,18 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-#: Watched work ends after so long, whatever it does; a drift run takes some 8 s.
+#: Work with a bound of its own ends after so long, whatever it does; a drift run takes some 8 s.
 _TIME_S = 300
 _LOOK_S = 0.02
 #: From this share of a system's limit on, memory that has not moved for so long has run out.
-_NEAR, _STILL_S = 0.75, 10.0
+_NEAR, _STILL_S = 0.75, 30.0
 #: Whoever says that memory ran out, or is asked to end, has so long to do it.
 _GRACE_S = 2.0
-#: Beyond the bound that is watched comes one that the system holds, for what grows faster than can be looked: far
-#: enough away that no library meets it on its way to the first.
-_BACKSTOP_MIB = 512
+#: Beyond the bound that is watched comes one that the system holds, for what grows faster than can be looked. It counts
+#: what is reserved too, and libraries reserve a gigabyte and more that they never touch.
+_BACKSTOP_MIB = 2_048
 _MIB = 1024 * 1024
 _ERRORS_BYTES = 64 * 1024
 _SIGNS = re.compile(
@@ -40,14 +41,39 @@ _SIGNS = re.compile(
 _DEFECT = re.compile(rb"^Traceback|panicked at", re.MULTILINE)
 
 
+class _Held(NamedTuple):
+    """Memory of a process, bytes; zeros where the system does not tell."""
+
+    #: What it has touched and nobody else can use.
+    own: int = 0
+    #: What RLIMIT_DATA and RLIMIT_AS count.
+    data: int = 0
+    space: int = 0
+
+
+class _Limits(NamedTuple):
+    """Of the system, bytes."""
+
+    data: float = math.inf
+    space: float = math.inf
+
+    @classmethod
+    def of_the_system(cls) -> _Limits:
+        soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+        return cls(*(math.inf if bound == resource.RLIM_INFINITY else bound for bound in soft))
+
+    def near(self, held: _Held) -> bool:
+        return held.data >= _NEAR * self.data or held.space >= _NEAR * self.space
+
+
 def in_child(command: str, memory_mb: int | None) -> None:
-    """Returns in a child that may hold `memory_mb` MiB of private memory, and never in the process that called: that
-    one ends as the child does, or with one line where memory was short.
+    """Returns in a child that may hold `memory_mb` MiB of its own, and never in the process that called: that one ends
+    as the child does, or with one line where memory was short.
 
     Without a bound, its own or the system's, it returns at once. To be called before there are threads.
     """
-    limit = _system_limit()
-    if memory_mb is None and limit is None:
+    limits = _Limits.of_the_system()
+    if memory_mb is None and limits == _Limits():
         return
     sys.stdout.flush()
     reading, writing = os.pipe()
@@ -61,22 +87,22 @@ def in_child(command: str, memory_mb: int | None) -> None:
         return
     os.close(writing)
     cure = "raise the limit (ulimit)" if memory_mb is None else f"raise --memory-mb, which is {memory_mb}"
-    _Watch(child, reading, memory_mb, limit).end(f"volcast: {command} needs more memory: {cure}")
+    _Watch(child, reading, memory_mb, limits).end(f"volcast: {command} needs more memory: {cure}")
 
 
 class _Watch:
     """Of a child: how it ends, and why."""
 
-    def __init__(self, child: int, reading: int, memory_mb: int | None, limit: int | None) -> None:
+    def __init__(self, child: int, reading: int, memory_mb: int | None, limits: _Limits) -> None:
         self._child = child
         self._reading = reading
         self._bound = None if memory_mb is None else memory_mb * _MIB
-        self._limit = limit
+        self._limits = limits
         self._errors = b""
-        self._peak = 0
+        self._was_near = False
         self._short = self._late = self._asked = False
         self._began_s = self._moved_s = time.monotonic()
-        self._last: tuple[int, int] = (0, 0)
+        self._last = _Held()
         self._end_by_s: float | None = None
 
     def end(self, short_of_memory: str) -> NoReturn:
@@ -105,9 +131,8 @@ class _Watch:
         sys.exit(code if code >= 0 else 128 - code)
 
     def _was_short(self, code: int) -> bool:
-        near = self._limit is not None and self._peak >= _NEAR * self._limit
         defect = code < 0 or _DEFECT.search(self._errors) is not None
-        return self._short or _SIGNS.search(self._errors) is not None or (near and defect)
+        return self._short or _SIGNS.search(self._errors) is not None or (self._was_near and defect)
 
     def _look(self) -> int | None:
         """The child's status, once it has one."""
@@ -116,14 +141,15 @@ class _Watch:
         if ended:
             return status
         now_s, held = time.monotonic(), _memory(self._child)
-        self._peak = max(self._peak, *held)
-        beyond = self._bound is not None and held[0] >= self._bound
+        near = self._limits.near(held)
+        self._was_near = self._was_near or near
+        beyond = self._bound is not None and held.own >= self._bound
         self._short = self._short or beyond
-        self._late = now_s > self._began_s + _TIME_S
+        self._late = self._bound is not None and now_s > self._began_s + _TIME_S
         if beyond or self._late or (self._end_by_s is not None and now_s > self._end_by_s):
             os.kill(self._child, signal.SIGKILL)
             return os.waitpid(self._child, 0)[1]
-        if self._end_by_s is None and (self._near_and_still(held, now_s) or _SIGNS.search(self._errors)):
+        if self._end_by_s is None and ((near and self._still(held, now_s)) or _SIGNS.search(self._errors)):
             self._short = True
             self._end_by_s = now_s + _GRACE_S
         return None
@@ -139,10 +165,10 @@ class _Watch:
         self._errors = (self._errors + chunk)[-_ERRORS_BYTES:]
         return True
 
-    def _near_and_still(self, held: tuple[int, int], now_s: float) -> bool:
+    def _still(self, held: _Held, now_s: float) -> bool:
         if held != self._last:
             self._last, self._moved_s = held, now_s
-        return self._limit is not None and max(held) >= _NEAR * self._limit and now_s > self._moved_s + _STILL_S
+        return now_s > self._moved_s + _STILL_S
 
     def _asked_to_end(self, number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -154,7 +180,6 @@ class _Watch:
 def _confine(watcher: int, memory_mb: int | None) -> None:
     """In the child."""
     if memory_mb is not None:
-        # Private memory, not address space: the libraries reserve gigabytes of that and use little of it.
         _lower(resource.RLIMIT_DATA, (memory_mb + _BACKSTOP_MIB) * _MIB)
         _lower(resource.RLIMIT_CPU, _TIME_S)
     # Where the machine runs out of memory all the same, it is this process that the kernel ends. Linux only.
@@ -179,20 +204,11 @@ def _lower(kind: int, bound: int) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def _system_limit() -> int | None:
-    found = [
-        soft
-        for soft, _ in map(resource.getrlimit, (resource.RLIMIT_DATA, resource.RLIMIT_AS))
-        if soft != resource.RLIM_INFINITY
-    ]
-    return min(found, default=None)
-
-
-def _memory(process: int) -> tuple[int, int]:
-    """Private memory and address space of a process, bytes; zeros where the system does not tell."""
+def _memory(process: int) -> _Held:
     try:
         told = Path(f"/proc/{process}/status").read_text()
     except OSError:
-        return 0, 0
-    kib = dict(re.findall(r"(VmData|VmSize):\s+(\d+) kB", told))
-    return int(kib.get("VmData", 0)) * 1024, int(kib.get("VmSize", 0)) * 1024
+        return _Held()
+    kib = {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", told, re.MULTILINE)}
+    own = kib.get("RssAnon", 0) + kib.get("VmSwap", 0)
+    return _Held(own * 1024, kib.get("VmData", 0) * 1024, kib.get("VmSize", 0) * 1024)

@@ -20,12 +20,18 @@ from typing import Any
 
 import pytest
 
+from stream.adapters import candles as files
+from stream.core.candle import HOUR_MS
+from stream.testing.market import simulate
+
 pytestmark = pytest.mark.fault(54)
 
 _INHERITED = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
 _ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 _PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
 _DNS = "53"
+START = 1_704_067_200_000
+HISTORY = 3_360
 
 
 @dataclass
@@ -86,6 +92,14 @@ def _reaches_out(line: str) -> bool:
     return outside or (bool(hosts) and _DNS in _PORT.findall(line))
 
 
+@pytest.fixture(scope="module")
+def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With as many hours after 2023 as a backtest needs."""
+    path = tmp_path_factory.mktemp("candles") / "btc.parquet"
+    files.write(simulate(["BTCUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_000, 11)["BTCUSDT"], path)
+    return path
+
+
 @pytest.fixture
 def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "watched")
@@ -115,8 +129,8 @@ def test_nor_is_there_anything_where_it_comes_in_with_a_part_of_us(watched: Watc
         ["predict", "--from", "2024-01-10", "--out", "predicted.csv"],
         ["drift", "--out", "drift.html", "--json", "drift.json", "--memory-mb", "2048"],
         ["report", "--from", "2024-01-03", "--to", "2024-01-10", "--out", "pages"],
-        ["backtest", "--from", "2024-01-03", "--to", "2024-01-10", "--html", "risk.html", "--figure", "risk.svg"],
-        ["evaluate", "--from", "2024-01-03", "--to", "2024-01-10", "--no-tests", "--html", "e.html"],
+        ["backtest", "--from", "2024-01-01", "--to", "2024-02-05", "--html", "risk.html", "--figure", "risk.svg"],
+        ["evaluate", "--from", "2024-01-01", "--to", "2024-02-05", "--no-tests", "--html", "e.html"],
     ],
     ids=lambda arguments: arguments[0],
 )  # fmt: skip
@@ -132,7 +146,7 @@ def test_a_command_on_a_file_speaks_to_nobody_and_leaves_nothing(
 
 
 def test_a_demo_with_its_drift_run_speaks_to_nobody_and_leaves_nothing(watched: Watched) -> None:
-    watched.run("-P", "-m", "stream", "demo", "--hours", 30, "--http-port", 0)
+    watched.run("-P", "-m", "stream", "demo", "--hours", 4, "--speed", 600, "--http-port", 0)
     assert "drift of 30 days" in watched.errors
     assert watched.breaches() == []
     assert watched.written() == []
@@ -141,11 +155,11 @@ def test_a_demo_with_its_drift_run_speaks_to_nobody_and_leaves_nothing(watched: 
 def test_a_node_speaks_to_its_exchange_and_its_broker_alone(
     watched: Watched, volcast: Callable[..., Any], mosquitto: Any, candle_file: Path, until: Callable[..., Any]
 ) -> None:
-    tape = ["--candles", candle_file, "--from", "2024-01-03", "--hours", 100, "--ws-port", 0, "--rest-port", 0]
+    tape = ["--candles", candle_file, "--from", "2024-01-03", "--speed", 600, "--ws-port", 0, "--rest-port", 0]
     exchange = volcast("exchange", *tape)
     node = watched.start(
         "-P", "-m", "stream", "run", "--ws-url", exchange.find(r"--ws-url (\S+)"), "--rest-url",
-        exchange.find(r"--rest-url (\S+)"), "--mqtt-url", mosquitto.url, "--http-port", 0, "--time-scale", 3_600,
+        exchange.find(r"--rest-url (\S+)"), "--mqtt-url", mosquitto.url, "--http-port", 0, "--time-scale", 600,
     )  # fmt: skip
     try:
         until(lambda: node.poll() is not None or "drift of 30 days" in watched.errors, "the first drift run")
