@@ -24,6 +24,8 @@ COPY --from=build /opt/volcast /opt/volcast
 ENV PATH=/opt/volcast/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    DO_NOT_TRACK=1 \
     VOLCAST_DATA_DIR=/var/lib/volcast \
     VOLCAST_HTTP_HOST=0.0.0.0 \
     VOLCAST_HTTP_PORT=9464
@@ -32,8 +34,8 @@ USER volcast
 WORKDIR /var/lib/volcast
 VOLUME /var/lib/volcast
 EXPOSE 9464
-# 503, which urlopen raises, is a pipeline that has not moved for 30 s. A broker or exchange that is away is no illness.
+# 503 is a pipeline that has not moved for 30 s. A broker or exchange that is away is no illness.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VOLCAST_HTTP_PORT\"]}/healthz', timeout=4)"]
+    CMD ["python", "-P", "-m", "stream.commands.health"]
 ENTRYPOINT ["volcast"]
 CMD ["run"]

@@ -1,6 +1,6 @@
 """The door: the command line. It parses, imports what one command needs, and turns refusals into one line.
 
-Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage, 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
+try:
+    import click
+
+    from stream.commands import process
+except KeyboardInterrupt:
+    # Before there is anything that could turn it into an exit code.
+    sys.exit(130)
 
 from stream.commands.paths import PAGE_FILES, RUN_FILES, Command, DataDir, Folder, Input, Output
 
@@ -39,6 +45,8 @@ class _Door(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(process.INTERRUPTED)
         except _known_errors() as error:
             from stream import logs
 
@@ -147,6 +155,7 @@ def run(**flags: Any) -> None:
 
     Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://broker.example
     """
+    process.few_threads()
     settings = _load(flags)
     from stream.commands import daemon
 
@@ -186,6 +195,15 @@ def backup(file: Path, **flags: Any) -> None:
     command.backup(settings.data_dir, file)
 
 
+def _watched(name: str, memory_mb: int | None) -> None:
+    """Where memory is bounded, the rest of the command runs in a child. Not within another program, which has threads
+    and a life of its own."""
+    if process.is_ours:
+        from stream.commands import confined
+
+        confined.in_child(name, memory_mb)
+
+
 def _tape_options(command: F) -> F:
     options = [
         click.option("--candles", type=_IN, help="Play this candle file.  [default: a simulated market]"),
@@ -215,6 +233,7 @@ def demo(**options: Any) -> None:
 
     Example: volcast demo --hours 72
     """
+    process.few_threads()
     from stream.commands import demo as command
 
     command.demo(**options)
@@ -236,6 +255,7 @@ def exchange(**options: Any) -> None:
 
     Example: volcast exchange --candles btc.parquet --from 2024-03-01 --speed 3600
     """
+    process.few_threads()
     from stream.commands import exchange as command
 
     command.exchange(**options)
@@ -431,7 +451,7 @@ def backtest(**options: Any) -> None:
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the study's shuffled data.")
 @click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
 @click.option("--memory-mb", type=click.IntRange(min=1), metavar="MB", help="End where more is needed, MiB.")
-def drift(**options: Any) -> None:
+def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
     """Compare the last 30 days with the model's training range, and the last 10 with the 90 before (needs `drift`).
 
     Scores are Wasserstein distances in standard deviations of what is held against. A symbol that the model was not
@@ -441,6 +461,8 @@ def drift(**options: Any) -> None:
 
     Example: volcast drift --candles btc.parquet --study 2019-01-01..2025-01-01
     """
+    os.nice(nice)
+    _watched("drift", memory_mb)
     from stream.commands import drift as command
 
     command.drift(**options)
@@ -464,6 +486,7 @@ def report(**options: Any) -> None:
 
     Example: volcast report --candles btc.parquet --quarterly 2024 --out reports
     """
+    _watched("report", None)
     from stream.commands import report as command
 
     command.report(**options)
@@ -473,7 +496,8 @@ def main() -> None:
     if os.getpid() == 1:
         # The kernel spares the first process of a container signals that it has no handler for: also while it imports.
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    cli(prog_name="volcast")
+    with process.in_order():
+        cli(prog_name="volcast")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import msgspec
 import pytest
 
 from stream import settings
+from stream.commands import health as health_check
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +74,86 @@ def test_every_volcast_variable_is_a_setting_that_run_accepts(services: dict[str
     in_dockerfile = set(re.findall(r"\b(VOLCAST_\w+)=", (ROOT / "Dockerfile").read_text()))
     assert in_dockerfile
     assert in_dockerfile <= names
+
+
+class _Health(http.server.BaseHTTPRequestHandler):
+    """What a node, or an exchange, answers."""
+
+    def do_GET(self) -> None:
+        well = self.path in self.server.well  # type: ignore[attr-defined]
+        self.send_response(200 if well else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def health() -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health) as server:
+        server.well = {"/healthz", "/control/state"}  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def asked(command: list[str], folder: Path, **environment: str) -> int:
+    """A health check as the engine runs it, in a container that is told of a proxy that nobody needs."""
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    assert command[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *command[1:]],
+        cwd=folder,
+        env={**os.environ, **proxies, **environment},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode
+
+
+def test_the_images_health_check_finds_the_node_past_a_proxy_and_on_any_port(
+    health: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    found = re.search(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.MULTILINE)
+    assert found is not None
+    command, port = json.loads(found[1]), str(health.server_port)
+    everywhere = {"VOLCAST_HTTP_HOST": "0.0.0.0"}
+    assert asked(command, tmp_path, **everywhere, VOLCAST_HTTP_PORT=port) == 0
+    (tmp_path / "volcast.toml").write_text(f"http-port = {port}\n")
+    assert asked(command, tmp_path, **everywhere) == 0
+    health.well = set()  # type: ignore[attr-defined]
+    assert asked(command, tmp_path, **everywhere) == 1
+    health.shutdown()
+    health.server_close()
+    assert asked(command, tmp_path, **everywhere) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("volcast run", (None, None, None)),
+        ("volcast run --http-port 9500", (None, None, "9500")),
+        ("/sbin/docker-init -- python -P -m stream run --http-port=9500 --http-host ::1", (None, "::1", "9500")),
+        ("volcast run --config /etc/v.toml --standby", (Path("/etc/v.toml"), None, None)),
+        ("sleep infinity --http-port", (None, None, "")),
+    ],
+)
+def test_and_by_the_flags_of_the_containers_first_process(line: str, told: tuple[Any, ...]) -> None:
+    config, flags = health_check.told(line.split(" "))
+    assert (config, flags["http_host"], flags["http_port"]) == told
+
+
+def test_the_simulated_exchanges_health_check_asks_no_proxy(
+    services: dict[str, Any], health: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    _, *command = services["exchange"]["healthcheck"]["test"]
+    command = [part.replace("9080", str(health.server_port)) for part in command]
+    assert asked(command, tmp_path) == 0
+    health.well = set()  # type: ignore[attr-defined]
+    assert asked(command, tmp_path) == 1
 
 
 def test_what_is_mounted_exists(services: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stream.adapters.journal import FILE_NAME, LOCK_NAME, DataDirLock, SqliteJournal
+from stream.adapters.data_dir import LOCK_NAME, DataDirLock
+from stream.adapters.journal import FILE_NAME, SqliteJournal
 from stream.adapters.journal_access import stranger
 from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle

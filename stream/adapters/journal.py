@@ -7,7 +7,6 @@ the symbol came. What is in here is true; what is not has not happened. Synchron
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from stream.adapters import journal_access, journal_files, journal_said, journal_schema
+from stream.adapters.data_dir import DataDirLock
 from stream.adapters.journal_schema import MIGRATIONS
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import Decay, Decision, Forecast
@@ -40,56 +40,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", Forecast, Decision)
 
 FILE_NAME = "journal.sqlite"
-LOCK_NAME = "journal.lock"
 _FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
 _OUTCOME = Outcome.__struct_fields__
-
-
-class DataDirLock:
-    """Keeps a data directory to one daemon. The operating system lets go of it when the process ends."""
-
-    def __init__(self, data_dir: Path) -> None:
-        """`JournalError` where the directory cannot be written or another process holds it."""
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            self._path = data_dir / LOCK_NAME
-            self._file = self._opened(self._path)
-        except OSError as error:
-            raise JournalError(
-                f"data directory {data_dir} is not writable ({error.strerror}): mend its permissions "
-                "or choose another with --data-dir"
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise JournalError(
-                f"data directory {data_dir} is in use by another volcast: stop it, or choose another with --data-dir"
-            ) from None
-
-    def renew(self) -> None:
-        """Holds the directory again where somebody has removed the file by which others know."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(self._path.stat(), os.fstat(self._file)):
-                return
-        again = DataDirLock(self._path.parent)
-        os.close(self._file)
-        self._file = again._file
-
-    @staticmethod
-    def _opened(path: Path) -> int:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError:
-            # A lock that is there needs no writing: its disk may be read-only for now.
-            if not path.exists():
-                raise
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def release(self) -> None:
-        os.close(self._file)
 
 
 class SqliteJournal:

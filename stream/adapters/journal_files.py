@@ -10,6 +10,7 @@ Rules of this room:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 #: Beside a database in WAL mode: they belong to it, and move with it.
 _COMPANIONS = ("", "-wal", "-shm")
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _KINDS: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "REAL": (int, float), "BLOB": (bytes,)}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -163,9 +165,20 @@ def _publish(part: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    """Makes a file's bytes, or a folder's names, last as far as the file system can: some (CIFS, FUSE) have no such
+    call for folders, and what was written is there all the same."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # A folder that one may write into without reading it.
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(opened)
 

@@ -17,9 +17,10 @@ from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
+from stream.adapters.data_dir import try_lock
 from stream.adapters.feed import proxy_for
 from stream.adapters.history import BinanceHistory
-from stream.adapters.journal import FILE_NAME, DataDirLock, SqliteJournal
+from stream.adapters.journal import FILE_NAME, SqliteJournal
 from stream.adapters.journal_files import damage
 from stream.adapters.mqtt import broker_client, tls_context
 from stream.adapters.rivals import Rivals
@@ -92,18 +93,15 @@ def _policy(settings: Settings, refusals: list[str]) -> None:
 
 def _data_dir(settings: Settings, refusals: list[str]) -> None:
     try:
-        lock = DataDirLock(settings.data_dir)
-        try:
-            if not (settings.data_dir / FILE_NAME).exists():
-                _say("ok", "data", f"{settings.data_dir}, no journal yet")
-                return
-            if found := damage(settings.data_dir / FILE_NAME):
-                _say("warning", "data", f"the journal is damaged ({found}); run will rebuild it and keep this one")
-                return
-            with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
-                _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
-        finally:
-            lock.release()
+        try_lock(settings.data_dir)
+        if not (settings.data_dir / FILE_NAME).exists():
+            _say("ok", "data", f"{settings.data_dir}, no journal yet")
+            return
+        if found := damage(settings.data_dir / FILE_NAME):
+            _say("warning", "data", f"the journal is damaged ({found}); run will rebuild it and keep this one")
+            return
+        with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
+            _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
     except (JournalError, sqlite3.Error) as error:
         refusals.append(str(error))
         _say("REFUSED", "data", str(error))

@@ -64,6 +64,9 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         # Its default would do, but for the first process of a container, which the kernel spares.
         loop.add_signal_handler(number, os._exit, 128 + number)
 
-    # SIGHUP: the terminal was closed.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    # The terminal was closed; whoever started us with `nohup` wants us to outlive it.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, heard, number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from stream.core.messages import Drift, DriftFeature
 from stream.ports import RefusedError
 
 _PIPE_WIDTH = 140
-#: A run takes some 8 s of processor time.
-_CPU_S = 300
 
 
 def drift(
@@ -39,10 +36,7 @@ def drift(
     json_file: Path | None,
     study: str | None,
     seed: int,
-    nice: int,
-    memory_mb: int | None,
 ) -> None:
-    _confine(nice, memory_mb)
     (symbol, *others) = parse_symbols(symbols, ())
     if others:
         raise RefusedError("--symbols: drift looks at one symbol at a time; run it once for each")
@@ -51,15 +45,10 @@ def drift(
     chosen = model_path(model, data_dir)
     refuse_clashes(places_of(("--json", json_file), ("--out", out)), inputs_of(data_dir, chosen))
     loaded = predictors.load(chosen).model
-    try:
-        if study is not None and candles is not None:
-            _study(symbol, candles, loaded.contract, study, seed, json_file)
-        else:
-            _run(symbol, candles, data_dir, loaded, out, json_file)
-    except MemoryError:
-        if memory_mb is None:
-            raise
-        raise RefusedError(f"drift needs more memory than --memory-mb {memory_mb} leaves it; raise it") from None
+    if study is not None and candles is not None:
+        _study(symbol, candles, loaded.contract, study, seed, json_file)
+    else:
+        _run(symbol, candles, data_dir, loaded, out, json_file)
 
 
 def _run(
@@ -139,21 +128,3 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     for table in room.tables(found):
         console.print(table, "")
     write_json(json_file, msgspec.to_builtins(found))
-
-
-def _confine(nice: int, memory_mb: int | None) -> None:
-    """Bounds what this process may take from the one that started it."""
-    os.nice(nice)
-    if memory_mb is None:
-        return
-    import resource
-
-    # Private memory, not address space: the libraries reserve gigabytes of that and use little of it. Where it is used
-    # up some of them ask again for ever instead of failing: hence a bound on processor time with it.
-    for kind, bound in ((resource.RLIMIT_DATA, memory_mb * 1024 * 1024), (resource.RLIMIT_CPU, _CPU_S)):
-        _, hard = resource.getrlimit(kind)
-        if hard == resource.RLIM_INFINITY or bound < hard:
-            resource.setrlimit(kind, (bound, bound))
-    # Where the machine runs out of memory all the same, it is this process that the kernel ends. Linux only.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")

@@ -28,9 +28,10 @@ from monitor.metrics import Metrics
 from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.data_dir import DataDirLock
 from stream.adapters.feed import BinanceFeed
 from stream.adapters.history import BinanceHistory
-from stream.adapters.journal import DataDirLock, SqliteJournal
+from stream.adapters.journal import SqliteJournal
 from stream.adapters.mqtt import MqttBroker, stand_by, tls_context
 from stream.adapters.recall import Recall
 from stream.adapters.rivals import Rivals

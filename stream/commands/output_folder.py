@@ -7,6 +7,7 @@ and the next run removes it: the lock on it died with its owner.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from stream.ports import RefusedError
 
 _PREFIX, _SUFFIX = ".volcast-", ".part"
+#: What a file system without locks says. What a killed run has left stays there then.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -49,11 +52,19 @@ def filled(option: str, folder: Path, last: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the folder is locked, rather than on a file system that knows no locks; `BlockingIOError` where another
+    run has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        yield locked
     finally:
         os.close(handle)
 
@@ -61,5 +72,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         # Another run may be writing into it.
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(leftover):
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(leftover) as locked:
+            if locked:
+                shutil.rmtree(leftover, ignore_errors=True)

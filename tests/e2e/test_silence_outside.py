@@ -1,0 +1,175 @@
+"""What our commands say to others and write into the user's home, as the system sees it: nothing.
+
+Heard by strace, because libraries do this in native code, which no hook of Python hears; with a fresh home, and without
+the variables by which they tell that nobody is there (CI) or that they shall be quiet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream.adapters import candles as files
+from stream.core.candle import HOUR_MS
+from stream.testing.market import simulate
+
+pytestmark = pytest.mark.fault(54)
+
+_INHERITED = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
+_ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
+_PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
+_DNS = "53"
+START = 1_704_067_200_000
+HISTORY = 3_360
+
+
+@dataclass
+class Watched:
+    """A command in a home of its own, every call of it and its children to the network written down."""
+
+    folder: Path
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("home", "tmp", "work"):
+            (self.folder / name).mkdir(parents=True)
+        kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        places = {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
+        self.environment = {**kept, **places, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        # -D: the command is our child, and strace its; signals and exit codes are the command's own.
+        strace = shutil.which("strace")
+        if strace is None:
+            pytest.fail("strace is needed for this test: apt-get install strace")
+        trace = [strace, "-D", "-f", "-qq", "--seccomp-bpf", "-s", "64", "-o", self._calls]
+        kinds = ["-e", "trace=connect,sendto,sendmsg,sendmmsg", "-e", "signal=none"]
+        with (self.folder / "err.txt").open("w") as err, (self.folder / "out.txt").open("w") as out:
+            return subprocess.Popen(
+                [*map(str, trace), *kinds, "--", sys.executable, *map(str, arguments)],
+                env=self.environment,
+                cwd=self.folder / "work",
+                stdout=out,
+                stderr=err,
+                text=True,
+            )
+
+    def run(self, *arguments: object) -> None:
+        assert self.start(*arguments).wait(timeout=200) == 0, self.errors
+
+    @property
+    def _calls(self) -> Path:
+        return self.folder / "calls.txt"
+
+    @property
+    def errors(self) -> str:
+        return (self.folder / "err.txt").read_text()
+
+    def breaches(self) -> list[str]:
+        """Calls that reach for another machine, or ask for a name, wherever they ask."""
+        return [line for line in self._calls.read_text(errors="replace").splitlines() if _reaches_out(line)]
+
+    def written(self) -> list[str]:
+        """What lies in the home, and what was forgotten in the folder for temporary files."""
+        places = [self.folder / "home", self.folder / "tmp"]
+        return [str(p.relative_to(self.folder)) for place in places for p in place.rglob("*")]
+
+
+def _reaches_out(line: str) -> bool:
+    hosts = [v4 or v6 for v4, v6 in _ADDRESS.findall(line)]
+    outside = any(not (host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")) for host in hosts)
+    return outside or (bool(hosts) and _DNS in _PORT.findall(line))
+
+
+@pytest.fixture(scope="module")
+def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With as many hours after 2023 as a backtest needs."""
+    path = tmp_path_factory.mktemp("candles") / "btc.parquet"
+    files.write(simulate(["BTCUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_000, 11)["BTCUSDT"], path)
+    return path
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path / "watched")
+
+
+def test_a_name_that_a_child_asks_for_in_native_code_is_heard(watched: Watched) -> None:
+    code = "import subprocess; subprocess.run(['getent', 'ahosts', 'volcast.invalid'])"
+    watched.run("-c", code)
+    assert watched.breaches()
+
+
+def test_what_onnxruntime_leaves_in_a_home_without_us_is_found(watched: Watched) -> None:
+    watched.run("-c", "import onnxruntime")
+    assert any("onnxruntime" in name for name in watched.written())
+
+
+@pytest.mark.parametrize("module", ["stream.adapters.predictor", "training.dataset", "monitor.drift", "export.parity"])
+def test_nor_is_there_anything_where_it_comes_in_with_a_part_of_us(watched: Watched, module: str) -> None:
+    watched.run("-c", f"import {module}, onnxruntime")
+    assert watched.breaches() == []
+    assert watched.written() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "--from", "2024-01-10", "--out", "predicted.csv"],
+        ["drift", "--out", "drift.html", "--json", "drift.json", "--memory-mb", "2048"],
+        ["report", "--from", "2024-01-03", "--to", "2024-01-10", "--out", "pages"],
+        ["backtest", "--from", "2024-01-01", "--to", "2024-02-05", "--html", "risk.html", "--figure", "risk.svg"],
+        ["evaluate", "--from", "2024-01-01", "--to", "2024-02-05", "--no-tests", "--html", "e.html"],
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_a_command_on_a_file_speaks_to_nobody_and_leaves_nothing(
+    watched: Watched, candle_file: Path, arguments: list[str]
+) -> None:
+    # Even where somebody wants the reports: what we promise does not hang on a variable.
+    watched.environment["ORT_DISABLE_TELEMETRY"] = "0"
+    command, *rest = arguments
+    watched.run("-P", "-m", "stream", command, "--candles", candle_file, *rest)
+    assert watched.breaches() == []
+    assert watched.written() == []
+
+
+def test_a_demo_with_its_drift_run_speaks_to_nobody_and_leaves_nothing(watched: Watched) -> None:
+    watched.run("-P", "-m", "stream", "demo", "--hours", 4, "--speed", 600, "--http-port", 0)
+    assert "drift of 30 days" in watched.errors
+    assert watched.breaches() == []
+    assert watched.written() == []
+
+
+def test_a_node_speaks_to_its_exchange_and_its_broker_alone(
+    watched: Watched, volcast: Callable[..., Any], mosquitto: Any, candle_file: Path, until: Callable[..., Any]
+) -> None:
+    tape = ["--candles", candle_file, "--from", "2024-01-03", "--speed", 600, "--ws-port", 0, "--rest-port", 0]
+    exchange = volcast("exchange", *tape)
+    node = watched.start(
+        "-P", "-m", "stream", "run", "--ws-url", exchange.find(r"--ws-url (\S+)"), "--rest-url",
+        exchange.find(r"--rest-url (\S+)"), "--mqtt-url", mosquitto.url, "--http-port", 0, "--time-scale", 600,
+    )  # fmt: skip
+    try:
+        until(lambda: node.poll() is not None or "drift of 30 days" in watched.errors, "the first drift run")
+        (url,) = set(re.findall(r"http://127\.0\.0\.1:\d+", watched.errors.split("feed is")[0]))
+        assert urllib.request.urlopen(f"{url}/api/v1/forecast/BTCUSDT", timeout=10).status == 200
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(timeout=30) == 0, watched.errors
+    finally:
+        if node.poll() is None:
+            node.kill()
+            node.wait()
+    assert watched.breaches() == []
+    assert watched.written() == []
