@@ -94,6 +94,13 @@ KINDS = {
     "empty lines": ("a.csv", text(SIX, header=HEADER).replace(b"\n", b"\n\n") + b"  \n\n,,,,,\n"),
     "joined files": ("a.csv", text(SIX[:9], header=HEADER) + text(SIX[9:], header=HEADER)),
     "newest first": ("a.csv", text(SIX[::-1], header=HEADER)),
+    "day and hour apart": (
+        "a.csv",
+        text(
+            [[f"2024-01-{1 + k // 24:02}", f"{k % 24:02}:00", *row[1:]] for k, row in enumerate(SIX)],
+            header=HEADER.replace("open_time", "<DATE>,<TIME>"),
+        ),
+    ),
     "seconds": ("a.csv", text([[str(int(r[0]) // 1_000), *r[1:]] for r in SIX], header=HEADER)),
     "nanoseconds": ("a.csv", text([[r[0] + "000000", *r[1:]] for r in SIX], header=HEADER)),
 }

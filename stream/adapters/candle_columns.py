@@ -75,7 +75,7 @@ def typed(raw: Raw, path: Path, asked: str | None, default_symbol: str | None) -
         symbol = _symbol(given, rows, path)
     open_time, close_time = column("open_time"), column("close_time")
     assert open_time is not None
-    opened = _microseconds(open_time, rows, path)
+    opened = _microseconds(_with_time_of_day(open_time, raw.header, frame), rows, path)
     _refuse_times(opened, rows, path)
     closed = None if close_time is None else _times(close_time)
     table = pl.DataFrame(
@@ -160,6 +160,19 @@ def _symbol(given: pl.Series, rows: pl.Series, path: Path) -> pl.Series:
         except symbols.SymbolError as error:
             raise CandleFileError(f"{path}: row {_first(text == spelled, rows)}: {error}") from None
     return text.replace(parsed).rename("symbol")
+
+
+def _with_time_of_day(date: pl.Series, header: Sequence[str], frame: pl.DataFrame) -> pl.Series:
+    """Days with the hour from a column of its own, as some terminals write them."""
+    at = next((k for k, name in enumerate(header) if name.strip().lower().strip("<>") == "time"), None)
+    if at is None or date.dtype != pl.String or frame[str(at)].dtype != pl.String:
+        return date
+    hour = frame[str(at)].str.strip_chars()
+    if not (
+        hour.str.contains(r"^\d{2}:\d{2}(:\d{2})?$").all() and date.str.contains(r"^\s*\d{4}-\d{2}-\d{2}\s*$").all()
+    ):
+        return date
+    return date.str.strip_chars() + " " + hour
 
 
 def _microseconds(time: pl.Series, rows: pl.Series, path: Path) -> pl.Series:
