@@ -34,10 +34,17 @@ T0 = 1_704_067_200_000
 
 class Publisher:
     """Remembers what it was given. After `accepts` messages the connection is lost. Topics in `denied` are refused;
-    at those in `poison` the connection ends."""
+    at those in `poison` the connection ends; those in `unanswered` are never acknowledged."""
 
-    def __init__(self, accepts: int = 1_000, *, denied: Collection[str] = (), poison: Collection[str] = ()) -> None:
-        self.accepts, self.denied, self.poison = accepts, denied, poison
+    def __init__(
+        self,
+        accepts: int = 1_000,
+        *,
+        denied: Collection[str] = (),
+        poison: Collection[str] = (),
+        unanswered: Collection[str] = (),
+    ) -> None:
+        self.accepts, self.denied, self.poison, self.unanswered = accepts, denied, poison, unanswered
         self.offered: list[str] = []
         self.said: list[tuple[str, bytes, bool, int | None]] = []
         self.spoke = asyncio.Event()
@@ -49,6 +56,8 @@ class Publisher:
             raise MessageRefusedError("Not authorized")
         if topic in self.poison:
             raise HungUpError("Not authorized")
+        if topic in self.unanswered:
+            raise UnreachableError("the broker did not acknowledge")
         if len(self.said) >= self.accepts:
             raise UnreachableError("gone")
         self.said.append((topic, payload, retain, expiry_s))
@@ -287,6 +296,23 @@ async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(
     assert said_of(publisher, "b") == [b"2"]
     assert "a" not in publisher.offered
     assert [e.topic for e in await asyncio.to_thread(stand.journal.outbox)] == ["a", "a"]
+
+
+@pytest.mark.fault(45)
+async def test_a_topic_that_is_never_acknowledged_is_left_aside_and_a_mute_broker_is_waited_for(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b"), [])
+    state = "volcast/v1/node/n/state"
+    for _ in range(5):
+        with pytest.raises(UnreachableError):
+            await stand.talk(Publisher(unanswered=(state, "a", "b")), close=False)
+    assert stand.speaker.remarks == ()
+    for _ in range(3):
+        with pytest.raises(UnreachableError):
+            await stand.talk(Publisher(unanswered=("a",)), close=False)
+    publisher = Publisher(unanswered=("a",))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"1"]
+    assert stand.speaker.remarks == ("the broker does not take a: it does not acknowledge it, and others it does",)
 
 
 async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> None:

@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 
 from stream.adapters.backoff import Backoff
 from stream.adapters.mqtt_client import Client as _Client
-from stream.adapters.rivals import Rivals
+from stream.adapters.rivals import NO_ANSWER, Rivals
 from stream.core.messages import CONTENT_TYPE
 from stream.ports import (
     BrokerConnected,
@@ -46,7 +46,7 @@ _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
 #: What others say and we have not yet heard; nothing depends on the rest.
 _HEARD = 10_000
-#: Connections that the broker ends while we look for other nodes, until we no longer look.
+#: Subscriptions that are met with silence or the end of the connection, until we no longer look for other nodes.
 _LOOKS = 2
 #: Ends in favour of another client within `_FIGHT_S` that make it a fight: where we see the other nodes, and where not.
 _TAKEOVERS, _TAKEOVERS_BLIND = 3, 2
@@ -175,7 +175,8 @@ class MqttBroker:
                 if self._cut_short == _LOOKS:
                     self._tell_blind(client.farewell or "it ends the connection when we subscribe")
             raise
-        self._cut_short = 0
+        # Neither is worth a wait on each connection.
+        self._cut_short = self._cut_short + 1 if blind == NO_ANSWER else 0
         if blind is not None:
             self._tell_blind(blind)
             return

@@ -28,6 +28,8 @@ _QUIET_S = 0.25
 _LOOK_S = 2.0
 #: How long a node that vanished may take to come back before another takes its place.
 _GRACE_S = 3.0
+#: Why nothing can be seen where a subscription is not acknowledged.
+NO_ANSWER = "it does not answer a subscription"
 _GONE = ("stopped", "lost")
 _PREFIX = f"{ROOT}/node/"
 _TOPICS = (node_topic("+", "state"), node_topic("+", "info"))
@@ -108,7 +110,7 @@ class Rivals:
         except aiomqtt.MqttError:
             if client.ended:
                 raise
-            return "it does not answer a subscription"
+            return NO_ANSWER
         if client.denials:
             return ", ".join(dict.fromkeys(client.denials))
         now_s = asyncio.get_running_loop().time

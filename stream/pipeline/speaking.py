@@ -300,6 +300,8 @@ class Speaker:
             self._observe(PublishFailed(topic, str(error)))
             if isinstance(error, HungUpError):
                 self._withheld.hung_up(topic, str(error), self._clock.monotonic_s())
+            else:
+                self._withheld.unanswered(topic, self._clock.monotonic_s())
             raise
         self._withheld.accepted(topic)
         self._observe(Published(topic))

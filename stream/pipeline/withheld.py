@@ -1,8 +1,8 @@
 """Topics that the broker does not take: what waits on them, and when it is offered again.
 
 One topic must not hold up the others. Within a topic order stays: what follows a refused message waits behind it. A
-broker may refuse in so many words, or end the connection at that one message, each time; then the topic is found out
-by what was being said when the connection ended.
+broker may refuse in so many words, or end the connection at that one message each time, or never acknowledge it; then
+the topic is found out by what was being said when the connection ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 #: A refused message is offered again after so long, twice as long each time, and on each new connection.
 _REFUSED_S, _REFUSED_CAP_S = 1.0, 60.0
 #: One at which the broker hangs up costs a connection, and waits accordingly; a new connection is no reason.
-_HUNG_UP_S, _HUNG_UP_CAP_S = 60.0, 3_600.0
+_HUNG_UP_S, _HUNG_UP_CAP_S = 60.0, 900.0
 #: Connections in a row that end at the same topic until the topic is at fault; fewer with a broker known for it.
 _STRIKES, _STRIKES_KNOWN = 3, 2
 #: Topics that are named in the log for one reason; more are counted, and listed nowhere.
@@ -42,6 +42,7 @@ class Withheld:
         self._held: dict[str, _Held] = {}
         self._strikes: tuple[str, int] = ("", 0)
         self._told: Counter[str] = Counter()
+        self._accepted_here = False
 
     def __len__(self) -> int:
         """Events that wait."""
@@ -95,12 +96,14 @@ class Withheld:
 
     def connected(self, now_s: float) -> None:
         """Permissions may have changed: what was refused in words is offered at once."""
+        self._accepted_here = False
         for held in self._held.values():
             if not held.hung_up:
                 held.retry_at_s = now_s
 
     def accepted(self, topic: str) -> None:
         """The broker takes the topic; events that waited on it are the caller's to say, and stay here until then."""
+        self._accepted_here = True
         if topic == self._strikes[0]:
             self._strikes = ("", 0)
         held = self._held.get(topic)
@@ -116,12 +119,20 @@ class Withheld:
         self._hold(topic, reason, now_s, hung_up=False)
 
     def hung_up(self, topic: str, reason: str, now_s: float) -> None:
-        """The connection ended at a message of this topic."""
+        """The broker ended the connection at a message of this topic."""
+        self._strike(topic, f"it ends the connection there ({reason})", now_s)
+
+    def unanswered(self, topic: str, now_s: float) -> None:
+        """No acknowledgement came in time. A broker that acknowledges nothing has nothing against the topic."""
+        if self._accepted_here:
+            self._strike(topic, "it does not acknowledge it, and others it does", now_s)
+
+    def _strike(self, topic: str, reason: str, now_s: float) -> None:
         before, strikes = self._strikes
         self._strikes = (topic, strikes + 1 if topic == before else 1)
         known = any(held.hung_up for held in self._held.values())
         if topic in self._held or self._strikes[1] >= (_STRIKES_KNOWN if known else _STRIKES):
-            self._hold(topic, f"it ends the connection there ({reason})", now_s, hung_up=True)
+            self._hold(topic, reason, now_s, hung_up=True)
 
     def _hold(self, topic: str, reason: str, now_s: float, *, hung_up: bool) -> None:
         first_s, cap_s = (_HUNG_UP_S, _HUNG_UP_CAP_S) if hung_up else (_REFUSED_S, _REFUSED_CAP_S)
