@@ -123,7 +123,7 @@ def lines_of(entries: tuple[RecentForecast, ...], said: Mapping[int, RecentEntry
         before = lines.get(e.open_time)
         if before is None:
             lines[e.open_time] = RecentEntry(e.open_time, e.volatility, e.low, e.high, e.realized)
-        elif e.realized is not None:
+        elif e.realized is not None and e.realized != before.realized:
             lines[e.open_time] = msgspec.structs.replace(before, realized=e.realized)
     return newest_lines(lines)
 
