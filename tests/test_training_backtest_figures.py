@@ -30,9 +30,10 @@ from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 from training import backtest, backtest_figures, backtest_measures, backtest_report
 from training.backtest_benchmarks import BUY_AND_HOLD
-from training.backtest_decisions import of_bundle
+from training.backtest_decisions import of_bundle, of_forecaster
 from training.backtest_execution import Book, Costs, execute
-from training.dataset import of_grid
+from training.dataset import DatasetError, of_grid
+from training.forecasters import named
 from training.holes import holes, told
 from training.html import NONE
 
@@ -292,6 +293,22 @@ def test_an_evaluation_of_a_price_that_never_moves_is_whole_at_80_columns(tmp_pa
     assert all(math.isfinite(value) for _, value in numbers(json.loads(out.read_text())))
     assert {values["r2"] for values in json.loads(out.read_text())["next_24h"].values()} == {None}
     assert NONE in done.output
+
+
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        (slice(2_900, 4_000), "no hour of the last stretch before the period has an outcome"),
+        (slice(1_500, 4_000), "no hour of a part of the range that is learnt from has a known outcome"),
+    ],
+)
+def test_a_walk_after_a_long_halt_is_refused_in_one_line(missing: slice, text: str) -> None:
+    closes = np.exp(np.cumsum(0.01 * np.random.default_rng(0).standard_normal(5_000)))
+    closes[missing] = NAN
+    (linear,) = named(["linear"])
+    split = START + 4_000 * HOUR_MS
+    with pytest.raises(DatasetError, match=text):
+        of_forecaster(of_grid("XUSDT", *to_grid(candles_of(closes))), linear, START, split, split + 720 * HOUR_MS)
 
 
 def test_a_table_in_parts_loses_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -139,3 +140,22 @@ def test_mincer_zarnowitz_finds_the_line():
 def test_a_line_through_a_constant_is_undefined():
     constant = np.full(len(PHASE), 0.005)
     assert mincer_zarnowitz(market(8)[0], constant, PHASE).b is None
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 1_000), st.sampled_from([0.0, 1e-17, 1e-15, 1e-12, 1e-8, 1e-3]), st.integers(25, 45))
+def test_forecasts_and_outcomes_that_hardly_vary_give_numbers_or_a_reason(seed, size, days):
+    chance, phase = np.random.default_rng(seed), PHASE[: days * 24]
+    realized, first, second = 1.1e-5 * (1 + size * chance.standard_normal((3, len(phase))))
+    wild = 1.1e-5 * np.exp(chance.standard_normal(len(phase)))
+    for outcome, forecast in ((realized, first), (wild, first), (realized, wild)):
+        line = mincer_zarnowitz(outcome, forecast, phase)
+        found = diebold_mariano(outcome, forecast, second, phase)
+        for of in (line, found):
+            figures = [v for v in msgspec.structs.astuple(of) if isinstance(v, float)]
+            assert np.isfinite(figures).all()
+            assert figures or of.reason
+        day = phase == 0
+        losses = {n: qlike_losses(outcome[day], f[day]) for n, f in (("a", forecast), ("b", second))}
+        told = confidence_set(losses)
+        assert told.reason or np.isfinite(list((told.p or {}).values())).all()

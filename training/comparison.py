@@ -9,6 +9,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -92,14 +93,19 @@ def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray
     losses = qlike_losses(realized[known], first[known]), qlike_losses(realized[known], second[known])
     if known.any() and _differ_by_a_constant(*losses):
         return _no_comparison("their losses differ by a constant: there is nothing to test")
-    for rows in _by_phase(known, phase):
+    by_phase = _by_phase(known, phase)
+    for rows in by_phase:
         y, a, b = realized[rows], first[rows], second[rows]
         if not _differ_by_a_constant(qlike_losses(y, a), qlike_losses(y, b)):
-            done = diebold_mariano_test(y, a, b, lags=HAC_LAG_DAYS, criterion=qlike_losses, harvey_adj=True, horizon=1)
-            results.append((float(done.statistic), float(done.pvalue)))
-            days.append(int(rows.sum()))
+            with np.errstate(all="ignore"):
+                done = diebold_mariano_test(
+                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike_losses, harvey_adj=True, horizon=1
+                )
+            if np.isfinite([done.statistic, done.pvalue]).all():
+                results.append((float(done.statistic), float(done.pvalue)))
+                days.append(int(rows.sum()))
     if not results:
-        return _no_comparison(_too_few())
+        return _no_comparison("their losses hardly vary: there is nothing to test" if by_phase else _too_few())
     statistic, p = np.array(results).T
     return Comparison(
         phases=len(results),
@@ -138,8 +144,11 @@ def confidence_set(losses: Mapping[str, Array]) -> ConfidenceSet:
         bootstrap="stationary",
         seed=_SEED,
     )
-    test.compute()
+    with np.errstate(all="ignore"):
+        test.compute()
     p = test.pvalues["Pvalue"]
+    if not np.isfinite(p).all():
+        return ConfidenceSet(days, reason="the losses hardly vary: there is nothing to test")
     return ConfidenceSet(
         days, [names[i] for i in test.included], {name: float(p.loc[i]) for i, name in enumerate(names)}
     )
@@ -153,11 +162,15 @@ def mincer_zarnowitz(realized: Array, forecast: Array, phase: NDArray[np.int64])
     for rows in _by_phase(np.isfinite(realized) & np.isfinite(forecast), phase):
         y, f = realized[rows], forecast[rows]
         if np.ptp(f) > 0 and np.ptp(y) > 0:
-            line = OLS(y, np.column_stack([np.ones(len(f)), f])).fit(
-                cov_type="HAC", cov_kwds={"maxlags": HAC_LAG_DAYS, "use_correction": True}, use_t=True
-            )
-            together = line.f_test((np.eye(2), np.array([0.0, 1.0])))
-            results.append([*line.params, *line.bse, line.rsquared, float(together.pvalue)])
+            # Of forecasts that hardly vary the covariance is rounding: it has no rank, or its root does not exist.
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                line = OLS(y, np.column_stack([np.ones(len(f)), f])).fit(
+                    cov_type="HAC", cov_kwds={"maxlags": HAC_LAG_DAYS, "use_correction": True}, use_t=True
+                )
+                together = line.f_test((np.eye(2), np.array([0.0, 1.0])))
+                found = [*line.params, *line.bse, line.rsquared, float(together.pvalue)]
+            if np.isfinite(found).all():
+                results.append(found)
     if not results:
         return Regression(phases=0, reason=_too_few() + " of one phase, or nothing varies")
     table = np.array(results)

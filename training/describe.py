@@ -6,16 +6,24 @@ import numpy as np
 
 from stream.core.contract import Calibration, Regimes
 from stream.core.windows import Array
-from training.dataset import Dataset, Rows
+from training.dataset import Dataset, DatasetError, Rows
 
 LEVEL = 0.9
 RESIDUAL_HOURS = 90 * 24
 
 
 def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
-    """Of out-of-fold forecasts [n] of the next 24 h (hourly σ) for `rows`, in time order."""
+    """Of out-of-fold forecasts [n] of the next 24 h (hourly σ) for `rows`, in time order.
+
+    `DatasetError` where no outcome of them is known.
+    """
     realized = data.labels[rows, 0]
     known = np.isfinite(realized)
+    if not known.any():
+        raise DatasetError(
+            f"{data.symbol}: what intervals start from cannot be told, since no hour of the last stretch before the "
+            "period has an outcome: its candles are missing; choose another period or fetch more"
+        )
     rows, residual = rows[known], np.log(realized[known] / forecast[known])
     first = max(int(rows[-1]) - RESIDUAL_HOURS + 1, int(rows[0]))
     newest = np.full(int(rows[-1]) - first + 1, np.nan)

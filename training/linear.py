@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream.core.features import STATIC_NAMES
 from stream.core.windows import Array
-from training.dataset import Dataset, Rows
+from training.dataset import Dataset, DatasetError, Rows
 from training.sample import Sample
 
 #: Chosen by walk-forward over 2021-2023 (docs/decisions): less lets two years' accidents into the coefficients.
@@ -101,6 +101,7 @@ def _unstandardised(beta: Array, intercept: float, mean: Array, scale: Array) ->
 
 
 def _shares(weight: Array | None, known: NDArray[np.bool_]) -> Array:
+    _require_known(known)
     weight = np.ones(known.sum()) if weight is None else weight[known]
     share: Array = weight / weight.sum()
     return share
@@ -154,6 +155,18 @@ def _qlike_objective(z: Array, square: Array, share: Array, beta: Array, penalty
 
 
 def mean_ratio(realized: Array, forecast: Array) -> float:
-    """Mean of realized over mean of forecast where realized is known: what makes a forecast right on average."""
+    """Mean of realized over mean of forecast where realized is known: what makes a forecast right on average.
+
+    `DatasetError` where it is nowhere.
+    """
     known = np.isfinite(realized)
+    _require_known(known)
     return float(realized[known].mean() / forecast[known].mean())
+
+
+def _require_known(known: NDArray[np.bool_]) -> None:
+    if not known.any():
+        raise DatasetError(
+            "no hour of a part of the range that is learnt from has a known outcome: too many candles are missing; "
+            "choose another range or fetch more"
+        )
