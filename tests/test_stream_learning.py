@@ -23,6 +23,8 @@ from stream.pipeline.processing import Due
 from stream.ports import Outgoing
 from stream.testing.market import simulate_symbol
 
+pytestmark = pytest.mark.fault(42)
+
 START = 1_704_067_200_000
 RECENT = messages.symbol_topic(SYMBOL, "recent")
 SCORE = messages.symbol_topic(SYMBOL, "score")
