@@ -1,4 +1,4 @@
-"""`volcast report` as a user runs it: from candles and from a journal, killed, refused, and heard by an audit hook."""
+"""`volcast report` as a user runs it: from candles and from a journal, killed and refused."""
 
 from __future__ import annotations
 
@@ -28,20 +28,6 @@ from stream.core.candle import HOUR_MS
 START = 1_704_067_200_000
 
 DOCS = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
-#: Writes down who speaks to anyone, or starts a process that could, and that Evidently was there to be heard.
-AUDIT = """
-import os, sys
-
-def hear(event, args, _watched=(
-    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg",
-    "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork",
-)):
-    if event in _watched or (event == "import" and args[0] == "evidently"):
-        with open(os.environ["VOLCAST_TEST_HEARD"], "a") as heard:
-            heard.write(event + " " + str(args[0] if event == "import" else args) + chr(10))
-
-sys.addaudithook(hear)
-"""
 
 
 def report(*args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -64,22 +50,10 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a Python whose every socket is heard."""
-    folder = tmp_path_factory.mktemp("audit")
-    (folder / "sitecustomize.py").write_text(AUDIT)
-    heard = folder / "heard.txt"
-    heard.touch()
-    return {"PYTHONPATH": str(folder), "VOLCAST_TEST_HEARD": str(heard)}
-
-
-@pytest.fixture(scope="module")
-def made(candle_file: Path, audit: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a year of which candles exist from August on, heard by the hook."""
+def made(candle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a year of which candles exist from August on."""
     folder = tmp_path_factory.mktemp("made")
-    done = report(
-        "--candles", candle_file, "--quarterly", 2023, "--out", "a/b", "--json", "all.json", cwd=folder, **audit
-    )
+    done = report("--candles", candle_file, "--quarterly", 2023, "--out", "a/b", "--json", "all.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "out.txt").write_text(done.stdout)
     (folder / "err.txt").write_text(done.stderr)
@@ -101,24 +75,6 @@ def test_one_command_leaves_pages_and_their_figures(made: Path) -> None:
     assert "hours without a candle: 5400 of 8760" in err
     assert "trained on part of this period" in err
     assert "candles begin with 2023-08-14 00:00" in err
-
-
-def test_it_speaks_to_nobody(made: Path, audit: dict[str, str]) -> None:
-    assert made
-    heard = Path(audit["VOLCAST_TEST_HEARD"]).read_text().splitlines()
-    assert heard == ["import evidently"]
-
-
-def test_and_the_hook_would_have_heard_it(audit: dict[str, str], tmp_path: Path) -> None:
-    code = (
-        "import socket; a = socket.socket(); a.connect_ex(('127.0.0.1', 9));"
-        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9)); socket.getaddrinfo('127.0.0.1', 9)"
-    )
-    heard = tmp_path / "heard.txt"
-    environment = {**os.environ, **audit, "VOLCAST_TEST_HEARD": str(heard)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
-    events = {line.split()[0] for line in heard.read_text().splitlines()}
-    assert events == {"socket.connect", "socket.sendto", "socket.getaddrinfo"}
 
 
 @pytest.fixture(scope="module")
