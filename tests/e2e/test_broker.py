@@ -220,10 +220,14 @@ def test_one_topic_that_the_access_list_denies_is_kept_and_the_others_go_past_it
 def test_who_may_publish_but_not_subscribe_publishes(
     steady: Callable[..., Any], broker: Callable[..., Any], until: Any, tmp_path: Path
 ) -> None:
-    rules = tmp_path / "rules"
-    rules.write_text("topic write #\n")
-    blind = broker(f"acl_file {rules}")
+    # An access list only keeps messages from a subscriber; this plugin denies the subscription.
+    (plugin,) = Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")
+    access = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": False}
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"defaultACLAccess": access}))
+    blind = broker(f"plugin {plugin}", f"plugin_opt_config_file {rules}")
     running = steady(blind.url)
+    running.find(r"(does not let us see other nodes \(Not authorized\))")
     running.find("(node volcast is ready)")
     until(lambda: metric(running, "mqtt_publishes_total") > 20, "messages that the broker took")
     assert metric(running, "mqtt_publish_failures_total") == 0
