@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from stream.adapters.http_get import HttpGet, Sleep
+from stream.adapters.outbound import Way
 from stream.core import binance
 from stream.core.binance import ExchangeInfo, WireError
 from stream.core.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
@@ -37,11 +38,12 @@ class BinanceHistory:
         told_time: Callable[[int], None] = lambda server_ms: None,
         sleep: Sleep = asyncio.sleep,
         weight_share: float | None = None,
+        way: Way | None = None,
     ) -> None:
         """`told_time` hears every server time, as it arrives. With a `weight_share` a minute's silence follows
         each answer that says that this share of the weight of a minute, which all clients of an address have in
         common, is used up."""
-        self._http = HttpGet(base_url, clock=clock, sleep=sleep)
+        self._http = HttpGet(base_url, clock=clock, sleep=sleep, way=way)
         self._observe = observe
         self._told_time = told_time
         self._weight_share = weight_share
