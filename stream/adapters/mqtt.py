@@ -57,6 +57,24 @@ class _Client(aiomqtt.Client):
     refusal: str | None = None
     taken_over = False
 
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
+        # Every wait of the library goes through this. Its own is asyncio's wait_for, which before Python 3.12 returns
+        # normally where a cancellation meets the answer: the task then goes on as if nobody had told it to end.
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("Operation timed out") from None
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await super().__aenter__()
+        except asyncio.CancelledError:
+            # The library leaves the connection open; and what it waited on cancelled, over which it would stumble.
+            self._connected = asyncio.Future()
+            self._client.disconnect()
+            raise
+
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         if getattr(reason_code, "value", None) == _TAKEN_OVER:
             self.taken_over = True
