@@ -35,7 +35,7 @@ from stream.ports import (
     RefusedError,
     Resumed,
 )
-from stream.settings import Settings
+from stream.settings import Settings, plain_url
 from stream.testing.exchange import Exchange
 
 #: And so long for a broker that has not acknowledged everything yet.
@@ -118,6 +118,8 @@ def demo(
     console = Console(stderr=False)
     # On a terminal the table speaks; warnings and worse still appear, above it.
     logs.configure("text", level=logging.WARNING if console.is_terminal else logging.INFO)
+    # What it simulates must not come to where the settings of a real node would put it: it reads none but its flags.
+    mqtt_url = plain_url("mqtt_url", mqtt_url, "--mqtt-url")
     tape = make_tape(candles, from_, hours, speed, symbols, seed)
     with contextlib.ExitStack() as stack:
         if data_dir is None:

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from stream.adapters import predictor as predictors
 from stream.adapters.journal import SqliteJournal
-from stream.commands.exchange import parse_symbols
+from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import model_path
 from stream.commands.offline import read_candles, utc
 from stream.commands.outputs import require_writable, write_json
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract, Model
 from stream.core.messages import Drift, DriftFeature
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 
 _PIPE_WIDTH = 140
 #: A run takes some 8 s of processor time.
@@ -29,7 +29,7 @@ _CPU_S = 300
 
 def drift(
     *,
-    symbols: str,
+    symbols: tuple[str, ...],
     candles: Path | None,
     data_dir: Path,
     model: Path | None,
@@ -41,9 +41,9 @@ def drift(
     memory_mb: int | None,
 ) -> None:
     _confine(nice, memory_mb)
-    (symbol, *others) = parse_symbols(symbols, ())
+    (symbol, *others) = symbols
     if others:
-        raise RefusedError("--symbols: drift looks at one symbol at a time; run it once for each")
+        raise MisuseError("--symbols: drift looks at one symbol at a time; run it once for each")
     if study is not None and (candles is None or out is not None):
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
     for option, file in (("--json", json_file), ("--out", out)):
@@ -128,6 +128,7 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     first, dots, last = period.partition("..")
     if not dots:
         raise click.BadParameter(f"{period!r} is no period such as 2019-01-01..2025-01-01", param_hint="--study")
+    refuse_empty_period(first, last, "--study")
     start, end = dataset.time_ms(first), dataset.time_ms(last)
     data = dataset.load(candles, symbol)
     found = room.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ from stream import logs
 from stream.commands.daemon import stop_on_signals
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.core.fold import HISTORY_HOURS, OWN_HISTORY_HOURS
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
@@ -43,9 +45,15 @@ def parse_time(text: str, option: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise RefusedError(f"{option}: {text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
+        raise MisuseError(f"{option}: {text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return int(moment.timestamp()) * 1_000
+
+
+def refuse_empty_period(from_: str, to: str, options: str = "--from, --to") -> None:
+    """`MisuseError` where the period ends before it begins."""
+    if parse_time(from_, options) >= parse_time(to, options):
+        raise MisuseError(f"{options}: the period {from_} to {to} is empty; swap or widen it")
 
 
 def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,7 +61,7 @@ def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]
         return default
     found = tuple(dict.fromkeys(s.strip().upper() for s in text.split(",") if s.strip()))
     if not found:
-        raise RefusedError("--symbols: at least one symbol is needed, such as BTCUSDT")
+        raise MisuseError("--symbols: at least one symbol is needed, such as BTCUSDT")
     return found
 
 
@@ -67,7 +75,7 @@ def parse_speed(text: str | None) -> float | None:
     except ValueError:
         speed = 0.0
     if not 0 < speed < float("inf"):
-        raise RefusedError(f"--speed: {text!r} is neither a positive number nor max")
+        raise MisuseError(f"--speed: {text!r} is neither a positive number nor max")
     return speed
 
 
@@ -123,7 +131,11 @@ async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: i
     server = Exchange.replaying(
         tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed, host=host, ws_port=ws_port, rest_port=rest_port
     )
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except socket.gaierror as error:
+            raise RefusedError(f"--host {host}: cannot listen there: {error.strerror}") from None
         scale = tape.speed or 0
         click.echo(f"volcast run --ws-url {server.ws_url} --rest-url {server.rest_url} --time-scale {scale:g}")
         click.echo(f"archive:  volcast fetch --rest-url {server.rest_url} --from ISO --out FILE")

@@ -20,7 +20,7 @@ from stream.commands.node import model_path
 from stream.commands.output_folder import filled
 from stream.commands.outputs import require_writable, write_json
 from stream.core.candle import HOUR_MS
-from stream.ports import RefusedError
+from stream.ports import MisuseError
 
 if TYPE_CHECKING:
     from monitor.report import Written
@@ -47,7 +47,7 @@ def report(
     asked = [_asked(from_, to)] if from_ is not None else _quarters(quarterly or 0)
     if not (symbol.isascii() and symbol.isalnum()):
         # It becomes part of file names.
-        raise RefusedError(f"--symbol {symbol!r} is no symbol such as BTCUSDT")
+        raise MisuseError(f"--symbol {symbol!r} is no symbol such as BTCUSDT: a report is of one")
     require_writable("--json", json_file)
     from monitor import report as room
     from stream.commands import report_source
@@ -91,11 +91,11 @@ def _asked(from_: str, to: str | None) -> Asked:
     until = parse_time(to, "--to") if to is not None else None
     for option, ms in (("--from", since), ("--to", until)):
         if ms is not None and ms % HOUR_MS:
-            raise RefusedError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
+            raise MisuseError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
     if until is None:
         return f"{_short(since)}-on", since, sys.maxsize
     if until <= since:
-        raise RefusedError(f"--from, --to: the period {from_} to {to} is empty; swap or widen it")
+        raise MisuseError(f"--from, --to: the period {from_} to {to} is empty; swap or widen it")
     return f"{_short(since)}-to-{_short(until)}", since, until
 
 
