@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage, 130
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -21,37 +20,47 @@ except KeyboardInterrupt:
     # Before there is anything that could turn it into an exit code.
     sys.exit(130)
 
-from stream.commands.paths import PAGE_FILES, RUN_FILES, Command, DataDir, Folder, Input, Output
+from stream.commands import environment, parameters, settings_flags
+from stream.commands.paths import PAGE_FILES, RUN_FILES, TABLE_SUFFIXES, DataDir, Folder, Input, Output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_IN = Input()
-_MODEL = Input(shipped=("export", "models", "*.onnx"))
-_POLICY = Input(shipped=("stream", "policies", "*.toml"))
+_IN, _MODEL, _POLICY = settings_flags.FILE, settings_flags.MODEL, settings_flags.POLICY
 _DATA_DIR = DataDir()
 #: Text that may as well go to /dev/stdout.
 _TEXT = Output(stream=True)
 _FILE = Output()
-_FETCHED = Output(also=lambda out, _: [out.with_name(f"{out.name}.parts")])
+_TABLE = Output(suffixes=TABLE_SUFFIXES)
+_FETCHED = Output(suffixes=TABLE_SUFFIXES, also=lambda out, _: [out.with_name(f"{out.name}.parts")])
 _BUNDLE = Output(also=lambda out, given: [out.with_suffix(".md")] if given.get("evaluation") else [])
 _PAGES = Folder(PAGE_FILES)
+_TIME = parameters.Time()
+_SEED = click.IntRange(min=0)
 
 
 class _Door(click.Group):
-    """Errors that say whose fault they are leave as one line and exit code 1; a defect keeps its traceback."""
+    """Errors that say whose fault they are leave as one line, with exit code 2 for wrong usage and 1 for what could
+    not be done; a defect keeps its traceback."""
 
-    command_class = Command
+    command_class = parameters.Command
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with parameters.told_in_one_line():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from stream.ports import MisuseError
+
         try:
-            return super().invoke(ctx)
+            with parameters.told_in_one_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(process.INTERRUPTED)
         except _known_errors() as error:
             from stream import logs
 
             logs.last_words(f"volcast: {' '.join(str(error).split())}")
-            ctx.exit(1)
+            ctx.exit(2 if isinstance(error, MisuseError) else 1)
 
 
 def _known_errors() -> tuple[type[BaseException], ...]:
@@ -96,58 +105,16 @@ def _one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) 
     if value is None:
         return None
     from stream.core.symbols import SymbolError, parse
-    from stream.ports import RefusedError
+    from stream.ports import MisuseError
 
     try:
         return parse(value)
     except SymbolError as error:
-        raise RefusedError(f"{option.opts[-1]}: {error}") from None
-
-
-def _settings_options(command: F) -> F:
-    """The flags of `stream.settings.Settings`; each is also VOLCAST_<NAME> and a key of volcast.toml."""
-    options = [
-        click.option("--config", type=_IN, help="TOML file of settings.  [default: volcast.toml, if present]"),
-        click.option("--symbols", metavar="A,B", help="Symbols, comma-separated.  [default: BTCUSDT]"),
-        click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged]"),
-        click.option("--policy", type=_POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]"),
-        click.option("--ws-url", help="Market stream.  [default: wss://stream.binance.com:9443]"),
-        click.option("--rest-url", help="REST.  [default: https://api.binance.com]"),
-        click.option(
-            "--mqtt-url", help="mqtt[s]://[user:password@]host or 'embedded'.  [default: mqtt://127.0.0.1:1883]"
-        ),
-        click.option("--mqtt-ca-file", type=_IN, help="PEM that vouches for mqtts://.  [default: the system's]"),
-        click.option("--http-host", help="Address to serve HTTP on.  [default: 127.0.0.1]"),
-        click.option("--http-port", metavar="PORT", help="0 = any free, printed.  [default: 9464]"),
-        click.option("--data-dir", type=_DATA_DIR, help="Journal and reports.  [default: var]"),
-        click.option("--instance", help="Name of this node in its MQTT topics.  [default: volcast]"),
-        click.option("--standby", is_flag=True, default=None, help="Wait while another node publishes these symbols."),
-        click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines on stderr.  [default: text]"),
-        click.option("--allow-plaintext", is_flag=True, default=None, help="Unencrypted URLs beyond loopback."),
-        click.option("--time-scale", metavar="X", help="Speed of the exchange's clock against ours.  [default: 1]"),
-        click.option("--stall-after-s", metavar="S", help="Seconds without data before a reconnect.  [default: 60]"),
-        click.option("--drift-period-hours", metavar="H", help="Exchange hours per drift run; 0 = off.  [default: 24]"),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _load(flags: dict[str, Any]) -> Any:
-    from stream import logs, settings
-
-    loaded = settings.load(flags, os.environ, flags.pop("config", None))
-    logs.configure(loaded.log_format)
-    if flags.get("mqtt_url") and settings.mask(flags["mqtt_url"]) != flags["mqtt_url"]:
-        logging.getLogger(__name__).warning(
-            "--mqtt-url holds a password, and every user of this machine can read a command line: "
-            "use VOLCAST_MQTT_URL or the settings file"
-        )
-    return loaded
+        raise MisuseError(f"{option.opts[-1]}: {error}") from None
 
 
 @cli.command()
-@_settings_options
+@settings_flags.options
 def run(**flags: Any) -> None:
     """Run the daemon against a real exchange and broker, until SIGTERM or Ctrl-C.
 
@@ -156,14 +123,14 @@ def run(**flags: Any) -> None:
     Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://broker.example
     """
     process.few_threads()
-    settings = _load(flags)
+    settings = settings_flags.load(flags)
     from stream.commands import daemon
 
     daemon.run(settings)
 
 
 @cli.command()
-@_settings_options
+@settings_flags.options
 def check(**flags: Any) -> None:
     """Show the effective settings (secrets masked), the model's contract and who can be reached.
 
@@ -171,7 +138,7 @@ def check(**flags: Any) -> None:
 
     Example: volcast check --symbols BTCUSDT
     """
-    settings = _load(flags)
+    settings = settings_flags.load(flags)
     from stream.commands import check as command
 
     command.check(settings)
@@ -179,7 +146,7 @@ def check(**flags: Any) -> None:
 
 @cli.command()
 @click.argument("file", type=_FILE)
-@click.option("--config", type=_IN, help="TOML file of settings.  [default: volcast.toml, if present]")
+@settings_flags.config_option
 @click.option("--data-dir", type=_DATA_DIR, help="Where the journal is.  [default: var]")
 def backup(file: Path, **flags: Any) -> None:
     """Copy the journal into FILE, as it is at one moment, while the daemon goes on. FILE is whole or not there, and one
@@ -189,7 +156,7 @@ def backup(file: Path, **flags: Any) -> None:
 
     Example: volcast backup --data-dir var journal-2026-11-22.sqlite
     """
-    settings = _load(flags)
+    settings = settings_flags.settle(flags, "data_dir")
     from stream.commands import backup as command
 
     command.backup(settings.data_dir, file)
@@ -207,11 +174,13 @@ def _watched(name: str, memory_mb: int | None) -> None:
 def _tape_options(command: F) -> F:
     options = [
         click.option("--candles", type=_IN, help="Play this candle file.  [default: a simulated market]"),
-        click.option("--from", "from_", metavar="ISO", help="First candle to play, UTC; earlier ones are history."),
+        click.option(
+            "--from", "from_", type=_TIME, metavar="ISO", help="First candle to play, UTC; earlier ones are history."
+        ),
         click.option("--hours", type=click.IntRange(min=1), help="Candles to play.  [default: until Ctrl-C]"),
         click.option("--speed", metavar="X|max", help="Exchange seconds per second.  [default: 3600]"),
         click.option("--symbols", metavar="A,B", help="Symbols to play.  [default: BTCUSDT]"),
-        click.option("--seed", type=int, default=2, show_default=True, help="Seed of the simulated market."),
+        click.option("--seed", type=_SEED, default=2, show_default=True, help="Seed of the simulated market."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -263,8 +232,8 @@ def exchange(**options: Any) -> None:
 
 @cli.command()
 @click.option("--candles", type=_IN, required=True, help="Candle file: parquet, feather, CSV or JSON, also zipped.")
-@click.option("--out", type=_FILE, required=True, help="Result, .parquet or .csv.")
-@click.option("--from", "from_", metavar="ISO", help="First candle to forecast, UTC.  [default: all]")
+@click.option("--out", type=_TABLE, required=True, help="Result, .parquet or .csv.")
+@click.option("--from", "from_", type=_TIME, metavar="ISO", help="First candle to forecast, UTC.  [default: all]")
 @click.option(
     "--symbol",
     callback=_one_symbol,
@@ -272,6 +241,7 @@ def exchange(**options: Any) -> None:
 )
 @click.option("--model", type=_MODEL, help="ONNX bundle.  [default: the packaged one]")
 @click.option("--policy", type=_POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
+@settings_flags.config_option
 def predict(**options: Any) -> None:
     """Forecasts and decisions for a candle file, one row per closed candle: the same numbers as the daemon's for every
     row with 120 days of candles before it, which is what the daemon fetches.
@@ -280,26 +250,26 @@ def predict(**options: Any) -> None:
 
     Example: volcast predict --candles btc.parquet --from 2024-01-01 --out forecasts.parquet
     """
+    settings_flags.settle(options, "model", "policy")
     from stream.commands import predict as command
 
     command.predict(**options)
 
 
 @cli.command()
-@click.option("--symbols", default="BTCUSDT", show_default=True, metavar="A,B", help="Symbols to fetch.")
-@click.option("--from", "from_", metavar="ISO", required=True, help="First candle, UTC.")
-@click.option("--to", metavar="ISO", help="Candles before this, UTC.  [default: now]")
+@click.option("--symbols", metavar="A,B", help="Symbols to fetch.  [default: BTCUSDT]")
+@click.option("--from", "from_", type=_TIME, metavar="ISO", required=True, help="First candle, UTC.")
+@click.option("--to", type=_TIME, metavar="ISO", help="Candles before this, UTC.  [default: now]")
 @click.option("--out", type=_FETCHED, required=True, help="Candle file to write or extend, .parquet or .csv.")
-@click.option(
-    "--rest-url", envvar="VOLCAST_REST_URL", default="https://api.binance.com", show_default=True, help="REST."
-)
+@click.option("--rest-url", help="REST.  [default: https://api.binance.com]")
 @click.option(
     "--archive-url",
     envvar="VOLCAST_ARCHIVE_URL",
     help="Bulk archive.  [default: https://data.binance.vision; REST_URL if that is on loopback]",
 )
-@click.option("--allow-plaintext", is_flag=True, help="Unencrypted URLs beyond loopback.")
+@click.option("--allow-plaintext", is_flag=True, default=None, help="Unencrypted URLs beyond loopback.")
 @click.option("--json", "json_file", type=_TEXT, help="Write holes, revisions and all other facts here too.")
+@settings_flags.config_option
 def fetch(**options: Any) -> None:
     """Fetch closed candles into one candle file: from the bulk archive, checksums verified, and from REST what the
     archive lacks. Missing hours are told, not filled.
@@ -309,6 +279,7 @@ def fetch(**options: Any) -> None:
 
     Example: volcast fetch --symbols BTCUSDT,ETHUSDT --from 2019-01-01 --out candles.parquet
     """
+    settings_flags.settle(options, "symbols", "rest_url", "allow_plaintext")
     from stream.commands import fetch as command
 
     command.fetch(**options)
@@ -320,10 +291,18 @@ def fetch(**options: Any) -> None:
 @click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
 @click.option("--pool", type=_IN, help="Candle file whose other pairs are learnt from too.")
 @click.option(
-    "--from", "train_from", metavar="ISO", default="2019-01-01", show_default=True, help="First label's hour."
+    "--from",
+    "train_from",
+    type=_TIME,
+    metavar="ISO",
+    default="2019-01-01",
+    show_default=True,
+    help="First label's hour.",
 )
-@click.option("--to", "train_until", metavar="ISO", default="2024-01-01", show_default=True, help="No label beyond.")
-@click.option("--seed", type=int, default=7, show_default=True)
+@click.option(
+    "--to", "train_until", type=_TIME, metavar="ISO", default="2024-01-01", show_default=True, help="No label beyond."
+)
+@click.option("--seed", type=_SEED, default=7, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: chosen on 2019-2023]")
 @click.option("--json", "json_file", type=_TEXT, help="Write the figures here too.")
 def train(**options: Any) -> None:
@@ -366,11 +345,16 @@ def export(**options: Any) -> None:
     help="ONNX bundle, or a directory that `volcast train` wrote; may be given again.  [default: the packaged one]",
 )
 @click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
-@click.option("--from", "start", metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
-@click.option("--to", "end", metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
+@click.option("--from", "start", type=_TIME, metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", type=_TIME, metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Train anew before each of these years, e.g. 2022,2023.")
 @click.option(
-    "--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from here on."
+    "--train-from",
+    type=_TIME,
+    metavar="ISO",
+    default="2019-01-01",
+    show_default=True,
+    help="Walk forward: learn from here on.",
 )
 @click.option("--pool", type=_IN, help="Walk forward: candle file of other pairs that the model learns from too.")
 @click.option(
@@ -382,11 +366,12 @@ def export(**options: Any) -> None:
 )
 @click.option("--baselines-only", is_flag=True, help="Walk forward: leave the model out.")
 @click.option("--no-tests", is_flag=True, help="Measures only: no tests of forecasts, no extra `research`.")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of what is trained in a walk forward.")
+@click.option("--seed", type=_SEED, default=7, show_default=True, help="Of what is trained in a walk forward.")
 @click.option("--json", "json_file", type=_TEXT, help="Write the figures here too, all digits.")
 @click.option("--html", type=_TEXT, help="Report with plots, one file.")
 @click.option("--figure", type=_FILE, help="Forecast against actual, .svg or .png.")
 @click.option("--ledger", type=_FILE, help="JSON lines: a scoring that touches 2024 is written down here.")
+@settings_flags.config_option
 def evaluate(**options: Any) -> None:
     """Score models beside the baselines, also where they win: measures, tests, groups, intervals, decay (hourly σ).
 
@@ -395,6 +380,9 @@ def evaluate(**options: Any) -> None:
 
     Example: volcast evaluate --candles btc.parquet --from 2024-01-01 --to 2025-01-01 --html report.html
     """
+    loaded = settings_flags.settle(options, "model")
+    if loaded.model and not options["models"] and options["years"] is None:
+        options["models"] = (loaded.model,)
     from stream.commands import evaluate as command
 
     command.evaluate(**options)
@@ -403,12 +391,14 @@ def evaluate(**options: Any) -> None:
 @cli.command()
 @click.option("--candles", type=_IN, required=True, help="Candle file.")
 @click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True)
-@click.option("--from", "start", metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
-@click.option("--to", "end", metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
+@click.option("--from", "start", type=_TIME, metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", type=_TIME, metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
 @click.option("--model", type=_MODEL, help="ONNX bundle.  [default: the packaged one]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Learn anew before each of these years, e.g. 2021,2022.")
 @click.option("--forecaster", default="linear", show_default=True, help="Walk forward: who learns; model: the network.")
-@click.option("--train-from", metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from.")
+@click.option(
+    "--train-from", type=_TIME, metavar="ISO", default="2019-01-01", show_default=True, help="Walk forward: learn from."
+)
 @click.option(
     "--policy",
     "chosen",
@@ -416,13 +406,14 @@ def evaluate(**options: Any) -> None:
     multiple=True,
     help="Policy file (TOML) or packaged name; may be given again, the first is judged.  [default: target-40]",
 )
-@click.option("--fee-bp", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Fee a side, 0.01 %.")
-@click.option("--slippage-bp", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Slippage a side.")
+@click.option("--fee-bp", type=parameters.Finite(min=0), default=10.0, show_default=True, help="Fee a side, 0.01 %.")
+@click.option("--slippage-bp", type=parameters.Finite(min=0), default=0.0, show_default=True, help="Slippage a side.")
 @click.option("--delay-hours", type=click.IntRange(1, 2), default=1, show_default=True, help="Hours until a fill.")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the bootstrap, and of what is trained.")
+@click.option("--seed", type=_SEED, default=7, show_default=True, help="Of the bootstrap, and of what is trained.")
 @click.option("--json", "json_file", type=_TEXT, help="Write the figures here too, all digits.")
 @click.option("--html", type=_TEXT, help="Report with plots, one file.")
 @click.option("--figure", type=_FILE, help="The main figure, .svg or .png; of several policies what tracking costs.")
+@settings_flags.config_option
 def backtest(**options: Any) -> None:
     """What the daemon's decisions would have come to: risk, cost and stability beside benchmarks (needs `research`).
 
@@ -431,15 +422,19 @@ def backtest(**options: Any) -> None:
 
     Example: volcast backtest --candles btc.parquet --walk-forward 2021,2022,2023,2024 --html risk.html
     """
+    # What learns anew needs no bundle: only one that was named for it is too much.
+    loaded = settings_flags.settle(options, "policy", *(["model"] if options["years"] is None else []))
+    if loaded.policy and not options["chosen"]:
+        options["chosen"] = (loaded.policy,)
     from stream.commands import backtest as command
 
     command.backtest(**options)
 
 
 @cli.command()
-@click.option("--symbols", default="BTCUSDT", show_default=True, metavar="A", help="The symbol to look at.")
+@click.option("--symbols", metavar="A", help="The symbol to look at.  [default: BTCUSDT]")
 @click.option("--candles", type=_IN, help="Candle file.  [default: the journal in --data-dir]")
-@click.option("--data-dir", type=_DATA_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
+@click.option("--data-dir", type=_DATA_DIR, help="Where the journal is.  [default: var]")
 @click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
 @click.option("--out", type=_FILE, help="Evidently's HTML report.")
 @click.option("--json", "json_file", type=_TEXT, help="Write the result here too.")
@@ -448,9 +443,10 @@ def backtest(**options: Any) -> None:
     metavar="FROM..TO",
     help="With --candles: how often both signals would have alarmed, and which changes they find.",
 )
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the study's shuffled data.")
+@click.option("--seed", type=_SEED, default=7, show_default=True, help="Of the study's shuffled data.")
 @click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
-@click.option("--memory-mb", type=click.IntRange(min=1), metavar="MB", help="End where more is needed, MiB.")
+@click.option("--memory-mb", type=click.IntRange(1, 2**20), metavar="MB", help="End where more is needed, MiB.")
+@settings_flags.config_option
 def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
     """Compare the last 30 days with the model's training range, and the last 10 with the 90 before (needs `drift`).
 
@@ -463,6 +459,7 @@ def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
     """
     os.nice(nice)
     _watched("drift", memory_mb)
+    settings_flags.settle(options, "symbols", "data_dir", "model")
     from stream.commands import drift as command
 
     command.drift(**options)
@@ -470,14 +467,19 @@ def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
 
 @cli.command()
 @click.option("--candles", type=_IN, help="Candle file.  [default: the journal in --data-dir]")
-@click.option("--data-dir", type=_DATA_DIR, default=Path("var"), show_default=True, help="Where the journal is.")
-@click.option("--symbol", callback=_one_symbol, default="BTCUSDT", show_default=True, help="The symbol to report on.")
-@click.option("--from", "from_", metavar="ISO", help="The period's first hour, UTC.")
-@click.option("--to", metavar="ISO", help="The period ends before this, UTC.  [default: the newest candle]")
+@click.option("--data-dir", type=_DATA_DIR, help="Where the journal is.  [default: var]")
+@click.option(
+    "--symbol",
+    callback=_one_symbol,
+    help="The symbol to report on.  [default: that of --symbols in the settings, BTCUSDT]",
+)
+@click.option("--from", "from_", type=_TIME, metavar="ISO", help="The period's first hour, UTC.")
+@click.option("--to", type=_TIME, metavar="ISO", help="The period ends before this, UTC.  [default: the newest candle]")
 @click.option("--quarterly", type=click.IntRange(2010, 2098), metavar="YEAR", help="Q1 to Q4 of a year instead.")
 @click.option("--model", type=_MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
 @click.option("--out", type=_PAGES, help="Folder for the pages.  [default: DATA_DIR/reports]")
 @click.option("--json", "json_file", type=_TEXT, help="Write all figures here too.")
+@settings_flags.config_option
 def report(**options: Any) -> None:
     """Pages for people, with their figures beside them as JSON: drift and forecast quality of a period (needs `drift`).
 
@@ -487,6 +489,8 @@ def report(**options: Any) -> None:
     Example: volcast report --candles btc.parquet --quarterly 2024 --out reports
     """
     _watched("report", None)
+    loaded = settings_flags.settle(options, "symbols", "data_dir", "model")
+    options["symbol"] = options["symbol"] or ",".join(loaded.symbols)
     from stream.commands import report as command
 
     command.report(**options)
@@ -496,6 +500,7 @@ def main() -> None:
     if os.getpid() == 1:
         # The kernel spares the first process of a container signals that it has no handler for: also while it imports.
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    environment.forget_others()
     with process.in_order():
         cli(prog_name="volcast")
 

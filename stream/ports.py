@@ -59,6 +59,10 @@ class RefusedError(RuntimeError):
     """The daemon must not run so. One clear line for the person who started it."""
 
 
+class MisuseError(RefusedError):
+    """What was asked for makes no sense, whatever the world is like: the caller's exit code is 2, not 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Candles in order that were over when they were asked for, by the server's time and their own.

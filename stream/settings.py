@@ -1,38 +1,53 @@
 """Settings: flag over environment over TOML file over default; read once, checked at once, then frozen.
 
 A setting is a field here and nowhere else: its flag, its `VOLCAST_*` variable and its TOML key follow from its name.
+An empty value is none, whatever its source.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from stream.core import symbols
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
+from stream.urls import Address, is_loopback, mask, parse
 
 CONFIG_FILE = Path("volcast.toml")
 PREFIX = "VOLCAST_"
 EMBEDDED = "embedded"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: No settings of the daemon, and no mistakes: fetch's, the batch script's and the tests' own, and what Kubernetes adds
+#: for a service of our name.
+_OTHER_VARIABLES = re.compile(
+    rf"{PREFIX}(ARCHIVE_URL|BATCH_\w+|REAL_DATA|FORBID_SKIPS|SOAK_\w+|TEST_\w+|SERVICE_\w+|PORT_\d+_\w+)"
+)
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SCHEMES = {"ws_url": ("ws", "wss"), "rest_url": ("http", "https"), "mqtt_url": ("mqtt", "mqtts")}
+_SCHEMES = {"ws_url": ("wss", "ws"), "rest_url": ("https", "http"), "mqtt_url": ("mqtts", "mqtt")}
 _PLAIN = ("ws", "http", "mqtt")
+#: What people copy from the exchange's documentation along with the base URL, and what we add to it by ourselves.
+_OURS = {
+    "ws_url": (re.compile(r"/(ws|stream)(/.*)?$"), "/stream?streams=...", ", without /ws or /stream behind it"),
+    "rest_url": (re.compile(r"/[a-z]?api(/v\d.*)?$"), "/api/v3/...", ", without /api behind it"),
+}
 
 
 class SettingsError(RefusedError):
     """A setting makes no sense. The message names it, where it came from, and what would."""
 
 
+class FlagError(SettingsError, MisuseError):
+    """The same, of a setting that was given on the command line."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon runs with. Paths are as given; `symbols` are upper case, each once."""
+    """What the daemon runs with. Paths are as given; `symbols` are upper case, each once; URLs in their plain form."""
 
     symbols: tuple[str, ...] = ("BTCUSDT",)
     model: Path | None = None
@@ -43,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mqtt_url: str = "mqtt://127.0.0.1:1883"
     #: PEM: the only authorities that may vouch for an `mqtts://` broker; None: the system's.
     mqtt_ca_file: Path | None = None
+    #: PEM: what an `mqtts://` broker knows us by; its key in a file of its own, or in the same.
+    mqtt_cert_file: Path | None = None
+    mqtt_key_file: Path | None = None
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9_464
     data_dir: Path = Path("var")
@@ -67,41 +85,75 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return shown
 
 
-def mask(url: str) -> str:
-    """The URL without its password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        # Not a URL, and to be shown to people all the same.
-        return re.sub(r"//.*@", "//***@", url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+_NAMES = tuple(f.name for f in msgspec.structs.fields(Settings))
 
 
-def load(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None) -> Settings:
-    """Settings from their sources. `flags` with the value None were not given. `SettingsError` in one line."""
+def load(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    config: Path | None = None,
+    *,
+    only: Collection[str] = _NAMES,
+) -> Settings:
+    """Settings from their sources. `flags` with the value None were not given. `SettingsError` in one line.
+
+    `only` are those that the caller has a use for: the others keep their defaults, whatever their sources say.
+    """
     chosen: dict[str, tuple[Any, str]] = {}
-    names = {f.name for f in msgspec.structs.fields(Settings)}
-    for name, value in _file(config).items():
-        if name not in names:
-            raise SettingsError(
-                f"{config or CONFIG_FILE}: there is no setting {name!r}; `volcast run --help` lists them"
-            )
-        chosen[name] = (value, str(config or CONFIG_FILE))
-    for name in names:
+    file = str(config or CONFIG_FILE)
+    # Whoever says everything on the command line, as the daemon does to its children, needs no file.
+    told = config is None and all(flags.get(name) is not None for name in only)
+    for name, value in ({} if told else _file(config)).items():
+        if name not in _NAMES:
+            raise SettingsError(f"{file}: there is no setting {name!r}{_nearest(name, _NAMES)}")
+        chosen[name] = (bare(value), file)
+    for name in _NAMES:
         variable = PREFIX + name.upper()
-        if variable in environment:
-            chosen[name] = (environment[variable], variable)
-        if flags.get(name) is not None:
-            chosen[name] = (flags[name], "--" + name.replace("_", "-"))
-    values: dict[str, Any] = {}
-    for name, (value, source) in chosen.items():
-        values[name] = _convert(name, value, source)
+        if value := bare(environment.get(variable)):
+            chosen[name] = (value, variable)
+    for name, value in flags.items():
+        if name in _NAMES and (given := bare(value)) not in (None, ""):
+            chosen[name] = (given, "--" + name.replace("_", "-"))
+    chosen = {name: found for name, found in chosen.items() if name in only and found[0] != ""}
+    values = {name: _convert(name, value, source) for name, (value, source) in chosen.items()}
+    sources = {name: source for name, (_, source) in chosen.items()}
+    values |= {name: plain_url(name, values[name], sources[name]) for name in _SCHEMES if name in values}
     settings = Settings(**values)
-    _check(settings, {name: source for name, (_, source) in chosen.items()})
+    _check(settings, sources)
     return settings
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """A line for each variable that looks like a setting and is none."""
+    known = [PREFIX + name.upper() for name in _NAMES]
+    return [
+        f"{variable} is no setting of Volcast and changes nothing{_nearest(variable, known)}"
+        for variable in sorted(environment)
+        if variable.upper().startswith(PREFIX.removesuffix("_"))
+        and variable not in known
+        and not _OTHER_VARIABLES.fullmatch(variable)
+    ]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    by_plain = {_plain(each): each for each in known}
+    close = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.7)
+    return f": did you mean {by_plain[close[0]]}?" if close else "; `volcast run --help` lists them"
+
+
+def _plain(name: str) -> str:
+    """The name without what all have in common, or what people forget."""
+    return name.upper().removeprefix("VOLCAST").replace("_", "").replace("-", "")
+
+
+def bare(value: Any) -> Any:
+    """Text without the white space and the pair of quotes around it that files of variables leave there."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return text
 
 
 def _file(config: Path | None) -> dict[str, Any]:
@@ -109,7 +161,7 @@ def _file(config: Path | None) -> dict[str, Any]:
     if config is None and not path.exists():
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -117,49 +169,75 @@ def _file(config: Path | None) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in table.items()}
 
 
+def _error(source: str, problem: str) -> SettingsError:
+    kind = FlagError if source.startswith("--") else SettingsError
+    return kind(f"{source}: {problem}")
+
+
 def _convert(name: str, value: Any, source: str) -> Any:
     if name == "symbols":
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not all(isinstance(p, str) for p in parts):
-            raise SettingsError(f"{source}: symbols is a list of names such as BTCUSDT,ETHUSDT")
+            raise _error(source, "symbols is a list of names such as BTCUSDT,ETHUSDT")
         try:
             return symbols.parse_list(",".join(parts))
         except symbols.SymbolError as error:
-            raise SettingsError(f"{source}: {error}") from None
+            raise _error(source, str(error)) from None
+    if name == "http_host" and isinstance(value, str):
+        # As a URL has it; the system's calls want an IPv6 address without.
+        value = value.removeprefix("[").removesuffix("]")
     kind = next(f.type for f in msgspec.structs.fields(Settings) if f.name == name)
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=lambda t, v: t(v))
     except (msgspec.ValidationError, TypeError, ValueError) as error:
-        raise SettingsError(f"{source}: {value!r} will not do: {str(error).lower()}") from None
+        shown = "the value" if name in _SCHEMES else repr(value)
+        raise _error(source, f"{shown} will not do: {str(error).lower()}") from None
+
+
+def plain_url(name: str, url: str, source: str) -> str:
+    """The URL of that setting in its plain form. `SettingsError` names `source` and says what would do."""
+    if name == "mqtt_url" and url.lower() == EMBEDDED:
+        return EMBEDDED
+    schemes = _SCHEMES[name]
+    pattern, added, without = _OURS.get(name, (None, "", ""))
+    wanted = f"{schemes[0]}://host or {schemes[1]}://host{without}"
+    try:
+        address = parse(url)
+    except ValueError as error:
+        raise _error(source, f"{mask(url)} will not do: {error}; it must be {wanted}") from None
+    if address.scheme not in schemes:
+        raise _error(source, f"{mask(url)} must be {wanted}")
+    if name == "mqtt_url" and address.path:
+        raise _error(source, f"{mask(url)} will not do: nothing goes after the port, topics are always volcast/v1/...")
+    if pattern is not None and pattern.search(address.path):
+        base = Address(address.scheme, address.host, address.port, path=pattern.sub("", address.path))
+        raise _error(source, f"{mask(url)} is no base URL: {added} is added to it; use {base}")
+    return str(address)
 
 
 def _check(settings: Settings, sources: Mapping[str, str]) -> None:
-    def source(name: str) -> str:
-        return sources.get(name, name)
+    def error(name: str, problem: str) -> SettingsError:
+        return _error(sources.get(name, name), problem)
 
     if not settings.symbols:
-        raise SettingsError(f"{source('symbols')}: at least one symbol is needed, such as BTCUSDT")
+        raise error("symbols", "at least one symbol is needed, such as BTCUSDT")
     for name in ("time_scale", "stall_after_s", "drift_period_hours"):
         if not math.isfinite(getattr(settings, name)):
-            raise SettingsError(f"{source(name)}: {getattr(settings, name)} will not do: a finite number is needed")
+            raise error(name, f"{getattr(settings, name)} will not do: a finite number is needed")
     if not _INSTANCE.fullmatch(settings.instance):
-        raise SettingsError(
-            f"{source('instance')}: {settings.instance!r} is no instance name: letters, digits, dot, dash, underscore"
-        )
+        raise error("instance", f"{settings.instance!r} is no instance name: letters, digits, dot, dash, underscore")
     for name, schemes in _SCHEMES.items():
         url = getattr(settings, name)
-        if name == "mqtt_url" and url == EMBEDDED:
+        if url == EMBEDDED:
             continue
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-            (host or "").encode("idna")
-        except ValueError as error:
-            raise SettingsError(f"{source(name)}: {mask(url)} is no URL: {error}") from None
-        if parts.scheme not in schemes or not host:
-            raise SettingsError(f"{source(name)}: {mask(url)} must be {' or '.join(s + '://host' for s in schemes)}")
-        if parts.scheme in _PLAIN and host not in _LOOPBACK and not settings.allow_plaintext:
-            raise SettingsError(
-                f"{source(name)}: {mask(url)} is not encrypted and leaves this machine: "
-                f"use {schemes[1]}://, or say --allow-plaintext"
+        address = parse(url)
+        if address.scheme in _PLAIN and not is_loopback(address.host) and not settings.allow_plaintext:
+            raise error(
+                name,
+                f"{mask(url)} is not encrypted and leaves this machine: use {schemes[0]}://, or say --allow-plaintext",
             )
+    for name in ("mqtt_cert_file", "mqtt_key_file"):
+        if getattr(settings, name) is not None and not settings.mqtt_url.startswith("mqtts:"):
+            raise error(name, "a broker is shown a certificate only where --mqtt-url begins with mqtts://")
+    if settings.mqtt_key_file is not None and settings.mqtt_cert_file is None:
+        raise error("mqtt_key_file", "a key needs its certificate: name it with --mqtt-cert-file")

@@ -148,7 +148,8 @@ class _Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.end_if_stuck()  # type: ignore[union-attr]
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.must_stop.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self.must_stop.wait()
 
 
 @contextlib.asynccontextmanager
@@ -169,6 +170,9 @@ async def serve(app: Any, sock: socket.socket) -> AsyncIterator[str]:
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
+        # Left out, these two are read from WEB_CONCURRENCY and FORWARDED_ALLOW_IPS, which are not meant for us.
+        workers=1,
+        proxy_headers=False,
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[sock]), name=f"http {base_url}")

@@ -254,7 +254,7 @@ def test_the_bounds_are_set_before_the_work_and_watched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--symbols", "BTCUSDT,ETHUSDT"], 1, "one symbol at a time"),
+        (["--symbols", "BTCUSDT,ETHUSDT"], 2, "one symbol at a time"),
         (["--study", "2024-01-01..2025-01-01"], 2, "--study goes with --candles"),
         (["--out", "nowhere/drift.html"], 1, "make it first"),
         (["--data-dir", "nowhere"], 1, "no journal"),

@@ -184,14 +184,10 @@ def test_a_run_that_is_not_exported_yet_is_scored_through_keras(tape, tmp_path):
     ("arguments", "cause"),
     [
         (("--from", "2030-01-01", "--to", "2031-01-01"), "choose another range or fetch more"),
-        (("--from", "2021-05-01", "--to", "2021-04-01"), "is empty; swap or widen it"),
-        (("--from", "soon"), "'soon' is no time"),
         ((*PERIOD, "--symbol", "ETHUSDT"), "no candles of ETHUSDT"),
-        ((*PERIOD, "--baselines", "core,prophet"), "no forecaster is called 'prophet'; there are persistence"),
         ((*PERIOD, "--model", "nowhere.onnx"), "nowhere.onnx: the model cannot be read"),
         ((*PERIOD, "--html", "nowhere/a.html"), "--html nowhere/a.html: cannot be written"),
         ((*PERIOD, "--ledger", "nowhere/a.jsonl"), "--ledger nowhere/a.jsonl: cannot be written"),
-        (("--walk-forward", "2022,2021", "--train-from", "2021-01-01", "--baselines-only"), "in order"),
         (("--walk-forward", "2021", "--train-from", "2022-01-01", "--baselines-only"), "is empty; swap or widen it"),
     ],
 )
@@ -216,6 +212,10 @@ def test_a_corrupt_ledger_is_refused_before_anything_is_scored(tape, tmp_path):
         ("--walk-forward", "2021", "--model", "x.onnx"),
         ("--walk-forward", "2021", "--baselines-only", "--pool", "x.parquet"),
         ("--walk-forward", "MMXXI"),
+        ("--walk-forward", "2022,2021", "--baselines-only"),
+        ("--from", "2021-05-01", "--to", "2021-04-01"),
+        ("--from", "soon"),
+        (*PERIOD, "--baselines", "core,prophet"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(tape, arguments):

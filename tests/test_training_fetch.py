@@ -350,7 +350,7 @@ async def test_the_command_tells_everything_in_lines_and_in_json(tmp_path: Path)
         (["--archive-url", "http://archive.example"], "--archive-url: http://archive.example is not encrypted"),
         (["--archive-url", "ftp://archive.example"], "must be https://host"),
         (["--archive-url", "https://[x"], "is no URL"),
-        (["--out", "a.xlsx"], "a.xlsx: a candle file is written as .parquet or .csv"),
+        (["--out", "a.xlsx"], "'a.xlsx' must end in .parquet or .csv"),
     ],
 )
 async def test_nonsense_is_one_line(tmp_path: Path, args: list[str], words: str) -> None:
@@ -358,7 +358,7 @@ async def test_nonsense_is_one_line(tmp_path: Path, args: list[str], words: str)
         process = await volcast(here, tmp_path / "a.parquet", *args)
         _, said = await process.communicate()
         assert here.asked() == []
-    assert process.returncode == 1
+    assert process.returncode == 2
     (line,) = said.decode().splitlines()
     assert line.startswith("volcast: ")
     assert words in line

@@ -12,6 +12,7 @@ from typing import Self
 
 from stream.adapters.http_get import HttpGet, Sleep
 from stream.ports import Clock, UnreachableError
+from stream.urls import mask
 
 #: Requests side by side: enough to hide the way, few enough to be a polite guest.
 CONCURRENT = 4
@@ -28,7 +29,7 @@ class BinanceArchive:
     def __init__(self, base_url: str, *, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
         # A zip has its checksum: nothing on the way may pack it once more.
         self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers={"Accept-Encoding": "identity"})
-        self._base_url = base_url
+        self._name = mask(base_url)
         self._slots = asyncio.Semaphore(CONCURRENT)
         self._failures_in_a_row = 0
 
@@ -44,9 +45,9 @@ class BinanceArchive:
         """The file's bytes; None where the archive has no such file. `UnreachableError` otherwise."""
         async with self._slots:
             if self._failures_in_a_row >= _AWAY_AFTER:
-                raise UnreachableError(f"{self._base_url}: it failed {_AWAY_AFTER} times in a row")
+                raise UnreachableError(f"{self._name}: it failed {_AWAY_AFTER} times in a row")
             if self._http.silent_for_s > _LONGEST_SILENCE_S:
-                raise UnreachableError(f"{self._base_url}: it wants silence for {self._http.silent_for_s:.0f} s")
+                raise UnreachableError(f"{self._name}: it wants silence for {self._http.silent_for_s:.0f} s")
             try:
                 reply = await self._http.get(path, max_bytes=_MAX_FILE_BYTES)
                 self._http.obey(reply)

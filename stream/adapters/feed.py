@@ -16,14 +16,14 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 
 from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
 from stream.adapters.control_frames import ControlFrames
+from stream.adapters.outbound import Way, way_to
 from stream.adapters.silence import Silence
 from stream.core import binance
 from stream.core.binance import KlineUpdate, Reply, UnknownSymbolError, WireError
@@ -70,9 +70,10 @@ _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
 Newest = Callable[[str], Awaitable[Candle | None]]
 
 
-def proxy_for(url: str) -> Literal[True] | None:
-    """Whether the environment's proxy applies: to everything but this machine."""
-    return None if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1") else True
+def proxy_and_tls(way: Way) -> dict[str, Any]:
+    """What `connect` is told of the way; without a word it would read the environment by itself."""
+    told: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
+    return told if way.proxy_tls is None else {**told, "proxy_ssl": way.proxy_tls}
 
 
 class _Connect(connect):
@@ -132,12 +133,14 @@ class BinanceFeed:
         until_calm_s: Callable[[], float] = lambda: 0.0,
         rotate_after_s: tuple[float, float] = ROTATE_AFTER_S,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        way: Way | None = None,
     ) -> None:
         """`stall_after_s`: real seconds of silence after which REST (`newest`) is asked whether there was news;
         without it all silence counts as death. `healthy_after_s`: age at which a connection that delivers data
         forgives earlier failures. `until_calm_s`: seconds until a moment that is far from a close; only then is a
         connection relieved for its age."""
         self._base_url = base_url
+        self._way = way or way_to(base_url)
         self._symbols = tuple(symbols)
         self._clock = clock
         self._observe = observe
@@ -238,7 +241,7 @@ class BinanceFeed:
                 self._complain(reason, f"no data for {self._stall_after_s:g} s on an open stream: reconnecting")
             else:
                 self._complain(reason, f"the stream was closed by the exchange: {error}")
-        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, UnicodeError) as error:
+        except (OSError, TimeoutError, WebSocketException, UnicodeError) as error:
             reason = "unreachable"
             self._complain(reason, f"no stream: {type(error).__name__} {error}")
         finally:
@@ -252,10 +255,9 @@ class BinanceFeed:
         return reason, delay_s
 
     def _connect(self) -> _Connect:
-        url = binance.stream_url(self._base_url, self._symbols)
         return _Connect(
-            url,
-            proxy=proxy_for(url),
+            binance.stream_url(self._base_url, self._symbols),
+            **proxy_and_tls(self._way),
             compression=None,
             open_timeout=_OPEN_TIMEOUT_S,
             close_timeout=_CLOSE_TIMEOUT_S,

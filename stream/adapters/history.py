@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from stream.adapters.http_get import HttpGet, Sleep
+from stream.adapters.outbound import Way
 from stream.core import binance
 from stream.core.binance import ExchangeInfo, KlinesPage, WireError
 from stream.core.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
@@ -48,12 +49,13 @@ class BinanceHistory:
         sleep: Sleep = asyncio.sleep,
         weight_share: float | None = None,
         patience_s: float = float("inf"),
+        way: Way | None = None,
     ) -> None:
         """`told_time` hears every server time as it arrives, with the monotonic time when it was asked for. With a
         `weight_share` a minute's silence follows each answer that says that this share of the weight of a minute, which
         all clients of an address have in common, is used up. A ban that lasts longer than `patience_s` is
-        `UnreachableError` at once instead of being waited for."""
-        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers=_NO_CACHE, patience_s=patience_s)
+        `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
+        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers=_NO_CACHE, patience_s=patience_s, way=way)
         self._clock = clock
         self._wordings = itertools.count()
         self._observe = observe

@@ -15,7 +15,9 @@ from typing import Self
 
 import httpx
 
+from stream.adapters.outbound import Way, way_to
 from stream.ports import Clock, UnreachableError
+from stream.urls import mask
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -52,15 +54,18 @@ class HttpGet:
         sleep: Sleep = asyncio.sleep,
         headers: dict[str, str] | None = None,
         patience_s: float = float("inf"),
+        way: Way | None = None,
     ) -> None:
-        """A silence that was asked for is waited out where it ends within `patience_s`, else `UnreachableError`."""
-        url = httpx.URL(base_url)
+        """A silence that was asked for is waited out where it ends within `patience_s`, else `UnreachableError`.
+        `RefusedError` where the environment's proxy or authorities will not do; `way` is what was found before."""
+        way = way or way_to(base_url)
+        self._name = mask(base_url) + (f" through {mask(way.proxy)}" if way.proxy else "")
         self._client = httpx.AsyncClient(
             base_url=base_url,
             timeout=_TIMEOUT_S,
-            trust_env=url.host not in ("127.0.0.1", "localhost", "::1"),
-            # Without TLS there is nothing to verify, and to load the authorities takes a tenth of a second.
-            verify=url.scheme != "http",
+            trust_env=False,
+            proxy=httpx.Proxy(way.proxy, ssl_context=way.proxy_tls) if way.proxy else None,
+            verify=way.tls or False,
             headers=headers,
         )
         self._clock = clock
@@ -99,11 +104,11 @@ class HttpGet:
                 async for chunk in answer.aiter_bytes():
                     body += chunk
                     if len(body) > max_bytes:
-                        raise UnreachableError(f"{self._client.base_url}: an answer of over {max_bytes} bytes")
+                        raise UnreachableError(f"{self._name}: an answer of over {max_bytes} bytes")
         except TimeoutError:
-            raise UnreachableError(f"{self._client.base_url}: no whole answer in {_REQUEST_S:g} s") from None
-        except httpx.HTTPError as error:
-            raise UnreachableError(f"{self._client.base_url}: {type(error).__name__} {error}".strip()) from None
+            raise UnreachableError(f"{self._name}: no whole answer in {_REQUEST_S:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+            raise UnreachableError(f"{self._name}: {type(error).__name__} {error}".strip()) from None
         return Reply(answer.status_code, answer.headers, bytes(body))
 
     def obey(self, reply: Reply) -> None:

@@ -14,7 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 
 from stream.adapters.backoff import Backoff
 from stream.adapters.mqtt_client import Client as _Client
+from stream.adapters.outbound import authorities
 from stream.adapters.rivals import NO_ANSWER, Rivals
 from stream.core.messages import CONTENT_TYPE
 from stream.ports import (
@@ -34,6 +35,7 @@ from stream.ports import (
     RefusedError,
     UnreachableError,
 )
+from stream.urls import parse
 
 log = logging.getLogger(__name__)
 
@@ -261,15 +263,39 @@ async def stand_by(
         await asyncio.sleep(backoff.next_s())
 
 
-def tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext | None:
-    """What verifies the broker's certificate: the system's authorities, or those in `ca_file` (PEM) and no other.
-    None where `url` is not encrypted. Reads files."""
+def tls_context(
+    url: str, ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext | None:
+    """What verifies the broker's certificate: the environment's authorities, or those in `ca_file` (PEM) and no other;
+    and what the broker verifies us by: `cert_file`, its key within or in `key_file`. None where `url` is not encrypted.
+    Reads files. `RefusedError` where they will not do."""
     if urlsplit(url).scheme != "mqtts":
         return None
+    context = authorities(ca_file, "--mqtt-ca-file")
+    if cert_file is not None:
+        _introduce(context, cert_file, key_file)
+    return context
+
+
+def _introduce(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    given = f"--mqtt-cert-file {cert_file}" + (f", --mqtt-key-file {key_file}" if key_file else "")
+
+    def no_passphrase() -> str:
+        # Without an answer of ours OpenSSL would ask on the terminal, and wait.
+        raise RefusedError(
+            f"{given}: the key is encrypted, and nobody is there to say the passphrase: decrypt the file"
+        )
+
     try:
-        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        context.load_cert_chain(cert_file, key_file, no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            cause = "the key is not the certificate's"
+        else:
+            cause = "a certificate and its key, both in PEM, cannot be read there"
+        raise RefusedError(f"{given}: {cause}") from None
     except OSError as error:
-        raise RefusedError(f"--mqtt-ca-file {ca_file}: no certificates in PEM can be read there: {error}") from None
+        raise RefusedError(f"{given}: cannot be read: {error.strerror}") from None
 
 
 def broker_client(
@@ -277,13 +303,14 @@ def broker_client(
 ) -> _Client:
     """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, not yet connected. `mqtts://` is always verified:
     by `tls`, else by the system's authorities."""
-    parts = urlsplit(url)
-    encrypted = parts.scheme == "mqtts"
+    address = parse(url)
+    encrypted = address.scheme == "mqtts"
     client = _Client(
-        parts.hostname or "127.0.0.1",
-        parts.port or (8883 if encrypted else 1883),
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
+        address.host,
+        address.port or (8883 if encrypted else 1883),
+        # A token without a name has an empty one: paho leaves out a password that has none.
+        username=address.username,
+        password=address.password,
         identifier=client_id,
         protocol=aiomqtt.ProtocolVersion.V5,
         will=will,

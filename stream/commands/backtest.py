@@ -13,13 +13,15 @@ import msgspec
 from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
 from stream.core.policy import Policy
 from stream.extras import installing
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 
+_FROM, _TO = "2024-01-01", "2025-01-01"
 _FIGURE_FORMS = ("png", "svg")
 #: Shown beside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
 _REFERENCES = ("reference", "reference-daily")
@@ -53,6 +55,8 @@ def backtest(
     _refuse_same_names(judged)
     references = [p for name in _REFERENCES if (p := policies.load(name)).name not in {j.name for j in judged}]
     wanted_years = None if years is None else _years(years)
+    if wanted_years is None:
+        refuse_empty_period(start or _FROM, end or _TO)
     _need(("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
     from training import backtest as room
     from training import backtest_decisions, backtest_report, dataset, forecasters
@@ -61,12 +65,13 @@ def backtest(
     table = files.read(candles, asked=symbol)
     data = dataset.of_grid(symbol, *table.grid(symbol))
     if wanted_years is None:
-        since, until = dataset.time_ms(start or "2024-01-01"), dataset.time_ms(end or "2025-01-01")
-        if since >= until:
-            raise RefusedError(f"--from, --to: the period {start} to {end} is empty; swap or widen it")
+        since, until = dataset.time_ms(start or _FROM), dataset.time_ms(end or _TO)
         terms = [backtest_decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
     else:
-        (learner,) = forecasters.named([forecaster], seed=seed)
+        try:
+            (learner,) = forecasters.named([forecaster], seed=seed)
+        except forecasters.ForecasterError as error:
+            raise MisuseError(f"--forecaster: {error}") from None
         forecasters.require_installed([learner])
         terms = []
         for year in wanted_years:
@@ -98,7 +103,7 @@ def _refuse_same_names(judged: Sequence[Policy]) -> None:
     names = [p.name for p in judged]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise RefusedError(f"--policy: two policies are called {', '.join(sorted(twice))}: change `name` in one")
+        raise MisuseError(f"--policy: two policies are called {', '.join(sorted(twice))}: change `name` in one")
 
 
 def _years(text: str) -> list[int]:

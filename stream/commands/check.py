@@ -9,30 +9,30 @@ from datetime import UTC, datetime
 
 import aiomqtt
 import click
-import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.data_dir import try_lock
-from stream.adapters.feed import proxy_for
+from stream.adapters.feed import proxy_and_tls
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import FILE_NAME, SqliteJournal
 from stream.adapters.journal_files import damage
-from stream.adapters.mqtt import broker_client, tls_context
+from stream.adapters.mqtt import broker_client
+from stream.adapters.outbound import Way, way_to
 from stream.adapters.rivals import Rivals
-from stream.commands.node import model_path
+from stream.commands.node import broker_tls, listen, model_path
 from stream.core import binance
 from stream.core.binance import UnknownSymbolError
 from stream.core.contract import ContractError
 from stream.core.policy import PER_UNIT
 from stream.core.policy_file import PolicyError
 from stream.ports import Clock, JournalError, RefusedError, UnreachableError
-from stream.settings import EMBEDDED, Settings, mask
+from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import BrokerError, EmbeddedBroker
+from stream.urls import mask
 
 _TIMEOUT_S = 5.0
 
@@ -109,35 +109,61 @@ def _data_dir(settings: Settings, refusals: list[str]) -> None:
 
 def _port(settings: Settings, refusals: list[str]) -> None:
     try:
-        web.bind(settings.http_host, settings.http_port).close()
+        listen(settings).close()
         _say("ok", "http", f"{settings.http_host}:{settings.http_port} is free")
-    except OSError as error:
+    except RefusedError as error:
         refusals.append(str(error))
         _say("REFUSED", "http", str(error))
 
 
 async def _reach(settings: Settings, refusals: list[str]) -> None:
     await _rest(settings, refusals)
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            url = binance.stream_url(settings.ws_url, settings.symbols)
-            reach = connect(
-                url,
-                proxy=proxy_for(url),
-                open_timeout=_TIMEOUT_S,
-                close_timeout=1.0,
-                happy_eyeballs_delay=ADDRESS_RACE_S,
-            )
-            async with reach:
-                _say("ok", "stream", settings.ws_url)
-    except (OSError, TimeoutError, WebSocketException) as error:
-        _say("warning", "stream", f"{settings.ws_url} does not answer: {error or type(error).__name__}")
+    await _stream(settings, refusals)
     await _broker(settings, refusals)
 
 
-async def _rest(settings: Settings, refusals: list[str]) -> None:
+async def _way(what: str, url: str, refusals: list[str]) -> Way | None:
+    """How `run` would reach that URL; None where it would refuse to try."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S), BinanceHistory(settings.rest_url, clock=Clock()) as history:
+        way = await asyncio.to_thread(way_to, url)
+    except RefusedError as error:
+        # The two ways may be refused for the same reason, which is told once.
+        refusals += [str(error)] if str(error) not in refusals else []
+        _say("REFUSED", what, str(error))
+        return None
+    if way.proxy is not None:
+        _say("ok", what, f"{mask(url)} is reached through {mask(way.proxy)}")
+    return way
+
+
+async def _stream(settings: Settings, refusals: list[str]) -> None:
+    way = await _way("stream", settings.ws_url, refusals)
+    if way is None:
+        return
+    shown = mask(settings.ws_url)
+    url = binance.stream_url(settings.ws_url, settings.symbols)
+    try:
+        async with (
+            asyncio.timeout(_TIMEOUT_S),
+            connect(
+                url,
+                **proxy_and_tls(way),
+                open_timeout=_TIMEOUT_S,
+                close_timeout=1.0,
+                happy_eyeballs_delay=ADDRESS_RACE_S,
+            ),
+        ):
+            _say("ok", "stream", shown)
+    except (OSError, TimeoutError, WebSocketException, UnicodeError) as error:
+        _say("warning", "stream", f"{shown} does not answer: {error or type(error).__name__}")
+
+
+async def _rest(settings: Settings, refusals: list[str]) -> None:
+    way = await _way("rest", settings.rest_url, refusals)
+    if way is None:
+        return
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), BinanceHistory(settings.rest_url, clock=Clock(), way=way) as history:
             for symbol in settings.symbols:
                 try:
                     info = await history.exchange_info(symbol)
@@ -150,8 +176,8 @@ async def _rest(settings: Settings, refusals: list[str]) -> None:
                     continue
                 status = next((s.status for s in info.symbols if s.symbol == symbol), "unknown")
                 _say("ok", "symbol", f"{symbol} is {status.lower()}")
-    except (UnreachableError, TimeoutError, httpx.HTTPError) as error:
-        _say("warning", "rest", f"{settings.rest_url} does not answer: {error or 'timeout'}")
+    except (UnreachableError, TimeoutError) as error:
+        _say("warning", "rest", f"{mask(settings.rest_url)} does not answer: {error or 'timeout'}")
 
 
 def _known(settings: Settings, symbol: str) -> bool:
@@ -172,7 +198,7 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
             _say("REFUSED", "broker", str(error))
         return
     try:
-        tls = await asyncio.to_thread(tls_context, settings.mqtt_url, settings.mqtt_ca_file)
+        tls = await asyncio.to_thread(broker_tls, settings)
         rivals = Rivals(settings.instance, settings.symbols)
         client = broker_client(settings.mqtt_url, "volcast-check", tls=tls)
         async with asyncio.timeout(_TIMEOUT_S), client:
@@ -187,7 +213,7 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
     except RefusedError as error:
         refusals.append(str(error))
         _say("REFUSED", "broker", str(error))
-    except (aiomqtt.MqttError, OSError, TimeoutError) as error:
+    except (aiomqtt.MqttError, OSError, TimeoutError, UnicodeError) as error:
         _say("warning", "broker", f"{mask(settings.mqtt_url)} does not answer: {error or 'timeout'}")
 
 

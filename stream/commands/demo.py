@@ -24,7 +24,7 @@ from stream.commands.outputs import write_json
 from stream.commands.tally import Tally, summary, tables
 from stream.core.candle import HOUR_MS
 from stream.ports import RefusedError
-from stream.settings import Settings
+from stream.settings import Settings, plain_url
 from stream.testing.exchange import Exchange
 
 #: And so long for a broker that has not acknowledged everything yet.
@@ -52,6 +52,8 @@ def demo(
     console = Console(stderr=False)
     # On a terminal the table speaks; warnings and worse still appear, above it.
     logs.configure("text", level=logging.WARNING if console.is_terminal else logging.INFO)
+    # What it simulates must not come to where the settings of a real node would put it: it reads none but its flags.
+    mqtt_url = plain_url("mqtt_url", mqtt_url, "--mqtt-url")
     tape = make_tape(candles, from_, hours, speed, symbols, seed)
     with contextlib.ExitStack() as stack:
         if data_dir is None:

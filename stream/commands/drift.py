@@ -13,7 +13,7 @@ from rich.console import Console
 from stream.adapters import candles as files
 from stream.adapters import predictor as predictors
 from stream.adapters.journal import SqliteJournal
-from stream.commands.exchange import parse_symbols
+from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import model_path
 from stream.commands.offline import utc
 from stream.commands.outputs import write_json
@@ -21,14 +21,14 @@ from stream.commands.paths import inputs_of, places_of, refuse_clashes
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.contract import Contract, Model
 from stream.core.messages import Drift, DriftFeature
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 
 _PIPE_WIDTH = 140
 
 
 def drift(
     *,
-    symbols: str,
+    symbols: tuple[str, ...],
     candles: Path | None,
     data_dir: Path,
     model: Path | None,
@@ -37,9 +37,9 @@ def drift(
     study: str | None,
     seed: int,
 ) -> None:
-    (symbol, *others) = parse_symbols(symbols, ())
+    (symbol, *others) = symbols
     if others:
-        raise RefusedError("--symbols: drift looks at one symbol at a time; run it once for each")
+        raise MisuseError("--symbols: drift looks at one symbol at a time; run it once for each")
     if study is not None and (candles is None or out is not None):
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
     chosen = model_path(model, data_dir)
@@ -120,6 +120,7 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     first, dots, last = period.partition("..")
     if not dots:
         raise click.BadParameter(f"{period!r} is no period such as 2019-01-01..2025-01-01", param_hint="--study")
+    refuse_empty_period(first, last, "--study")
     start, end = dataset.time_ms(first), dataset.time_ms(last)
     data = dataset.load(candles, symbol)
     found = room.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))

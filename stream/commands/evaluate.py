@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
 from stream.extras import installing
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 
 if TYPE_CHECKING:
     from training.evaluate import Scored
@@ -60,6 +62,7 @@ def evaluate(
         ledgers.read(ledger)
     chosen = _baselines(baselines)
     if years is None:
+        refuse_empty_period(start or ledgers.TEST_YEAR[0], end or ledgers.TEST_YEAR[1])
         scored = room.fixed(
             candles,
             models or [packaged_model()],
@@ -125,16 +128,24 @@ def _baselines(text: str) -> tuple[str, ...]:
 
     sets = {"core": forecasters.CORE, "all": forecasters.BASELINES, "none": ()}
     names = [n for part in text.split(",") if (name := part.strip()) for n in sets.get(name, (name,))]
-    return tuple(dict.fromkeys(names))
+    chosen = tuple(dict.fromkeys(names))
+    try:
+        forecasters.named(chosen)
+    except forecasters.ForecasterError as error:
+        raise MisuseError(f"--baselines: {error}") from None
+    return chosen
 
 
 def _years(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
+        found = []
+    if not found or any(b <= a for a, b in pairwise(found)):
         raise click.BadParameter(
-            f"{text!r} is no list of years such as 2021,2022", param_hint="--walk-forward"
-        ) from None
+            f"{text!r} is no list of years in their order, such as 2021,2022", param_hint="--walk-forward"
+        )
+    return found
 
 
 def _need(what: str, modules: Sequence[str], otherwise: str) -> None:

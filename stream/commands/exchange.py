@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from stream.commands.daemon import stop_on_signals
 from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.core.fold import HISTORY_HOURS, OWN_HISTORY_HOURS
 from stream.core.symbols import SymbolError, parse_list
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
@@ -44,9 +46,15 @@ def parse_time(text: str, option: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise RefusedError(f"{option}: {text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
+        raise MisuseError(f"{option}: {text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return int(moment.timestamp()) * 1_000
+
+
+def refuse_empty_period(from_: str, to: str, options: str = "--from, --to") -> None:
+    """`MisuseError` where the period ends before it begins."""
+    if parse_time(from_, options) >= parse_time(to, options):
+        raise MisuseError(f"{options}: the period {from_} to {to} is empty; swap or widen it")
 
 
 def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,9 +63,9 @@ def parse_symbols(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]
     try:
         found = parse_list(text)
     except SymbolError as error:
-        raise RefusedError(f"--symbols: {error}") from None
+        raise MisuseError(f"--symbols: {error}") from None
     if not found:
-        raise RefusedError("--symbols: at least one symbol is needed, such as BTCUSDT")
+        raise MisuseError("--symbols: at least one symbol is needed, such as BTCUSDT")
     return found
 
 
@@ -71,7 +79,7 @@ def parse_speed(text: str | None) -> float | None:
     except ValueError:
         speed = 0.0
     if not 0 < speed < float("inf"):
-        raise RefusedError(f"--speed: {text!r} is neither a positive number nor max")
+        raise MisuseError(f"--speed: {text!r} is neither a positive number nor max")
     return speed
 
 
@@ -135,7 +143,11 @@ async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: i
     server = Exchange.replaying(
         tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed, host=host, ws_port=ws_port, rest_port=rest_port
     )
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except socket.gaierror as error:
+            raise RefusedError(f"--host {host}: cannot listen there: {error.strerror}") from None
         closing = asyncio.create_task(close_market(server))
         scale = tape.speed or 0
         symbols = "" if tuple(tape.candles) == DEFAULT_SYMBOLS else f"--symbols {','.join(tape.candles)} "

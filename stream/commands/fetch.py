@@ -6,26 +6,26 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from stream.commands.exchange import parse_symbols, parse_time
+from stream import urls
+from stream.commands.exchange import parse_time, refuse_empty_period
 from stream.commands.outputs import write_json
-from stream.ports import RefusedError
+from stream.ports import MisuseError, RefusedError
+from stream.settings import bare
 from training import fetch as room
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: Lines of one kind for one symbol; --json has them all.
 _LINES = 20
 
 
 def fetch(
     *,
-    symbols: str,
+    symbols: tuple[str, ...],
     from_: str,
     to: str | None,
     out: Path,
@@ -34,20 +34,21 @@ def fetch(
     allow_plaintext: bool,
     json_file: Path | None,
 ) -> None:
-    names = parse_symbols(symbols, ())
     start = parse_time(from_, "--from")
     end = parse_time(to, "--to") if to else None
-    rest_host = _host(rest_url, "--rest-url", allow_plaintext)
+    if to:
+        refuse_empty_period(from_, to)
+    archive_url = bare(archive_url) or None
     if archive_url is None:
         # An exchange on this machine has its own market: another one's archive would not fit to it.
-        archive_url = rest_url if rest_host in _LOOPBACK else room.ARCHIVE_URL
-    _host(archive_url, "--archive-url", allow_plaintext)
+        archive_url = rest_url if urls.is_loopback(urls.parse(rest_url).host) else room.ARCHIVE_URL
+    _refuse_archive(archive_url, allow_plaintext)
     console = Console(stderr=True)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
-            tasks = {name: bar.add_task(name, total=None) for name in names}
+            tasks = {name: bar.add_task(name, total=None) for name in symbols}
             fetched = room.fetch(
-                names,
+                symbols,
                 start,
                 end,
                 out,
@@ -67,17 +68,15 @@ def fetch(
     write_json(json_file, {"out": str(out), **msgspec.to_builtins(fetched)})
 
 
-def _host(url: str, option: str, allow_plaintext: bool) -> str:
+def _refuse_archive(url: str, allow_plaintext: bool) -> None:
     try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        address = urls.parse(url)
     except ValueError as error:
-        raise RefusedError(f"{option}: {url} is no URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise RefusedError(f"{option}: {url} must be https://host")
-    if parts.scheme == "http" and host not in _LOOPBACK and not allow_plaintext:
-        raise RefusedError(f"{option}: {url} is not encrypted: use https://, or say --allow-plaintext")
-    return host
+        raise MisuseError(f"--archive-url: {urls.mask(url)} will not do: {error}") from None
+    if address.scheme not in ("http", "https"):
+        raise MisuseError(f"--archive-url: {urls.mask(url)} must be https://host")
+    if address.scheme == "http" and not urls.is_loopback(address.host) and not allow_plaintext:
+        raise MisuseError(f"--archive-url: {urls.mask(url)} is not encrypted: use https://, or say --allow-plaintext")
 
 
 def _lines(series: room.Series) -> list[str]:

@@ -33,6 +33,7 @@ from stream.adapters.feed import BinanceFeed
 from stream.adapters.history import BinanceHistory
 from stream.adapters.journal import SqliteJournal
 from stream.adapters.mqtt import MqttBroker, stand_by, tls_context
+from stream.adapters.outbound import Way, way_to
 from stream.adapters.recall import Recall
 from stream.adapters.rivals import Rivals
 from stream.core import messages
@@ -98,6 +99,8 @@ class _Ground:
     policy: Policy
     drift_state: str
     http_socket: socket.socket
+    rest_way: Way
+    stream_way: Way
     tls: ssl.SSLContext | None
     broker: EmbeddedBroker | None
 
@@ -116,17 +119,13 @@ def _prepare(settings: Settings) -> _Ground:
         bundle = predictors.read(model)
         predictor = predictors.parse(bundle, str(model))
         policy = policies.load(settings.policy)
-        tls = tls_context(settings.mqtt_url, settings.mqtt_ca_file)
+        rest_way, stream_way = way_to(settings.rest_url), way_to(settings.ws_url)
+        tls = broker_tls(settings)
         lock = DataDirLock(settings.data_dir)
         undo.callback(lock.release)
         journal = SqliteJournal(settings.data_dir, lock=lock)
         undo.callback(journal.close)
-        try:
-            http_socket = web.bind(settings.http_host, settings.http_port)
-        except web.PortInUseError as error:
-            raise RefusedError(f"{error}: choose another --http-port, or 0 for any free one") from None
-        except OSError as error:
-            raise RefusedError(f"--http-host {settings.http_host}: cannot listen there: {error.strerror}") from None
+        http_socket = listen(settings)
         undo.callback(http_socket.close)
         broker = None
         if settings.mqtt_url == EMBEDDED:
@@ -135,7 +134,36 @@ def _prepare(settings: Settings) -> _Ground:
         undo.pop_all()
     drift_state = drift_job.state(settings.drift_period_hours)
     voice = Voice(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
-    return _Ground(lock, journal, predictor, voice, model, policy, drift_state, http_socket, tls, broker)
+    return _Ground(
+        lock,
+        journal,
+        predictor,
+        voice,
+        model,
+        policy,
+        drift_state,
+        http_socket,
+        rest_way,
+        stream_way,
+        tls,
+        broker,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket that HTTP is served on; `RefusedError` where there can be none."""
+    try:
+        return web.bind(settings.http_host, settings.http_port)
+    except web.PortInUseError as error:
+        raise RefusedError(f"{error}: choose another --http-port, or 0 for any free one") from None
+    except (OSError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise RefusedError(f"--http-host {settings.http_host}: cannot listen there: {cause}") from None
+
+
+def broker_tls(settings: Settings) -> ssl.SSLContext | None:
+    """How the broker and we verify each other; `RefusedError` where the files for it will not do."""
+    return tls_context(settings.mqtt_url, settings.mqtt_ca_file, settings.mqtt_cert_file, settings.mqtt_key_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +230,7 @@ async def _run(
         told_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
         weight_share=_WEIGHT_SHARE,
         patience_s=_PATIENCE_S,
+        way=ground.rest_way,
     ) as history:
         daemon = Daemon(
             instance=settings.instance,
@@ -220,6 +249,7 @@ async def _run(
                 stall_after_s=settings.stall_after_s,
                 newest=history.newest,
                 until_calm_s=lambda: exchange_time.until_calm_s(clock.monotonic_s()),
+                way=ground.stream_way,
             ),
             history=history,
             exchange_time=exchange_time,

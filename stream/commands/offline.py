@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stream.commands.exchange import refuse_empty_period
 from stream.commands.outputs import write_json
 from stream.extras import installing
 from stream.ports import RefusedError
@@ -35,6 +36,7 @@ def train(
     epochs: int | None,
     json_file: Path | None,
 ) -> None:
+    refuse_empty_period(train_from, train_until)
     _need("train", "tensorflow", "keras")
     from training import train as room
 

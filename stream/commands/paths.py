@@ -23,6 +23,8 @@ import click
 RUN_FILES = ("network.keras", "contract.json", "windows.npz")
 #: What `volcast report` writes.
 PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
+#: Forms of candle files and forecasts that are written.
+TABLE_SUFFIXES = (".parquet", ".csv")
 #: What a node keeps in its data directory, and the model that it may find there.
 DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
 
@@ -74,12 +76,19 @@ Also = Callable[[Path, Mapping[str, Any]], Iterable[Path]]
 
 class Output(Given):
     """A file that is written. `also`: what is written beside it. Only a `stream` may be a pipe or a device: other files
-    are put in their place by renaming, which would replace /dev/null itself."""
+    are put in their place by renaming, which would replace /dev/null itself. `suffixes` say which forms there are."""
 
-    def __init__(self, *, stream: bool = False, also: Also | None = None) -> None:
+    def __init__(self, *, stream: bool = False, suffixes: tuple[str, ...] = (), also: Also | None = None) -> None:
         super().__init__()
         self.stream = stream
+        self._suffixes = suffixes
         self._also = also
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        if self._suffixes and path.suffix.lower() not in self._suffixes:
+            self.fail(f"{str(value)!r} must end in {' or '.join(self._suffixes)}", param, ctx)
+        return path
 
     def places(self, label: str, path: Path, params: Mapping[str, Any]) -> list[Place]:
         beside = self._also(path, params) if self._also is not None else ()

@@ -21,7 +21,7 @@ from stream.commands.output_folder import filled
 from stream.commands.outputs import write_json
 from stream.commands.paths import PAGE_FILES, Place, inputs_of, places_of, refuse_clashes
 from stream.core.candle import HOUR_MS
-from stream.ports import RefusedError
+from stream.ports import MisuseError
 
 if TYPE_CHECKING:
     from monitor.report import Written
@@ -46,6 +46,9 @@ def report(
     if (quarterly is None) == (from_ is None) or (to is not None and from_ is None):
         raise click.UsageError("name a period: --from ISO, with or without --to ISO, or --quarterly YEAR")
     asked = [_asked(from_, to)] if from_ is not None else _quarters(quarterly or 0)
+    if not (symbol.isascii() and symbol.isalnum()):
+        # It becomes part of file names.
+        raise MisuseError(f"--symbol {symbol!r} is no symbol such as BTCUSDT: a report is of one")
     folder = out if out is not None else data_dir / "reports"
     chosen = model_path(model, data_dir)
     pages = Place("--out", folder, PAGE_FILES)
@@ -90,11 +93,11 @@ def _asked(from_: str, to: str | None) -> Asked:
     until = parse_time(to, "--to") if to is not None else None
     for option, ms in (("--from", since), ("--to", until)):
         if ms is not None and ms % HOUR_MS:
-            raise RefusedError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
+            raise MisuseError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
     if until is None:
         return f"{_short(since)}-on", since, sys.maxsize
     if until <= since:
-        raise RefusedError(f"--from, --to: the period {from_} to {to} is empty; swap or widen it")
+        raise MisuseError(f"--from, --to: the period {from_} to {to} is empty; swap or widen it")
     return f"{_short(since)}-to-{_short(until)}", since, until
 
 

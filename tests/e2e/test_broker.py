@@ -16,28 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority
 
 HOURS = 300
-
-
-def openssl(*args: object) -> None:
-    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True)
-
-
-class Authority:
-    """A certificate authority of our own, and a server certificate for 127.0.0.1 that it vouches for."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir()
-        self.ca, self.key, self.certificate = folder / "ca.pem", folder / "server.key", folder / "server.pem"
-        ca_key, request, extension = folder / "ca.key", folder / "server.csr", folder / "san"
-        extension.write_text("subjectAltName=IP:127.0.0.1,IP:127.0.0.2\n")
-        new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-        openssl("req", "-x509", *new, "-keyout", ca_key, "-out", self.ca, "-subj", f"/CN={name}", "-days", 2,
-                "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
-        openssl("req", *new, "-keyout", self.key, "-out", request, "-subj", "/CN=127.0.0.1")
-        openssl("x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", ca_key, "-CAcreateserial",
-                "-out", self.certificate, "-days", 2, "-extfile", extension)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

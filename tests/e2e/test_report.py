@@ -167,10 +167,10 @@ def test_what_cannot_be_reported_is_refused_in_one_line(candle_file: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "code", "word"),
     [
-        (["--from", "2024-01-05", "--to", "2024-01-05"], 1, "is empty"),
-        (["--from", "2024-01-05T00:30"], 1, "full hour"),
-        (["--from", "yesterday"], 1, "no ISO time"),
-        (["--from", "2024-01-01", "--symbol", "../../x"], 1, "no symbol"),
+        (["--from", "2024-01-05", "--to", "2024-01-05"], 2, "is empty"),
+        (["--from", "2024-01-05T00:30"], 2, "full hour"),
+        (["--from", "yesterday"], 2, "no ISO time"),
+        (["--from", "2024-01-01", "--symbol", "../../x"], 2, "no symbol"),
         (["--quarterly", "2024", "--json", "nowhere/x.json"], 1, "make it first"),
         ([], 2, "name a period"),
         (["--to", "2024-01-05"], 2, "name a period"),

@@ -1,0 +1,81 @@
+"""What the command line takes as a value, and how wrong usage is told: one line, exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import click
+
+from stream.commands import paths
+from stream.urls import mask_within
+
+
+class _Misused(click.ClickException):
+    """Wrong usage as one line, instead of click's three."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"volcast: {self.message}", err=True)
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turns click's errors about usage into one line that names the command's help."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        # What was taken for an argument may be a URL with its password.
+        text = mask_within(" ".join(error.format_message().split())).rstrip(".")
+        where = error.ctx.command_path if error.ctx is not None else "volcast"
+        raise _Misused(f"{text}; see `{where} --help`") from None
+
+
+class Command(paths.Command):
+    """A command that looks at its paths first, and whose options mean nothing when they are empty: `--out ""` is as
+    good as no `--out`."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            given, rest, order = parse(args)
+            for name, value in list(given.items()):
+                if isinstance(value, list):
+                    given[name] = [each for each in value if each != ""]
+                if given[name] in ("", []):
+                    del given[name]
+            return given, rest, order
+
+        parser.parse_args = parse_args  # type: ignore[method-assign]
+        return parser
+
+
+class Time(click.ParamType[str]):
+    """An ISO time, handed on as the text that it is."""
+
+    name = "ISO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00", param, ctx)
+        return str(value)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, which "nan" and "inf" are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
