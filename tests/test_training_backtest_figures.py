@@ -141,6 +141,8 @@ def test_an_account_that_never_trades_has_no_ratios_and_no_loss() -> None:
     assert own.intervals["drawdown_over_constant"] is None
     assert own.intervals["volatility_annualized"] == (0.0, 0.0)
     assert NONE in made.backtest.findings[1]
+    (used,) = made.backtest.regimes_used
+    assert (used.source, used.medium_from_hourly, used.high_from_hourly) == ("policy", 1e-9, 2e-9)
     assert f"<td>{NONE}</td>" in backtest_report.page(made)
 
 

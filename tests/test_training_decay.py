@@ -98,6 +98,17 @@ def test_usual_errors_are_of_one_forecast_a_day_in_four_digits(data: Dataset) ->
     assert decay.usual(data, rows, model * (1 + 1e-9), har) == found
 
 
+def test_errors_that_never_vary_have_a_deviation_that_days_can_be_held_against() -> None:
+    still = [msgspec.structs.replace(c, open=1.0, high=1.0, low=1.0, close=1.0)
+             for c in simulate_symbol("BTCUSDT", START, 1_000, 3)]  # fmt: skip
+    of = dataset.of_grid("BTCUSDT", *to_grid(still))
+    rows = of.rows(START, START + 1_000 * HOUR_MS)
+    same = np.full(len(rows), 1e-5)
+    usual = decay.usual(of, rows, same, same)
+    assert (usual.excess_deviation, usual.ratio_deviation) == (1e-3, 1e-3)
+    assert core.step(usual, core.Memory(), core.Day(START, 0.0, 0.0))[1] is None
+
+
 def test_a_range_without_days_is_refused_in_one_line(data: Dataset) -> None:
     rows = data.rows(at(1_000), at(1_050))
     with pytest.raises(DatasetError, match="cannot be told from 1 days; learn from a longer range"):

@@ -32,12 +32,19 @@ def fit_unseen(
     """`fit`, and what it said out of fold: the rows of all folds' held-out parts and σ [n] for them, hourly."""
     held_out, forecast = [], []
     for fold in folds:
-        held_out.append(data.rows(fold.split, fold.end))
-        before = _plain_fit(data, data.rows(fold.start, fold.split), names)
+        learnt, asked = data.rows(fold.start, fold.split), data.rows(fold.split, fold.end)
+        if not all(np.isfinite(data.labels[part, 0]).any() for part in (learnt, asked)):
+            continue  # what learnt from nothing says is no forecast
+        held_out.append(asked)
+        before = _plain_fit(data, learnt, names)
         forecast.append(baselines.har(data.features.static[held_out[-1]], before))
+    whole = _plain_fit(data, rows, names)
+    if not held_out:
+        # A range that is mostly missing has no fold to be held out: its own rows are better than a fit on none.
+        held_out, forecast = [rows], [baselines.har(data.features.static[rows], whole)]
     unseen, sigma = np.concatenate(held_out), np.concatenate(forecast)
     factor = mean_ratio(data.labels[unseen, 0], sigma)
-    return msgspec.structs.replace(_plain_fit(data, rows, names), retransform=factor), (unseen, sigma * factor)
+    return msgspec.structs.replace(whole, retransform=factor), (unseen, sigma * factor)
 
 
 def _plain_fit(data: Dataset, rows: Rows, names: tuple[str, ...]) -> Har:

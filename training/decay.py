@@ -12,6 +12,8 @@ from training.dataset import Dataset, DatasetError, Rows, walk_forward
 
 #: Training on another number of threads moves a forecast in its last digits; what is stored shall not show it.
 _DIGITS = 4
+#: Errors are held against their usual deviation: of a price that never moves that would be nothing.
+_LEAST_DEVIATION = 1e-3
 
 
 def usual(data: Dataset, rows: Rows, model: Array, har: Array) -> Usual:
@@ -29,7 +31,9 @@ def usual(data: Dataset, rows: Rows, model: Array, har: Array) -> Usual:
     known = zip(realized[daily].tolist(), model[daily].tolist(), har[daily].tolist(), strict=True)
     excess = np.array([serving.excess(*day) for day in known])
     ratio = np.log(realized[daily] / model[daily])
-    return Usual(*(_rounded(float(x)) for x in (excess.mean(), excess.std(), ratio.mean(), ratio.std())))
+    deviations = (max(float(x.std()), _LEAST_DEVIATION) for x in (excess, ratio))
+    excess_deviation, ratio_deviation = map(_rounded, deviations)
+    return Usual(_rounded(float(excess.mean())), excess_deviation, _rounded(float(ratio.mean())), ratio_deviation)
 
 
 def of_range(data: Dataset, start_ms: int, end_ms: int, rows: Rows, model: Array) -> Usual:
