@@ -161,10 +161,14 @@ def test_a_node_that_takes_our_name_ends_us_with_one_line_instead_of_a_fight(
     assert newer.stop() == 0
 
 
-def readiness(node: Any) -> dict[str, Any]:
+def remarks(node: Any) -> list[str]:
     http = node.find(r"(http://127\.0\.0\.1:\d+)\n")
-    with urllib.request.urlopen(f"{http}/readyz", timeout=5) as answer:
-        return dict(json.load(answer))
+    try:
+        with urllib.request.urlopen(f"{http}/readyz", timeout=5) as answer:
+            return list(json.load(answer)["remarks"])
+    except urllib.error.HTTPError as error:
+        # Behind for a moment, on a busy machine.
+        return list(json.load(error)["remarks"])
 
 
 @pytest.mark.fault(45)
@@ -181,8 +185,9 @@ def test_one_topic_that_the_access_list_denies_is_kept_and_the_others_go_past_it
     until(lambda: len(subscriber.payloads("event/decision.issued")) >= 10, "decisions, past the forecasts")
     assert not subscriber.payloads("event/forecast.issued")
     running.find("(node volcast is ready)")
-    assert [r for r in readiness(running)["remarks"] if "forecast.issued: Not authorized" in r]
-    assert running.err.count("does not take") == 1
+    assert [r for r in remarks(running) if "forecast.issued: Not authorized" in r]
+    told = [line for line in running.err.splitlines() if "WARNING" in line and "does not take" in line]
+    assert len(told) == 1
     rules.write_text(everything)
     strict._popen.send_signal(signal.SIGHUP)
     last = subscriber.payloads("event/decision.issued")[-1]["open_time"]
