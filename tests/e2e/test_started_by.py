@@ -101,7 +101,6 @@ def test_a_node_whose_terminal_is_closed_says_goodbye(start: Callable[..., Node]
     assert node.popen.wait(20) == 0
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a machine with two cores")
 def test_a_node_has_as_many_threads_on_one_core_as_on_all(
     start: Callable[..., Node], tmp_path: Path, until: Callable[..., Any]
 ) -> None:
