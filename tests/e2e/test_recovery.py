@@ -299,22 +299,23 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
 ) -> None:
     subscriber = subscribe(mosquitto.port, "5")
 
-    def play(since: str, hours: int) -> tuple[Any, tuple[str, str]]:
+    def play(since: str, hours: int, speed: int) -> tuple[Any, tuple[str, str]]:
         process = volcast(
-            "exchange", "--candles", candle_file, "--from", since, "--hours", hours, "--speed", 36_000,
+            "exchange", "--candles", candle_file, "--from", since, "--hours", hours, "--speed", speed,
             "--ws-port", 0, "--rest-port", 0,
         )  # fmt: skip
         return process, (process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)"))
 
-    first, urls = play("2024-01-01", 5)
+    first, urls = play("2024-01-01", 5, 36_000)
     running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
     until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "five forecasts")
     assert running.stop() == 0
     first.end()
     # A fortnight later: what happened meanwhile is the exchange's history.
-    _, urls = play("2024-01-16", 30)
+    # It plays slowly enough that hours are left for the socket when the node has caught up.
+    _, urls = play("2024-01-16", 30, 3_600)
     last = 1_705_363_200_000 + 29 * HOUR_MS
-    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
+    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"), "--time-scale", 3_600)
     until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == last, "the end")
     assert running.stop() == 0
     forecasts = subscriber.payloads("event/forecast.issued")
