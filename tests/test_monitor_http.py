@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from programs import need
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor import http
@@ -213,11 +213,8 @@ async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) ->
 
 
 async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient, facts: Facts, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is needed for this test: apt-get install chromium")
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000", "--dump-dom", str(client.base_url),
     ]  # fmt: skip

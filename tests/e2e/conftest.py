@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 from stream.adapters import candles as files
 from stream.core.candle import HOUR_MS, Candle
@@ -26,13 +26,6 @@ from stream.testing.market import simulate
 #: The tests' own market: 140 days of history before the first candle that is played.
 START = 1_704_067_200_000
 HISTORY = 3_360
-
-
-def need(program: str, package: str) -> str:
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if found is None:
-        pytest.fail(f"{program} is needed for this test: apt-get install {package}")
-    return found
 
 
 def free_port() -> int:
@@ -97,7 +90,7 @@ class Mosquitto:
 
     def __init__(self, folder: Path, rules: str = "") -> None:
         """`rules`: an access list; without one everybody may do everything."""
-        self._program = need("mosquitto", "mosquitto")
+        self._program = need("mosquitto")
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
@@ -139,7 +132,7 @@ class Subscriber:
     """`mosquitto_sub`: a client that is not ours, writing topic and payload line by line."""
 
     def __init__(self, port: int, folder: Path, version: str, topic: str = "volcast/v1/#") -> None:
-        program = need("mosquitto_sub", "mosquitto-clients")
+        program = need("mosquitto_sub")
         self._file = folder / f"sub-{version}-{port}.txt"
         command = [program, "-V", version, "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-q", "1", "-F", "%r %t %p"]
         # A session of its own that survives the broker's absence.

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 HOURS = 300
 
 
 def openssl(*args: object) -> None:
-    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True)
+    subprocess.run([need("openssl"), *map(str, args)], check=True, capture_output=True)
 
 
 class Authority:
@@ -135,13 +136,13 @@ def test_wrong_credentials_are_waited_out_without_telling_the_password(
     broker: Callable[..., Any], start: Callable[..., Any], subscribe: Callable[..., Any], until: Any, tmp_path: Path
 ) -> None:
     passwords = tmp_path / "passwords"
-    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "volcast", "another"], check=True)
+    subprocess.run([need("mosquitto_passwd"), "-b", "-c", str(passwords), "volcast", "another"], check=True)
     passwords.chmod(0o644)
     strict = broker("allow_anonymous false", f"password_file {passwords}")
     running = start(strict.url.replace("mqtt://", "mqtt://volcast:geheim@"))
     running.find("(no broker, trying on: MqttConnectError: .*[Nn]ot authorized)")
     running.find("(feed is live)")
-    subprocess.run(["mosquitto_passwd", "-b", str(passwords), "volcast", "geheim"], check=True)
+    subprocess.run([need("mosquitto_passwd"), "-b", str(passwords), "volcast", "geheim"], check=True)
     strict.stop()
     strict.start()
     running.find("(connected to the broker)")

@@ -6,7 +6,6 @@ Also what our alert rules say to it: they load, evaluate, and stay silent about 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "grafana" / "dashboards" / "volcast.json"
@@ -28,9 +28,7 @@ class Prometheus:
     """Scrapes one node once a second, with our alert rules."""
 
     def __init__(self, target: str, folder: Path) -> None:
-        program = shutil.which("prometheus")
-        if program is None:
-            pytest.fail("prometheus is needed for this test: apt-get install prometheus")
+        program = need("prometheus")
         folder.mkdir()
         config = folder / "prometheus.yml"
         config.write_text(
