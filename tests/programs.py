@@ -22,7 +22,6 @@ from pathlib import Path
 #: A test that needs another program adds it here, with its Debian package, and asks for it with `need`.
 PACKAGES = {
     "chromium": "chromium",
-    "make": "make",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
     "mosquitto_sub": "mosquitto-clients",
@@ -32,8 +31,8 @@ PACKAGES = {
     "setpriv": "util-linux",
     "strace": "strace",
 }
-#: Not a program, and no test's: what `python3 -m venv` lacks on Debian.
-VENV = "venv"
+#: What the Makefile and CI ask for by name, and no test needs. venv: Debian's Python comes without `ensurepip`.
+TOOLS = {"make": "make", "venv": f"python{sys.version_info.major}.{sys.version_info.minor}-venv"}
 
 #: Debian keeps servers in sbin, which not every PATH has.
 PATH = os.pathsep.join(
@@ -73,13 +72,11 @@ def skipped(messages: Iterable[str]) -> str:
     return f"{tests} skipped because {', '.join(programs)} {verb} not installed: apt-get install {' '.join(packages)}"
 
 
-def absent(names: Iterable[str]) -> dict[str, str]:
-    """Those that are missing, with their packages."""
-    importlib.invalidate_caches()
-    missing = {name: PACKAGES[name] for name in names if name != VENV and not find(name)}
-    if VENV in names and not importlib.util.find_spec("ensurepip"):
-        missing[VENV] = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
-    return missing
+def is_there(name: str) -> bool:
+    if name == "venv":
+        importlib.invalidate_caches()
+        return importlib.util.find_spec("ensurepip") is not None
+    return find(name) is not None
 
 
 def on_debian() -> bool:
@@ -91,8 +88,10 @@ def on_debian() -> bool:
 
 def sudo_without_password() -> bool:
     sudo = find("sudo")
-    asked = sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    return bool(asked) and asked.returncode == 0
+    if sudo is None:
+        return False
+    asked = subprocess.run([sudo, "-n", "true"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    return asked.returncode == 0
 
 
 @contextlib.contextmanager
@@ -148,25 +147,25 @@ def install(packages: Iterable[str]) -> str:
 
 
 def main(*names: str) -> int:
-    if unknown := set(names) - {VENV, *PACKAGES}:
-        print(f"{' '.join(sorted(unknown))}: neither {VENV} nor among {' '.join(PACKAGES)}", file=sys.stderr)
+    packages = PACKAGES | TOOLS
+    if unknown := set(names) - packages.keys():
+        print(f"{' '.join(sorted(unknown))}: not among {' '.join(packages)}", file=sys.stderr)
         return 2
-    wanted = names or tuple(PACKAGES)
-    missing, problem = absent(wanted), ""
+    missing, problem = [name for name in names or PACKAGES if not is_there(name)], ""
     if missing and on_debian():
         if os.geteuid() == 0:
             print(f"Installing {', '.join(missing)} with apt-get ...", flush=True)
-            problem = install(missing.values())
+            problem = install(packages[name] for name in missing)
         elif sudo_without_password():
             os.execvp("sudo", ["sudo", "-n", "--preserve-env=VOLCAST_FORBID_SKIPS", sys.executable, __file__, *names])
-        missing = absent(wanted)
+        missing = [name for name in missing if not is_there(name)]
     if not missing:
         return 0
     may_skip = not names and not os.environ.get("VOLCAST_FORBID_SKIPS")
     print(
         f"Not installed: {', '.join(missing)}{f' ({problem})' if problem else ''}. "
         f"{'The tests that need them skip. ' if may_skip else ''}"
-        f"On Debian, as root: apt-get install {' '.join(sorted(set(missing.values())))}",
+        f"On Debian, as root: apt-get install {' '.join(sorted({packages[name] for name in missing}))}",
         file=sys.stderr,
     )
     return 0 if may_skip else 1
