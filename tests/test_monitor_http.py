@@ -220,7 +220,7 @@ async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient,
     ]  # fmt: skip
     facts.known.score = messages.encode(score(detected=True))
     try:
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=True)
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=240, check=True)
     finally:
         facts.known.score = None
     shown = f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %"

@@ -130,7 +130,7 @@ class Stand:
     async def passed(self, count: int) -> list[tuple[int, str]]:
         """The next candles that pass: (hour, channel)."""
         found = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             for _ in range(count):
                 due = await self.queue.get()
                 found.append(((due.candle.open_time - START) // HOUR_MS, due.provenance))
@@ -377,7 +377,7 @@ async def audited(stand: Stand, minutes: int, later_s: float = 0.0) -> int:
     stand.now_s += later_s
     asked = stand.rest.asked_for_candles
     stand.intake.audit()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while stand.intake.lanes[SYMBOL].auditing:  # noqa: ASYNC110 - a fake clock has no events
             await asyncio.sleep(0)
     return stand.rest.asked_for_candles - asked

@@ -90,7 +90,7 @@ def settings(exchange: Exchange, broker: str, data_dir: Path, **changes: object)
 
 async def run(exchange: Exchange, broker: str, data_dir: Path, last_hour: int = HOURS - 1) -> Watch:
     watch = Watch(SYMBOLS, START + last_hour * HOUR_MS)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(120):
         await node.run(settings(exchange, broker, data_dir), watch.stop, watch=watch)
     return watch
 
@@ -214,7 +214,7 @@ async def test_topics_of_a_symbol_that_left_the_configuration_are_cleared(
         listening = asyncio.create_task(listen())
         stop = asyncio.Event()
         node_task = asyncio.create_task(node.run(alone, stop))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await cleared.wait()
         stop.set()
         await node_task

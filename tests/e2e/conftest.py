@@ -211,7 +211,7 @@ def volcast(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture(scope="session")
 def market() -> dict[str, list[Candle]]:
-    tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 400, 11)
+    tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_600, 11)
     # A hole in the played part: the exchange was down for three hours.
     holes = {START + h * HOUR_MS for h in (60, 61, 62)}
     return {symbol: [c for c in series if c.open_time not in holes] for symbol, series in tape.items()}

@@ -56,7 +56,9 @@ class Prometheus:
     def get(self, what: str, **parameters: str) -> Any:
         """The answer's data; None while nobody answers."""
         try:
-            with urllib.request.urlopen(f"{self._url}{what}?{urllib.parse.urlencode(parameters)}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"{self._url}{what}?{urllib.parse.urlencode(parameters)}", timeout=30
+            ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             if error.code == 503:
@@ -103,7 +105,7 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
     }
     assert len(queries) > 40
     # The last to come: the first drift run, in a process of its own, and two samples for each rate.
-    until(lambda: prometheus.numbers("volcast_drift_runs_total > 0"), "the first drift run", 120)
+    until(lambda: prometheus.numbers("volcast_drift_runs_total > 0"), "the first drift run")
     waiting = dict(queries)
 
     def all_answered() -> bool:
@@ -113,7 +115,7 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
         return not waiting
 
     try:
-        until(all_answered, "data in every panel", 45)
+        until(all_answered, "data in every panel")
     except pytest.fail.Exception:
         pytest.fail("panels without data:\n" + "\n".join(waiting))
 
