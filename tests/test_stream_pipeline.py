@@ -202,16 +202,18 @@ async def test_topics_of_a_symbol_that_left_the_configuration_are_cleared(
         watch = Watch((), 0)
         watch.stop.clear()
         alone = settings(running, broker, tmp_path, symbols=("BTCUSDT",))
-        cleared = asyncio.Event()
+        subscribed, cleared = asyncio.Event(), asyncio.Event()
 
         async def listen() -> None:
             async with aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client:
                 await client.subscribe("volcast/v1/binance/spot/ETHUSDT/1h/decision")
+                subscribed.set()
                 async for message in client.messages:
                     if not message.payload:
                         cleared.set()
 
         listening = asyncio.create_task(listen())
+        await subscribed.wait()
         stop = asyncio.Event()
         node_task = asyncio.create_task(node.run(alone, stop))
         async with asyncio.timeout(120):
