@@ -28,7 +28,6 @@ PACKAGES = {
     "openssl": "openssl",
     "prometheus": "prometheus",
     "promtool": "prometheus",
-    "setpriv": "util-linux",
     "strace": "strace",
 }
 #: What the Makefile and CI ask for by name, and no test needs. venv: Debian's Python comes without `ensurepip`.
@@ -39,7 +38,7 @@ PATH = os.pathsep.join(
     dict.fromkeys((*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 )
 #: How `need` words a skip, for the count at the end of a test run.
-SKIPPED = re.compile(r"(\S+) is not installed: apt-get install (\S+)")
+SKIPPED = re.compile(r"([\w.+-]+) is not installed: apt-get install ([\w.+-]+)")
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _NO_SERVICES = "#!/bin/sh\n# For the time of an installation by tests/programs.py: no service is started.\nexit 101\n"

@@ -40,7 +40,7 @@ def test_exactly_the_tests_that_need_a_program_skip_and_are_counted() -> None:
     suite = ("-m", "pytest", "-q", "-p", "no:xdist", "tests/test_prometheus_rules.py")
     done = without_programs(*suite)
     assert done.returncode == 0, done.stdout
-    assert "3 tests skipped because promtool is not installed: apt-get install prometheus" in done.stdout
+    assert "3 tests skipped because promtool is not installed: apt-get install prometheus\n" in done.stdout
     assert "3 skipped" in done.stdout
     forbidden = without_programs(*suite, VOLCAST_FORBID_SKIPS="1")
     assert forbidden.returncode == 1
@@ -48,7 +48,11 @@ def test_exactly_the_tests_that_need_a_program_skip_and_are_counted() -> None:
 
 
 def test_the_count_names_each_program_and_package_once() -> None:
-    messages = [f"Skipped: {p} is not installed: apt-get install {programs.PACKAGES[p]}" for p in programs.PACKAGES]
+    # As pytest tells it: file, line, reason.
+    messages = [
+        str(("test_x.py", 7, f"Skipped: {program} is not installed: apt-get install {package}"))
+        for program, package in programs.PACKAGES.items()
+    ]
     line = programs.skipped(["no real candles", *messages, *messages])
     assert line.startswith(f"{2 * len(messages)} tests skipped because chromium, ")
     assert line.endswith(f": apt-get install {' '.join(sorted(set(programs.PACKAGES.values())))}")

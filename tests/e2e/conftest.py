@@ -210,11 +210,25 @@ def volcast(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture(scope="session")
-def market() -> dict[str, list[Candle]]:
+def long_market() -> dict[str, list[Candle]]:
     tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_600, 11)
     # A hole in the played part: the exchange was down for three hours.
     holes = {START + h * HOUR_MS for h in (60, 61, 62)}
     return {symbol: [c for c in series if c.open_time not in holes] for symbol, series in tape.items()}
+
+
+@pytest.fixture(scope="session")
+def market(long_market: dict[str, list[Candle]]) -> dict[str, list[Candle]]:
+    ends = START + 400 * HOUR_MS
+    return {symbol: [c for c in series if c.open_time < ends] for symbol, series in long_market.items()}
+
+
+@pytest.fixture(scope="session")
+def long_candle_file(long_market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The market for tapes that are ended on order: more of it than is played until then."""
+    path = tmp_path_factory.mktemp("candles") / "long.parquet"
+    files.write(long_market["BTCUSDT"], path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -225,13 +239,13 @@ def candle_file(market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def predicted(candle_file: Path, tmp_path: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
+def predicted(long_candle_file: Path, tmp_path: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
     """`volcast predict` on the tests' market, by open time."""
     import polars as pl
 
     def predict(since: str) -> dict[int, dict[str, Any]]:
         out = tmp_path / "predicted.parquet"
-        command = ["predict", "--candles", candle_file, "--from", since, "--out", out]
+        command = ["predict", "--candles", long_candle_file, "--from", since, "--out", out]
         subprocess.run([sys.executable, "-m", "stream", *map(str, command)], check=True, capture_output=True)
         table = pl.read_parquet(out).with_columns(pl.col("open_time", "close_time").dt.epoch("ms"))
         return {row["open_time"]: row for row in table.iter_rows(named=True)}

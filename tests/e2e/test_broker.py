@@ -51,9 +51,9 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def exchange(volcast: Callable[..., Any], candle_file: Path) -> list[str]:
+def exchange(volcast: Callable[..., Any], long_candle_file: Path) -> list[str]:
     process = volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 18_000,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 18_000,
         "--ws-port", 0, "--rest-port", 0,
     )  # fmt: skip
     return ["--ws-url", process.find(r"--ws-url (\S+)"), "--rest-url", process.find(r"--rest-url (\S+)")]

@@ -55,10 +55,10 @@ def all_decided(exchange: tuple[str, str], subscriber: Any, until: Any) -> list[
 
 
 @pytest.fixture
-def exchange(volcast: Callable[..., Any], candle_file: Path) -> tuple[str, str]:
+def exchange(volcast: Callable[..., Any], long_candle_file: Path) -> tuple[str, str]:
     """`volcast exchange` as a process of its own: five candles a second."""
     process = volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
     )  # fmt: skip
     return process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)")
@@ -319,7 +319,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
     volcast: Callable[..., Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
-    candle_file: Path,
+    long_candle_file: Path,
     predicted: Callable[[str], dict[int, dict[str, Any]]],
     same_numbers: Callable[..., None],
     tmp_path: Path,
@@ -329,7 +329,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
 
     def play(since: str, hours: int) -> tuple[Any, tuple[str, str]]:
         process = volcast(
-            "exchange", "--candles", candle_file, "--from", since, "--hours", hours, "--speed", SPEED,
+            "exchange", "--candles", long_candle_file, "--from", since, "--hours", hours, "--speed", SPEED,
             "--ws-port", 0, "--rest-port", 0,
         )  # fmt: skip
         return process, (process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)"))
@@ -382,11 +382,11 @@ def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
 
 @pytest.mark.fault(28)
 def test_sigterm_ends_in_time_when_broker_and_exchange_hang(
-    volcast: Callable[..., Any], candle_file: Path, mosquitto: Any, tmp_path: Path
+    volcast: Callable[..., Any], long_candle_file: Path, mosquitto: Any, tmp_path: Path
 ) -> None:
     """Both have accepted the connection and then answer nothing any more."""
     exchange = volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
     )  # fmt: skip
     urls = exchange.find(r"--ws-url (\S+)"), exchange.find(r"--rest-url (\S+)")
@@ -436,7 +436,7 @@ def test_a_broker_that_is_away_loses_nothing_and_hears_it_in_order(
 
 
 def test_a_start_with_nobody_there_waits_says_so_and_recovers(
-    volcast: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], candle_file: Path, until: Any,
+    volcast: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], long_candle_file: Path, until: Any,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     ws_port, rest_port = free_port(), free_port()
@@ -456,7 +456,7 @@ def test_a_start_with_nobody_there_waits_says_so_and_recovers(
     mosquitto.start()
     subscriber = subscribe(mosquitto.port, "5")
     volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", ws_port, "--rest-port", rest_port,
     )  # fmt: skip
     until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 5, "forecasts")
