@@ -1,4 +1,4 @@
-# What each target needs it installs itself, into .venv.
+# What each target needs it installs itself, into .venv; programs that pip does not bring, where apt-get may.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -13,6 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/volcast demo
 
 test: $(VENV)/.dev
+	@$(PYTHON) tests/programs.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
@@ -38,16 +39,19 @@ data/other_1h.parquet: | $(VENV)/.dev
 	cp $(DATA)/$(@F) $@ 2>/dev/null || \
 	  $(BIN)/volcast fetch --symbols $(OTHERS) --from 2017-08-17 --to 2025-01-01 --out $@
 
-$(BIN)/python:
+# A .venv that was left half made is made anew.
+.DELETE_ON_ERROR:
+$(BIN)/pip:
+	@$(PYTHON) tests/programs.py venv
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing what the demo needs (about a minute) ..."
 	$(PIP) -e '.[demo,drift]'
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing everything, TensorFlow included (some minutes) ..."
 	$(PIP) -e '.[demo,drift,train,research,pipeline]' --group dev
 	touch $@ $(VENV)/.demo

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
@@ -22,8 +22,8 @@ settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.
 settings.load_profile("volcast")
 
 ROOT = Path(__file__).parents[1]
-# For tests/fault_harness.py, which e2e tests and benchmarks share.
-sys.path.insert(0, str(Path(__file__).parent))
+# The processes that tests start look for programs where tests do.
+os.environ["PATH"] = programs.PATH
 REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -75,3 +75,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
             return
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, and skipping is forbidden: {report.longrepr}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what to install where tests skipped for want of a program."""
+    line = programs.skipped(str(report.longrepr) for report in terminalreporter.getreports("skipped"))
+    if line:
+        terminalreporter.write_line(line, yellow=True)

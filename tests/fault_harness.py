@@ -44,8 +44,10 @@ from stream.testing.market import simulate
 START = 1_704_067_200_000
 HISTORY = 1_100
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
-#: Ten candles a second.
-PACED = 36_000.0
+#: Three hours of the tape in a second: what a node keeps up with on a busy machine, too.
+PACED = 12_000.0
+#: Hours of a tape that a test ends when it has seen what it waits for: more than any machine plays until then.
+LONG = 1_500
 
 
 def hour(n: int) -> int:
@@ -64,9 +66,15 @@ def without(tape: dict[str, list[Candle]], missing: dict[str, set[int]]) -> dict
     return {s: [c for c in series if c.open_time not in gone.get(s, set())] for s, series in tape.items()}
 
 
+_NEVER = 2**62
+
+
 class Watch:
     """Keeps every fact, and stops the node when each symbol's last candle is processed, everything is acknowledged
     and `also` holds."""
+
+    #: Who hears what the node publishes.
+    ear: Ear
 
     def __init__(self, last: dict[str, int], also: Callable[[Watch], bool] = lambda watch: True) -> None:
         self.facts: list[Fact] = []
@@ -78,6 +86,8 @@ class Watch:
         self.early: list[tuple[str, int]] = []
         self._news = asyncio.Event()
         self._waiting = dict(last)
+        #: The newest candle of each symbol that was processed.
+        self.newest: dict[str, int] = {}
         self._outbox = 0
         self._also = also
 
@@ -88,8 +98,10 @@ class Watch:
         if isinstance(fact, CandleProcessed) and now_ms is not None and now_ms < fact.open_time + HOUR_MS - 1:
             self.early.append((fact.symbol, fact.open_time))
         # A run that went on for a moment may have left the next one nothing to process.
-        if isinstance(fact, CandleProcessed | Resumed) and fact.open_time >= self._waiting.get(fact.symbol, 2**62):
-            del self._waiting[fact.symbol]
+        if isinstance(fact, CandleProcessed | Resumed):
+            self.newest[fact.symbol] = fact.open_time
+            if fact.open_time >= self._waiting.get(fact.symbol, _NEVER):
+                del self._waiting[fact.symbol]
         if isinstance(fact, OutboxCounted):
             self._outbox = fact.messages
         if not self._waiting and not self._outbox and self._also(self):
@@ -101,6 +113,10 @@ class Watch:
         while not condition():
             self._news.clear()
             await self._news.wait()
+
+    def expect(self, last: dict[str, int]) -> None:
+        """From now on these are the last candles."""
+        self._waiting = {symbol: at for symbol, at in last.items() if self.newest.get(symbol, 0) < at}
 
     def live(self) -> int:
         """Candles that the socket brought."""
@@ -196,32 +212,53 @@ async def run(
     clock: Clock | None = None,
     check: bool = True,
     settle: bool = True,
-    timeout_s: float = 100.0,
+    timeout_s: float = 300.0,
     symbols: tuple[str, ...] | None = None,
     beside: Callable[[Watch], Any] | None = None,
+    until: Callable[[Watch], bool] | None = None,
     brief: bool = False,
     since: int = START,
-    until: int | None = None,
+    up_to: int | None = None,
     **changes: Any,
 ) -> tuple[Watch, Ear]:
-    """Runs a node over the exchange's tape from `since`, where its fresh start begins, to `until`, the tape's end, and
-    holds it against the oracle."""
+    """Runs a node over the exchange's tape from `since`, where its fresh start begins, and holds it against the oracle.
+    The tape ends when `until` has come true; only what closes before `up_to` is waited for and looked at."""
     chosen = symbols or tuple(exchange.tape.symbols)
-    end_ms = exchange.end_ms if until is None else until
-    played = {s: [c for c in exchange.tape.all(s) if c.open_time < end_ms] for s in chosen}
-    watch = Watch({s: played[s][-1].open_time for s in chosen} if last is None else last, also)
+
+    def end_ms() -> int:
+        return exchange.end_ms if up_to is None else up_to
+
+    def last_played() -> dict[str, int]:
+        return {s: max(c.open_time for c in exchange.tape.all(s) if c.open_time < end_ms()) for s in chosen}
+
+    async def act() -> None:
+        try:
+            if beside is not None:
+                await beside(watch)
+            if until is not None:
+                await watch.until(lambda: until(watch))
+                exchange.fault("end")
+                watch.expect(last_played())
+        except Exception:
+            watch.stop.set()
+            raise
+
+    if last is None:
+        last = last_played() if until is None else dict.fromkeys(chosen, _NEVER)
+    watch = Watch(last, also)
     watch.exchange_now_ms = exchange.now_ms
     made = settings(exchange, broker, data_dir, symbols=chosen, **changes)
     watch.kept = (CandleProcessed,) if brief else None
     earlier = await asyncio.to_thread(_said, data_dir)
     async with Ear(broker) as ear:
-        ear.brief = brief
-        acting = asyncio.create_task(beside(watch)) if beside is not None else None
+        ear.brief, watch.ear = brief, ear
+        acting = asyncio.create_task(act())
         async with asyncio.timeout(timeout_s):
             await node.run(made, watch.stop, watch=watch, clock=clock)
-        if acting is not None:
-            acting.cancel()
-            await asyncio.gather(acting, return_exceptions=True)
+        acting.cancel()
+        (failure,) = await asyncio.gather(acting, return_exceptions=True)
+        if isinstance(failure, Exception):
+            raise failure
         if settle:
             said = await asyncio.to_thread(_said, data_dir)
             async with asyncio.timeout(60):
@@ -230,7 +267,7 @@ async def run(
             one_value(broker, ear)
         if check:
             tape = {s: exchange.tape.all(s) for s in chosen}
-            await asyncio.to_thread(hold, data_dir, tape, end_ms, since)
+            await asyncio.to_thread(hold, data_dir, tape, end_ms(), since)
             assert all(len(values) == 1 for values in ear.events.values())
             assert not watch.early
             if not any(e.method in _CHANGES for e in exchange.access_log.entries("fault")):
@@ -396,7 +433,7 @@ async def soak(
     faults: int,
     history: int = 100,
     beside: Callable[[Watch], Any] | None = None,
-    timeout_s: float = 110.0,
+    timeout_s: float = 300.0,
     brief: bool = False,
 ) -> Watch:
     """A node over `hours` of every symbol with so many faults, two holes that the exchange has, and the oracle."""

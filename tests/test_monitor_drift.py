@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from programs import need
 
 from monitor import drift
 from stream.adapters import predictor
@@ -125,9 +125,7 @@ def test_the_words_of_the_page_are_our_verdicts(
     assert (found.detected, found.fast.detected) == (slow, fast)
     # By its default Evidently would say "detected" of all three.
     assert found.default_detected
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is needed for this test: apt-get install chromium")
+    chromium = need("chromium")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=8000", "--dump-dom", html.as_uri(),

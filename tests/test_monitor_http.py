@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from programs import need
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor import http
@@ -252,11 +252,8 @@ async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) ->
 
 async def seen(url: object, profile: Path) -> str:
     """The page as Chromium shows it after some seconds, without line breaks."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is needed for this test: apt-get install chromium")
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         f"--user-data-dir={profile}", "--virtual-time-budget=4000", "--dump-dom", str(url),
     ]  # fmt: skip

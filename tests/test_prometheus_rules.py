@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from programs import need
 
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "monitor" / "prometheus"
 
 
 def _promtool(*args: str) -> None:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.fail("promtool is needed for this test: apt-get install prometheus")
-    done = subprocess.run([program, *args], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    done = subprocess.run([need("promtool"), *args], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -90,7 +90,7 @@ def settings(exchange: Exchange, broker: str, data_dir: Path, **changes: object)
 
 async def run(exchange: Exchange, broker: str, data_dir: Path, last_hour: int = HOURS - 1) -> Watch:
     watch = Watch(SYMBOLS, START + last_hour * HOUR_MS)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(120):
         await node.run(settings(exchange, broker, data_dir), watch.stop, watch=watch)
     return watch
 
@@ -202,19 +202,21 @@ async def test_topics_of_a_symbol_that_left_the_configuration_are_cleared(
         watch = Watch((), 0)
         watch.stop.clear()
         alone = settings(running, broker, tmp_path, symbols=("BTCUSDT",))
-        cleared = asyncio.Event()
+        subscribed, cleared = asyncio.Event(), asyncio.Event()
 
         async def listen() -> None:
             async with aiomqtt.Client(host, int(port), protocol=aiomqtt.ProtocolVersion.V5) as client:
                 await client.subscribe("volcast/v1/binance/spot/ETHUSDT/1h/decision")
+                subscribed.set()
                 async for message in client.messages:
                     if not message.payload:
                         cleared.set()
 
         listening = asyncio.create_task(listen())
+        await subscribed.wait()
         stop = asyncio.Event()
         node_task = asyncio.create_task(node.run(alone, stop))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await cleared.wait()
         stop.set()
         await node_task

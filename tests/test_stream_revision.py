@@ -256,7 +256,7 @@ async def test_a_revision_is_said_only_when_the_journal_has_it(tmp_path: Path, m
         made.journal.room = False
         said = len(made.offered)
         revising = asyncio.create_task(made.processor.revise(SYMBOL, TAPE[-2:]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while made.processor.failing is None:  # noqa: ASYNC110 - an observer would need the same look
                 await asyncio.sleep(0)
         assert len(made.offered) == said

@@ -189,6 +189,21 @@ async def test_at_max_speed_time_waits_for_a_subscriber_whoever_asks():
         assert (await http.get("/control/state")).json()["started"] is False
 
 
+async def test_a_tape_ends_on_order():
+    async with playing(100) as exchange, rest(exchange) as http, ws(exchange) as socket:
+        exchange.fault("end", at=hour(3))
+        assert [row[0] for row in await klines(http, startTime=hour(1), limit=1)] == [hour(1)]
+        await exchange.finished.wait()
+        assert exchange.end_ms == hour(5)
+        assert await closed_hours(socket, 4) == [1, 2, 3, 4]
+    async with playing(3_000, speed=36_000.0) as exchange, rest(exchange) as http, ws(exchange) as socket:
+        assert await closed_hours(socket, 2) == [1, 2]
+        end_ms = (await http.post("/control/fault", json={"fault": "end"})).json()["end_ms"]
+        await exchange.finished.wait()
+        last = (end_ms - FROM_MS) // HOUR_MS - 1
+        assert await closed_hours(socket, last) == list(range(3, last + 1))
+
+
 async def test_a_hole_in_the_tape_is_silence_and_absent_from_rest():
     holed = {"BTCUSDT": [c for c in TAPE["BTCUSDT"] if c.open_time not in (hour(3), hour(4))]}
     async with playing(tape=holed) as exchange, rest(exchange) as http, ws(exchange) as socket:

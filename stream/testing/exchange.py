@@ -34,6 +34,7 @@ from stream.testing.faults import (
     DelayClose,
     Drop,
     EarlyClose,
+    End,
     Fault,
     FaultError,
     Microseconds,
@@ -186,6 +187,9 @@ class Exchange:
             return {"closing": sorted(self._hub.numbers)}
         if isinstance(fault, Revise):
             return {"revised": self._revise(fault)}
+        if isinstance(fault, End):
+            self.end_ms = min(self.end_ms, grid_floor(self.now_ms()) + HOUR_MS * fault.hours)
+            return {"end_ms": self.end_ms}
         self.board.arm(fault, self.now_ms(), self._hub.numbers)
         return {"armed": str(fault.__struct_config__.tag)}
 

@@ -106,6 +106,13 @@ class Revise(_Scheduled, tag="revise", frozen=True, kw_only=True):
     factor: float = 1.01
 
 
+class End(_Scheduled, tag="end", frozen=True, kw_only=True):
+    """The tape ends after `hours` more closes, 1: with the hour that runs. Whoever waits for something on the tape
+    plays a long one, and ends it when that has been seen."""
+
+    hours: int = 1
+
+
 class Microseconds(_Scheduled, tag="microseconds", frozen=True, kw_only=True):
     """The next `n` closes, of one symbol or of each, have their times in microseconds."""
 
@@ -263,6 +270,7 @@ Fault = (
     | DelayClose
     | WrongClose
     | Revise
+    | End
     | Microseconds
     | Malformed
     | Burst
@@ -283,7 +291,7 @@ Fault = (
 
 
 #: Those that act at once and leave nothing behind: the exchange performs them.
-ACTS = (Drop, Shutdown, Revise)
+ACTS = (Drop, Shutdown, Revise, End)
 #: Those that concern "each symbol" where none is named.
 PER_SYMBOL = (DuplicateClose, WithholdClose, DelayClose, WrongClose, Microseconds, EarlyClose)
 _ERROR_STATUSES = frozenset(int(status) for status in HTTPStatus if status >= 400)

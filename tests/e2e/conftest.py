@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 from stream.adapters import candles as files
 from stream.core.candle import HOUR_MS, Candle
@@ -26,13 +26,6 @@ from stream.testing.market import simulate
 #: The tests' own market: 140 days of history before the first candle that is played.
 START = 1_704_067_200_000
 HISTORY = 3_360
-
-
-def need(program: str, package: str) -> str:
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if found is None:
-        pytest.fail(f"{program} is needed for this test: apt-get install {package}")
-    return found
 
 
 def free_port() -> int:
@@ -97,7 +90,7 @@ class Mosquitto:
 
     def __init__(self, folder: Path, rules: str = "") -> None:
         """`rules`: an access list; without one everybody may do everything."""
-        self._program = need("mosquitto", "mosquitto")
+        self._program = need("mosquitto")
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
@@ -139,7 +132,7 @@ class Subscriber:
     """`mosquitto_sub`: a client that is not ours, writing topic and payload line by line."""
 
     def __init__(self, port: int, folder: Path, version: str, topic: str = "volcast/v1/#") -> None:
-        program = need("mosquitto_sub", "mosquitto-clients")
+        program = need("mosquitto_sub")
         self._file = folder / f"sub-{version}-{port}.txt"
         command = [program, "-V", version, "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-q", "1", "-F", "%r %t %p"]
         # A session of its own that survives the broker's absence.
@@ -217,11 +210,25 @@ def volcast(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture(scope="session")
-def market() -> dict[str, list[Candle]]:
-    tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 400, 11)
+def long_market() -> dict[str, list[Candle]]:
+    tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_600, 11)
     # A hole in the played part: the exchange was down for three hours.
     holes = {START + h * HOUR_MS for h in (60, 61, 62)}
     return {symbol: [c for c in series if c.open_time not in holes] for symbol, series in tape.items()}
+
+
+@pytest.fixture(scope="session")
+def market(long_market: dict[str, list[Candle]]) -> dict[str, list[Candle]]:
+    ends = START + 400 * HOUR_MS
+    return {symbol: [c for c in series if c.open_time < ends] for symbol, series in long_market.items()}
+
+
+@pytest.fixture(scope="session")
+def long_candle_file(long_market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The market for tapes that are ended on order: more of it than is played until then."""
+    path = tmp_path_factory.mktemp("candles") / "long.parquet"
+    files.write(long_market["BTCUSDT"], path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -232,13 +239,13 @@ def candle_file(market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def predicted(candle_file: Path, tmp_path: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
+def predicted(long_candle_file: Path, tmp_path: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
     """`volcast predict` on the tests' market, by open time."""
     import polars as pl
 
     def predict(since: str) -> dict[int, dict[str, Any]]:
         out = tmp_path / "predicted.parquet"
-        command = ["predict", "--candles", candle_file, "--from", since, "--out", out]
+        command = ["predict", "--candles", long_candle_file, "--from", since, "--out", out]
         subprocess.run([sys.executable, "-m", "stream", *map(str, command)], check=True, capture_output=True)
         table = pl.read_parquet(out).with_columns(pl.col("open_time", "close_time").dt.epoch("ms"))
         return {row["open_time"]: row for row in table.iter_rows(named=True)}

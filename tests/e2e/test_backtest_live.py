@@ -44,13 +44,13 @@ def test_the_daemon_publishes_what_the_backtest_decided(
             "demo", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", "max",
             "--policy", chosen, "--mqtt-url", broker.url, "--http-port", 0,
         )  # fmt: skip
-        assert demo.popen.wait(120) == 0, demo.err
+        assert demo.popen.wait(240) == 0, demo.err
         table = files.read(candle_file, default_symbol="BTCUSDT")
         data = of_grid("BTCUSDT", *table.grid("BTCUSDT"))
         term = of_bundle(data, predictors.load(packaged_model()), START, START + HOURS * HOUR_MS)
         decided = decide(data, table["BTCUSDT"], [term], [policies.load(chosen)])
         expected = [json.loads(messages.encode(publication.decision(issued, "replay", 0))) for issued in decided.issued]
-        until(lambda: len(subscriber.payloads("event/decision.issued")) >= len(expected), "the last decision", 20)
+        until(lambda: len(subscriber.payloads("event/decision.issued")) >= len(expected), "the last decision")
         published = subscriber.payloads("event/decision.issued")
     assert [without(p) for p in published] == [without(e) for e in expected]
     assert len({p["exposure"] for p in published}) > 3

@@ -6,7 +6,6 @@ Also what our alert rules say to it: they load, evaluate, and stay silent about 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "grafana" / "dashboards" / "volcast.json"
@@ -28,9 +28,7 @@ class Prometheus:
     """Scrapes one node once a second, with our alert rules."""
 
     def __init__(self, target: str, folder: Path) -> None:
-        program = shutil.which("prometheus")
-        if program is None:
-            pytest.fail("prometheus is needed for this test: apt-get install prometheus")
+        program = need("prometheus")
         folder.mkdir()
         config = folder / "prometheus.yml"
         config.write_text(
@@ -58,7 +56,9 @@ class Prometheus:
     def get(self, what: str, **parameters: str) -> Any:
         """The answer's data; None while nobody answers."""
         try:
-            with urllib.request.urlopen(f"{self._url}{what}?{urllib.parse.urlencode(parameters)}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"{self._url}{what}?{urllib.parse.urlencode(parameters)}", timeout=30
+            ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             if error.code == 503:
@@ -105,7 +105,7 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
     }
     assert len(queries) > 40
     # The last to come: the first drift run, in a process of its own, and two samples for each rate.
-    until(lambda: prometheus.numbers("volcast_drift_runs_total > 0"), "the first drift run", 120)
+    until(lambda: prometheus.numbers("volcast_drift_runs_total > 0"), "the first drift run")
     waiting = dict(queries)
 
     def all_answered() -> bool:
@@ -115,7 +115,7 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
         return not waiting
 
     try:
-        until(all_answered, "data in every panel", 45)
+        until(all_answered, "data in every panel")
     except pytest.fail.Exception:
         pytest.fail("panels without data:\n" + "\n".join(waiting))
 

@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from programs import need
 
 from stream.testing.broker import EmbeddedBroker
 
@@ -217,9 +217,7 @@ def test_a_person_sees_forecast_and_decision_of_a_node_in_its_first_hours(
     url = demo.find(r"page\s+(http\S+)")
     demo.find(r"(node demo is ready)")
     until(lambda: httpx.get(f"{url}api/v1/score/ETHUSDT", trust_env=False).status_code == 200, "the first score")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is needed for this test: apt-get install chromium")
+    chromium = need("chromium")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=4000", "--dump-dom", url,

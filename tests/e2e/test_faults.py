@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fault_harness as stand
 import msgspec
 import pytest
-from fault_harness import PACED, START, SYMBOLS, hour
+from fault_harness import LONG, PACED, START, SYMBOLS, hour
 
-from stream.core.candle import HOUR_MS, Candle
+from stream.core.candle import HOUR_MS, Candle, grid_floor
 from stream.ports import (
     BackfillFailed,
     BackfillRequested,
@@ -33,6 +33,7 @@ from stream.ports import (
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.relay import Relay
+from stream.testing.tape import Tape
 
 HOURS = 24
 DROP: dict[str, Any] = {"name": "drop", "at": hour(5)}
@@ -106,6 +107,23 @@ async def test_the_journal_is_the_tape(
         assert watch.of(BackfillFailed)
 
 
+def once_live(exchange: Exchange, candles: int, *faults: dict[str, Any]) -> Callable[[stand.Watch], Any]:
+    """Orders the faults when the socket has brought so many candles: an hour of the tape may be over by then."""
+
+    async def order(watch: stand.Watch) -> None:
+        await watch.until(lambda: watch.live() >= candles)
+        for fault in faults:
+            exchange.fault(**fault)
+
+    return order
+
+
+def since_live(processed: list[CandleProcessed]) -> list[CandleProcessed]:
+    """From when the socket had brought something of each symbol."""
+    first = {f.symbol: i for i, f in reversed(list(enumerate(processed))) if f.provenance == "live"}
+    return processed[max(first.values()) :]
+
+
 @pytest.mark.fault(2)
 async def test_an_acknowledged_stream_that_says_nothing_is_given_up(
     tape: dict[str, list[Candle]], broker: str, tmp_path: Path
@@ -121,19 +139,23 @@ async def test_an_acknowledged_stream_that_says_nothing_is_given_up(
 async def test_one_mute_stream_is_subscribed_again_then_relieved_and_disturbs_nobody(
     broker: str, tmp_path: Path
 ) -> None:
-    tape = stand.market(hours=90)
-    async with Exchange.replaying(tape, START, 90, PACED) as exchange:
-        exchange.fault("mute", symbol="ETHUSDT", at=hour(5))
-        watch, ear = await stand.run(exchange, broker, tmp_path)
+    tape = stand.market(hours=LONG)
+
+    def relieved(watch: stand.Watch) -> bool:
+        relief = [i for i, f in enumerate(watch.facts) if isinstance(f, FeedDisconnected)]
+        later = watch.facts[relief[0] :] if relief else []
+        return any(isinstance(f, CandleProcessed) and (f.symbol, f.provenance) == ("ETHUSDT", "live") for f in later)
+
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
+        mute = once_live(exchange, 6, {"name": "mute", "symbol": "ETHUSDT"})
+        watch, ear = await stand.run(exchange, broker, tmp_path, beside=mute, until=relieved)
         said = [(e.connection, e.method) for e in exchange.access_log.entries("frame")]
     assert said == [(1, "UNSUBSCRIBE"), (1, "SUBSCRIBE")]
     assert [(f.reason, f.still_open) for f in watch.of(FeedDisconnected)] == [("rotated", True)]
     processed = watch.of(CandleProcessed)
-    assert {f.provenance for f in processed[1:] if f.symbol == "BTCUSDT" and f.open_time > START} == {"live"}
-    late = [(f.open_time - START) // HOUR_MS for f in processed if f.symbol == "ETHUSDT" and f.provenance == "backfill"]
+    assert {f.provenance for f in since_live(processed) if f.symbol == "BTCUSDT"} == {"live"}
     # REST brings what the mute stream does not; the next connection brings the rest.
-    assert len(late) > 5
-    assert late[-1] < 85
+    assert {f.symbol for f in since_live(processed) if f.provenance == "backfill"} == {"ETHUSDT"}
     states = [state for symbol, state in ear.feed if symbol == "BTCUSDT"]
     assert "stale" not in states[states.index("live") :]
 
@@ -143,14 +165,18 @@ async def test_one_mute_stream_is_subscribed_again_then_relieved_and_disturbs_no
 async def test_an_announced_shutdown_loses_nothing_and_asks_rest_for_nothing(
     framing: str, broker: str, tmp_path: Path
 ) -> None:
-    tape = stand.market(hours=40)
-    async with Exchange.replaying(tape, START, 40, PACED) as exchange:
-        exchange.fault("shutdown", framing=framing, hours=20, at=hour(8))
-        watch, _ = await stand.run(exchange, broker, tmp_path)
+    tape = stand.market(hours=LONG)
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
+
+        def ended(watch: stand.Watch) -> bool:
+            return bool(exchange.access_log.entries("disconnect"))
+
+        announce = once_live(exchange, 8, {"name": "shutdown", "framing": framing, "hours": 20})
+        watch, _ = await stand.run(exchange, broker, tmp_path, beside=announce, until=ended, stall_after_s=20.0)
         entries = exchange.access_log.entries("connect", "disconnect")
     assert [f.reason for f in watch.of(FeedDisconnected)] == ["rotated"]
     assert [e.kind for e in entries[:3]] == ["connect", "connect", "disconnect"]
-    assert {f.provenance for f in watch.of(CandleProcessed) if f.open_time > START} == {"live"}
+    assert {f.provenance for f in since_live(watch.of(CandleProcessed))} == {"live"}
     assert not watch.of(GapDeclared)
 
 
@@ -172,30 +198,30 @@ async def test_a_restart_processes_nothing_twice(tape: dict[str, list[Candle]], 
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("trouble", ["blackhole", "reset", "slow"])
 async def test_a_network_that_swallows_cuts_or_drips(trouble: Any, broker: str, tmp_path: Path) -> None:
-    tape = stand.market(hours=60)
-    async with Exchange.replaying(tape, START, 60, PACED) as exchange, Relay(exchange.ws_url) as relay:
+    tape = stand.market(hours=LONG)
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange, Relay(exchange.ws_url) as relay:
 
         async def meddle(watch: stand.Watch) -> None:
             await watch.until(lambda: watch.live() >= 6)
             if trouble == "reset":
                 relay.reset()
-                return
-            relay.become(trouble)
+            else:
+                relay.become(trouble)
             # What swallows is given up; what drips is slow and stays.
             before = len(watch.of(CandleProcessed))
             await watch.until(
                 lambda: (
-                    bool(watch.of(FeedDisconnected)) or len(watch.of(CandleProcessed)) >= before + 20
-                    if trouble == "slow"
-                    else bool(watch.of(FeedDisconnected))
+                    bool(watch.of(FeedDisconnected))
+                    or (trouble == "slow" and len(watch.of(CandleProcessed)) >= before + 20)
                 )
             )
             relay.become("open")
+            live = watch.live()
+            await watch.until(lambda: watch.live() >= live + 6)
 
         watch, _ = await stand.run(
-            exchange, broker, tmp_path, ws_url=relay.url, beside=meddle,
-            also=lambda watch: trouble == "slow" or bool(watch.of(FeedDisconnected)),
-        )  # fmt: skip
+            exchange, broker, tmp_path, ws_url=relay.url, beside=meddle, until=lambda watch: True
+        )
     reasons = [f.reason for f in watch.of(FeedDisconnected)]
     assert trouble == "slow" or reasons
     assert set(reasons) <= {"stall", "connection_lost", "unreachable"}
@@ -229,20 +255,27 @@ async def test_many_symbols_close_at_once(broker: str, tmp_path: Path) -> None:
 
 @pytest.mark.fault(18)
 async def test_rest_answers_late_while_the_socket_goes_on_and_disagrees(broker: str, tmp_path: Path) -> None:
-    # Within the hours that are held against REST, however late that comes to it.
-    tape = stand.market(hours=40)
-    async with Exchange.replaying(tape, START, 40, PACED) as exchange:
-        exchange.fault("withhold_close", at=hour(5))
-        exchange.fault("wrong_close", at=hour(6), n=2)
-        exchange.fault("slow_rest", at=hour(6), seconds=1.0, n=4)
-        await stand.run(exchange, broker, tmp_path, also=corrected)
+    tape = stand.market(hours=LONG)
+    wrong: list[int] = []
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
+
+        async def disagree(watch: stand.Watch) -> None:
+            await watch.until(lambda: watch.live() >= 6)
+            first = grid_floor(exchange.now_ms()) + HOUR_MS
+            exchange.fault("withhold_close", at=first)
+            exchange.fault("wrong_close", at=first + HOUR_MS, n=2)
+            exchange.fault("slow_rest", at=first + HOUR_MS, seconds=1.0, n=4)
+            wrong.extend((first + HOUR_MS, first + 2 * HOUR_MS))
+            await watch.until(lambda: corrected(watch, wrong))
+
+        await stand.run(exchange, broker, tmp_path, beside=disagree, until=lambda watch: True)
 
 
-def corrected(watch: stand.Watch) -> bool:
-    """Whether REST has had its say about the two hours that the stream told wrong."""
+def corrected(watch: stand.Watch, wrong: list[int]) -> bool:
+    """Whether REST has had its say about the hours that the stream told wrong."""
     told = {(f.symbol, f.open_time) for f in watch.of(CandleProcessed) if f.provenance == "backfill"}
     revised = {(f.symbol, f.open_time) for f in watch.of(CandleRevised)}
-    return told | revised >= {(symbol, hour(h)) for symbol in SYMBOLS for h in (6, 7)}
+    return told | revised >= {(symbol, open_time) for symbol in SYMBOLS for open_time in wrong}
 
 
 @pytest.mark.fault(19)
@@ -269,37 +302,56 @@ def flat(tape: dict[str, list[Candle]], symbol: str, hours: range) -> dict[str, 
 
 
 @pytest.mark.fault(21)
-@pytest.mark.parametrize("hours", [range(5, 6), range(5, 60)], ids=["one", "for-ever"])
+@pytest.mark.parametrize("hours", [range(5, 6), range(5, LONG)], ids=["one", "for-ever"])
 async def test_hours_without_a_trade(hours: range, broker: str, tmp_path: Path) -> None:
-    tape = flat(stand.market(hours=60), "ETHUSDT", hours)
-    async with Exchange.replaying(tape, START, 60, PACED if len(hours) > 1 else None) as exchange:
-        if len(hours) > 1:
+    for_ever = len(hours) > 1
+    played = hours.stop if for_ever else HOURS
+    tape = flat(stand.market(hours=played), "ETHUSDT", hours)
+    async with Exchange.replaying(tape, START, played, PACED if for_ever else None) as exchange:
+        if for_ever:
             exchange.fault("status", symbol="ETHUSDT", status="BREAK", at=hour(6))
-        watch, ear = await stand.run(
-            exchange, broker, tmp_path,
-            also=lambda w: len(hours) == 1 or any(f.halted for f in w.of(TradingObserved)),
-        )  # fmt: skip
-    assert {f.symbol for f in watch.of(TradingObserved) if f.halted} == ({"ETHUSDT"} if len(hours) > 1 else set())
-    assert (("ETHUSDT", "halted") in ear.feed) == (len(hours) > 1)
+
+        def halted(watch: stand.Watch) -> bool:
+            return ("ETHUSDT", "halted") in watch.ear.feed and any(f.halted for f in watch.of(TradingObserved))
+
+        watch, ear = await stand.run(exchange, broker, tmp_path, until=halted if for_ever else None)
+    assert {f.symbol for f in watch.of(TradingObserved) if f.halted} == ({"ETHUSDT"} if for_ever else set())
+    assert (("ETHUSDT", "halted") in ear.feed) == for_ever
     assert not watch.of(FeedDisconnected)
 
 
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("status", ["BREAK", "HALT", "CANCEL_ONLY", "DELISTED"])
 async def test_a_symbol_is_halted_or_delisted_and_comes_back(status: str, broker: str, tmp_path: Path) -> None:
-    tape = stand.without(stand.market(hours=80), {"ETHUSDT": set(range(5, 50))})
-    async with Exchange.replaying(tape, START, 80, PACED) as exchange:
-        exchange.fault("status", symbol="ETHUSDT", status=status, at=hour(5))
-        exchange.fault("status", symbol="ETHUSDT", status="TRADING", at=hour(50))
-        watch, ear = await stand.run(exchange, broker, tmp_path)
+    def halted(watch: stand.Watch) -> bool:
+        return [f.halted for f in watch.of(TradingObserved) if f.symbol == "ETHUSDT"][-1]
+
+    tape = stand.market(hours=LONG)
+    series = tape["ETHUSDT"]
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
+
+        async def halt_and_come_back(watch: stand.Watch) -> None:
+            await watch.until(lambda: watch.live() >= 6)
+            # Trading ends with the hour that runs, and goes on after one that runs when the halt has been seen.
+            exchange.tape = Tape(tape | {"ETHUSDT": [c for c in series if c.open_time <= exchange.now_ms()]})
+            end = exchange.tape.all("ETHUSDT")[-1].close_time
+            exchange.fault("status", symbol="ETHUSDT", status=status)
+            await watch.until(lambda: dict(watch.ear.feed)["ETHUSDT"] == "halted" and halted(watch))
+            again = exchange.now_ms()
+            exchange.tape = Tape(tape | {"ETHUSDT": [c for c in series if not end < c.open_time <= again]})
+            exchange.fault("status", symbol="ETHUSDT", status="TRADING")
+            await watch.until(lambda: dict(watch.ear.feed)["ETHUSDT"] == "live" and not halted(watch))
+
+        watch, ear = await stand.run(exchange, broker, tmp_path, beside=halt_and_come_back, until=lambda watch: True)
+        missing = len(series) - len(exchange.tape.all("ETHUSDT"))
     assert {f.symbol for f in watch.of(TradingObserved) if f.halted} == {"ETHUSDT"}
-    assert not [f for f in watch.of(TradingObserved) if f.symbol == "ETHUSDT"][-1].halted
+    assert not halted(watch)
     states = [state for symbol, state in ear.feed if symbol == "ETHUSDT"]
     assert "halted" in states
     assert states[-1] == "live"
     assert not watch.of(FeedDisconnected)
     gap = next(g for g in watch.of(GapDeclared))
-    assert (gap.symbol, gap.hours) == ("ETHUSDT", 45)
+    assert (gap.symbol, gap.hours) == ("ETHUSDT", missing)
 
 
 @pytest.mark.fault(24)
@@ -328,9 +380,9 @@ async def test_our_wall_clock_is_wrong(
 
 @pytest.mark.fault(25)
 async def test_an_exchange_that_is_away_for_hours_is_waited_for_and_said_to_be(broker: str, tmp_path: Path) -> None:
-    tape = stand.market(hours=60)
+    tape = stand.market(hours=LONG)
     async with (
-        Exchange.replaying(tape, START, 60, PACED) as exchange,
+        Exchange.replaying(tape, START, LONG, PACED) as exchange,
         Relay(exchange.ws_url) as socket,
         Relay(exchange.rest_url) as rest,
     ):
@@ -343,18 +395,19 @@ async def test_an_exchange_that_is_away_for_hours_is_waited_for_and_said_to_be(b
             # Until both have been tried in vain, and so for hours of the exchange's time.
             await watch.until(
                 lambda: (
-                    bool(watch.of(BackfillFailed)) and "unreachable" in {f.reason for f in watch.of(FeedDisconnected)}
+                    bool(watch.of(BackfillFailed))
+                    and "unreachable" in {f.reason for f in watch.of(FeedDisconnected)}
+                    and ("BTCUSDT", "stale") in watch.ear.feed
                 )
             )
             for relay in (socket, rest):
                 relay.become("open")
+            await watch.until(lambda: dict(watch.ear.feed) == dict.fromkeys(SYMBOLS, "live"))
 
-        watch, ear = await stand.run(
-            exchange, broker, tmp_path, ws_url=socket.url, rest_url=rest.url, beside=vanish, timeout_s=100
+        watch, _ = await stand.run(
+            exchange, broker, tmp_path, ws_url=socket.url, rest_url=rest.url, beside=vanish, until=lambda watch: True
         )
     assert "unreachable" in {f.reason for f in watch.of(FeedDisconnected)}
-    assert ("BTCUSDT", "stale") in ear.feed
-    assert ear.feed[-1][1] in ("live", "backfilling")
 
 
 @pytest.mark.fault(32)
@@ -391,14 +444,20 @@ async def test_a_long_downtime_is_made_up_for(broker: str, tmp_path: Path) -> No
 
 @pytest.mark.fault(36)
 async def test_a_candle_that_the_exchange_revises_is_said_again(broker: str, tmp_path: Path) -> None:
-    tape = stand.market(hours=50)
-    async with Exchange.replaying(tape, START, 50, PACED) as exchange:
-        exchange.fault("revise", symbol="BTCUSDT", hours_ago=5, factor=0.97, at=hour(20))
-        watch, ear = await stand.run(exchange, broker, tmp_path, also=lambda w: bool(w.of(CandleRevised)))
-    revised = watch.of(CandleRevised)
-    assert [(f.symbol, (f.open_time - START) // HOUR_MS) for f in revised] == [("BTCUSDT", 16)]
+    tape = stand.market(hours=LONG)
+    changed: list[int] = []
+    async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
+
+        async def revise(watch: stand.Watch) -> None:
+            await watch.until(lambda: watch.live() >= 20)
+            changed.append(exchange.fault("revise", symbol="BTCUSDT", hours_ago=5, factor=0.97)["revised"])
+
+        watch, ear = await stand.run(
+            exchange, broker, tmp_path, beside=revise, until=lambda w: bool(w.of(ForecastRevised))
+        )
+    assert [(f.symbol, f.open_time) for f in watch.of(CandleRevised)] == [("BTCUSDT", *changed)]
     again = watch.of(ForecastRevised)
-    assert again[0].forecast.open_time == hour(16)
+    assert again[0].forecast.open_time == changed[0]
     for fact in again:
         key = (fact.forecast.id, 1)
         assert [msgspec.json.decode(p)["revision"] for p in ear.events[key]] == [1]

@@ -23,7 +23,7 @@ from stream.testing.exchange import Exchange
 HOURS = 12
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def broker() -> Iterator[str]:
     with EmbeddedBroker() as running:
         yield running.url
@@ -150,7 +150,7 @@ async def test_a_start_around_a_close_takes_no_half_formed_candle(
     async with just(after_s, tape) as exchange:
         for fault in faults:
             exchange.fault(**fault)
-        await stand.run(exchange, broker, tmp_path, last=LAST, since=first, until=hour(1), stall_after_s=30.0)
+        await stand.run(exchange, broker, tmp_path, last=LAST, since=first, up_to=hour(1), stall_after_s=30.0)
 
 
 @pytest.mark.fault(40)
@@ -163,7 +163,7 @@ async def test_a_stream_that_is_cut_at_the_close_takes_no_half_formed_candle(
         exchange.fault("withhold_close", at=START)
         exchange.fault("drop", at=START)
         watch, _ = await stand.run(
-            exchange, broker, tmp_path, last=LAST, since=hour(-1), until=hour(1), stall_after_s=30.0
+            exchange, broker, tmp_path, last=LAST, since=hour(-1), up_to=hour(1), stall_after_s=30.0
         )
     assert {f.provenance for f in watch.of(CandleProcessed) if f.open_time == START} == {"backfill"}
 
@@ -175,7 +175,7 @@ async def test_a_close_that_is_sent_an_hour_early_waits_for_its_end(
     async with just(-2.0, tape) as exchange:
         exchange.fault("early_close", at=START)
         watch, _ = await stand.run(
-            exchange, broker, tmp_path, last=LAST, since=hour(-1), until=hour(1), stall_after_s=30.0,
+            exchange, broker, tmp_path, last=LAST, since=hour(-1), up_to=hour(1), stall_after_s=30.0,
             also=lambda w: bool(w.of(FrameRejected)),
         )  # fmt: skip
     assert {f.reason for f in watch.of(FrameRejected)} == {"time_range"}

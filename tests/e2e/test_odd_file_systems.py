@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from programs import need
 
 from stream.adapters.data_dir import LOCK_NAME, DataDirLock
 from stream.adapters.journal import SqliteJournal
@@ -24,9 +24,7 @@ def volcast(*arguments: object, failing: str | None = None) -> subprocess.Comple
     """A command, to which the system answers as `failing` says: call:error."""
     command = [sys.executable, "-m", "stream", *map(str, arguments)]
     if failing is not None:
-        strace = shutil.which("strace")
-        if strace is None:
-            pytest.fail("strace is needed for this test: apt-get install strace")
+        strace = need("strace")
         call, _, error = failing.partition(":")
         how = ["-e", f"trace={call}", "-e", f"inject={call}:error={error}"]
         command = [strace, "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", *how, "--", *command]

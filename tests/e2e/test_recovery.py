@@ -27,7 +27,9 @@ from stream.core.candle import HOUR_MS
 from stream.ports import UnreachableError
 
 START = 1_704_067_200_000
-HOURS = 240
+#: More than is played until a test has seen what it waits for and ends the tape.
+HOURS = 1_500
+SPEED = 18_000
 HOLE = {START + h * HOUR_MS for h in (60, 61, 62)}
 
 
@@ -37,14 +39,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-EXPECTED = [START + h * HOUR_MS for h in range(HOURS) if START + h * HOUR_MS not in HOLE]
+def end_tape(rest_url: str) -> list[int]:
+    """Ends the exchange's tape with the hour that runs; the open times of all its candles."""
+    order = urllib.request.Request(f"{rest_url}/control/fault", b'{"fault": "end"}')
+    with urllib.request.urlopen(order, timeout=30) as answer:
+        end_ms = json.load(answer)["end_ms"]
+    return [t for t in range(START, end_ms, HOUR_MS) if t not in HOLE]
+
+
+def all_decided(exchange: tuple[str, str], subscriber: Any, until: Any) -> list[int]:
+    """Ends the tape and waits for the decision on each of its candles; their open times."""
+    expected = end_tape(exchange[1])
+    until(lambda: {p["open_time"] for p in subscriber.payloads("event/decision.issued")} >= set(expected), "all")
+    return expected
 
 
 @pytest.fixture
-def exchange(volcast: Callable[..., Any], candle_file: Path) -> tuple[str, str]:
-    """`volcast exchange` as a process of its own: ten candles a second from the moment a client asks the time."""
+def exchange(volcast: Callable[..., Any], long_candle_file: Path) -> tuple[str, str]:
+    """`volcast exchange` as a process of its own: five candles a second from the moment a client asks the time."""
     process = volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 36_000,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
     )  # fmt: skip
     return process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)")
@@ -61,13 +75,13 @@ def daemon(volcast: Callable[..., Any], exchange: tuple[str, str], mosquitto: An
 def run_arguments(exchange: tuple[str, str], mqtt_url: str, data_dir: Path) -> list[object]:
     return [
         "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", mqtt_url,
-        "--http-port", 0, "--data-dir", data_dir, "--time-scale", 36_000, "--drift-period-hours", 0,
+        "--http-port", 0, "--data-dir", data_dir, "--time-scale", SPEED, "--drift-period-hours", 0,
     ]  # fmt: skip
 
 
 def get(url: str) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -75,7 +89,7 @@ def get(url: str) -> tuple[int, Any]:
 
 
 def check_values(
-    subscriber: Any, rows: dict[int, dict[str, Any]], same_numbers: Callable[..., None]
+    subscriber: Any, rows: dict[int, dict[str, Any]], same_numbers: Callable[..., None], expected: list[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every candle has its forecast and decision, the same whenever it was said more than once."""
     forecasts, decisions = subscriber.payloads("event/forecast.issued"), subscriber.payloads("event/decision.issued")
@@ -83,8 +97,8 @@ def check_values(
     for message in (*forecasts, *decisions):
         assert first.setdefault(message["id"], message) == message
     by_time = {d["open_time"]: d for d in decisions}
-    assert sorted({f["open_time"] for f in forecasts}) == EXPECTED
-    assert sorted(by_time) == EXPECTED
+    assert sorted({f["open_time"] for f in forecasts}) == expected
+    assert sorted(by_time) == expected
     for forecast in forecasts:
         same_numbers(forecast, by_time[forecast["open_time"]], rows[forecast["open_time"]])
     return forecasts, decisions
@@ -93,6 +107,7 @@ def check_values(
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_kill_9_at_a_random_moment_changes_nothing(
     seed: int,
+    exchange: tuple[str, str],
     daemon: Callable[[], Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
@@ -101,7 +116,7 @@ def test_kill_9_at_a_random_moment_changes_nothing(
     until: Any,
 ) -> None:
     subscriber = subscribe(mosquitto.port, "5")
-    kills = sorted(random.Random(seed).sample(range(5, HOURS - 30), 2))
+    kills = sorted(random.Random(seed).sample(range(5, 100), 2))
     running = daemon()
     for kill in kills:
         until(lambda n=kill: len(subscriber.payloads("event/forecast.issued")) >= n, f"forecast {kill}")
@@ -113,9 +128,9 @@ def test_kill_9_at_a_random_moment_changes_nothing(
             lambda n=lost: "ready" in [p["state"] for p in subscriber.payloads("node/volcast/state")[n:]],
             "ready after lost",
         )
-    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
+    expected = all_decided(exchange, subscriber, until)
     assert running.stop() == 0
-    check_values(subscriber, predicted("2024-01-01"), same_numbers)
+    check_values(subscriber, predicted("2024-01-01"), same_numbers, expected)
     states = [p["state"] for p in subscriber.payloads("node/volcast/state")]
     assert states[-1] == "stopped"
 
@@ -139,24 +154,26 @@ def test_kill_9_before_and_after_every_step_gives_the_same_journal_and_the_same_
     arguments = [str(a) for a in run_arguments(exchange, mosquitto.url, tmp_path / "var")]
     for step, moment in itertools.product(STEPS, MOMENTS):
         command = [sys.executable, str(Path(__file__).with_name("killed.py")), step, moment, "3", *arguments]
-        killed = subprocess.run(command, timeout=60, check=False, stderr=subprocess.PIPE, text=True)
+        killed = subprocess.run(command, timeout=240, check=False, stderr=subprocess.PIPE, text=True)
         assert killed.returncode == -signal.SIGKILL, (step, moment, killed.stderr[-1_000:])
     running = daemon()
-    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
+    expected = all_decided(exchange, subscriber, until)
     assert running.stop() == 0
     # What was said is what an unkilled run says, and never twice with two values, the time of issue included.
-    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers)
-    check_journal(tmp_path / "var", forecasts, decisions)
+    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers, expected)
+    check_journal(tmp_path / "var", forecasts, decisions, expected)
 
 
-def check_journal(data_dir: Path, forecasts: list[dict[str, Any]], decisions: list[dict[str, Any]]) -> None:
+def check_journal(
+    data_dir: Path, forecasts: list[dict[str, Any]], decisions: list[dict[str, Any]], expected: list[int]
+) -> None:
     """The journal holds what was published, all of it, and nothing is left to be said."""
     with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
-        assert [c.open_time for c in journal.candles("BTCUSDT", START, 2**60)] == EXPECTED
+        assert [c.open_time for c in journal.candles("BTCUSDT", START, 2**60)] == expected
         for table, published in (("forecasts", forecasts), ("decisions", decisions)):
             held = [json.loads(row) for row in journal.messages(table, "BTCUSDT", START, None, 10_000)]
             assert {m["id"]: m for m in held} == {m["id"]: m for m in published}
-            assert len(held) == len(EXPECTED)
+            assert len(held) == len(expected)
         assert journal.outbox() == []
 
 
@@ -164,6 +181,7 @@ def check_journal(data_dir: Path, forecasts: list[dict[str, Any]], decisions: li
 @pytest.mark.parametrize("damage", ["truncated", "overwritten", "no database"])
 def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     damage: str,
+    exchange: tuple[str, str],
     daemon: Callable[[], Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
@@ -174,7 +192,8 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     subscriber = subscribe(mosquitto.port, "5")
     running = daemon()
     until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 40, "forty forecasts")
-    running.stop(signal.SIGKILL)
+    # All is said: damage takes what a killed node had still to say as it takes anything else.
+    assert running.stop() == 0
     journal = tmp_path / "var" / "journal.sqlite"
     # What the process left unmerged would mend the file: it is gone, too.
     with contextlib.closing(sqlite3.connect(journal)) as db:
@@ -191,8 +210,9 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     before = {f["open_time"] for f in subscriber.payloads("event/forecast.issued")}
     running = daemon()
     running.find(r"(journal \S+ was damaged .*kept as journal.sqlite.corrupt-\S+, a new one holds)")
-    until(lambda: max(f["open_time"] for f in subscriber.payloads("event/forecast.issued")) == EXPECTED[-1], "the end")
-    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == EXPECTED[-1], "the last decision")
+    expected = end_tape(exchange[1])
+    until(lambda: max(f["open_time"] for f in subscriber.payloads("event/forecast.issued")) == expected[-1], "the end")
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == expected[-1], "the last decision")
     assert running.stop() == 0
     again = daemon()
     again.find("(node volcast is ready|connected to the broker)")
@@ -205,13 +225,14 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     said = {f["open_time"] for f in forecasts}
     if damage == "no database":
         # Nothing was left to tell where it had been: it begins anew, with the newest closed hour.
-        assert [t for t in EXPECTED if t >= min(said - before)] == sorted(t for t in said if t >= min(said - before))
+        assert [t for t in expected if t >= min(said - before)] == sorted(t for t in said if t >= min(said - before))
     else:
-        assert sorted(said) == EXPECTED
+        assert sorted(said) == expected
 
 
 @pytest.mark.fault(29)
 def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
+    exchange: tuple[str, str],
     daemon: Callable[[], Any],
     volcast: Callable[..., Any],
     mosquitto: Any,
@@ -226,9 +247,9 @@ def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
     until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 20, "twenty forecasts")
     copy, var = tmp_path / "copy.sqlite", tmp_path / "var"
     backup = volcast("backup", "--data-dir", var, copy)
-    assert backup.popen.wait(60) == 0, backup.err
+    assert backup.popen.wait(240) == 0, backup.err
     refused = volcast("backup", "--data-dir", var, copy)
-    assert refused.popen.wait(60) == 1
+    assert refused.popen.wait(240) == 1
     assert "is not replaced" in refused.err
     with contextlib.closing(sqlite3.connect(copy)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -243,17 +264,19 @@ def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
         left.unlink()
     copy.rename(var / "journal.sqlite")
     running = daemon()
-    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == EXPECTED[-1], "the end")
+    expected = end_tape(exchange[1])
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == expected[-1], "the end")
     assert running.stop() == 0
     rows = predicted("2024-01-01")
     decisions = {d["open_time"]: d for d in subscriber.payloads("event/decision.issued")}
-    assert sorted(decisions) == EXPECTED
+    assert sorted(decisions) == expected
     for forecast in subscriber.payloads("event/forecast.issued"):
         same_numbers(forecast, decisions[forecast["open_time"]], rows[forecast["open_time"]])
 
 
 @pytest.mark.fault(29)
 def test_a_full_disk_stops_the_messages_and_not_the_node(
+    exchange: tuple[str, str],
     daemon: Callable[[], Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
@@ -270,19 +293,24 @@ def test_a_full_disk_stops_the_messages_and_not_the_node(
     resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
     until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "degraded", "degraded")
     assert "cannot be written" in " ".join(subscriber.payloads("node/volcast/state")[-1]["reasons"])
+    # What was stored before is still said.
+    newest = f"{http}/api/v1/forecast/BTCUSDT"
+    until(lambda: get(newest) == (200, subscriber.payloads("event/forecast.issued")[-1]), "the newest forecast")
     said = subscriber.payloads("event/forecast.issued")
-    assert get(f"{http}/api/v1/forecast/BTCUSDT") == (200, said[-1])
     assert get(f"{http}/healthz")[0] == 200
     assert get(f"{http}/readyz")[0] == 503
     assert len(subscriber.payloads("event/forecast.issued")) == len(said)
     resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "ready", "readiness")
-    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
+
+    def after() -> set[str]:
+        return {f["provenance"] for f in subscriber.payloads("event/forecast.issued")[len(said) :]}
+
+    until(lambda: {"live", "backfill"} <= after(), "what was missed, and life after it")
+    expected = all_decided(exchange, subscriber, until)
     assert running.stop() == 0
-    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers)
-    check_journal(tmp_path / "var", forecasts, decisions)
-    after = [f["provenance"] for f in forecasts[len(said) :]]
-    assert {"live", "backfill"} <= set(after)
+    forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers, expected)
+    check_journal(tmp_path / "var", forecasts, decisions, expected)
     assert "Traceback" not in running.err
 
 
@@ -291,7 +319,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
     volcast: Callable[..., Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
-    candle_file: Path,
+    long_candle_file: Path,
     predicted: Callable[[str], dict[int, dict[str, Any]]],
     same_numbers: Callable[..., None],
     tmp_path: Path,
@@ -299,28 +327,32 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
 ) -> None:
     subscriber = subscribe(mosquitto.port, "5")
 
-    def play(since: str, hours: int, speed: int) -> tuple[Any, tuple[str, str]]:
+    def play(since: str, hours: int) -> tuple[Any, tuple[str, str]]:
         process = volcast(
-            "exchange", "--candles", candle_file, "--from", since, "--hours", hours, "--speed", speed,
+            "exchange", "--candles", long_candle_file, "--from", since, "--hours", hours, "--speed", SPEED,
             "--ws-port", 0, "--rest-port", 0,
         )  # fmt: skip
         return process, (process.find(r"--ws-url (\S+)"), process.find(r"--rest-url (\S+)"))
 
-    first, urls = play("2024-01-01", 5, 36_000)
+    first, urls = play("2024-01-01", 5)
     running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
     until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "five forecasts")
     assert running.stop() == 0
     first.end()
     # A fortnight later: what happened meanwhile is the exchange's history.
-    # It plays slowly enough that hours are left for the socket when the node has caught up.
-    _, urls = play("2024-01-16", 30, 3_600)
-    last = 1_705_363_200_000 + 29 * HOUR_MS
-    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"), "--time-scale", 3_600)
-    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == last, "the end")
+    _, urls = play("2024-01-16", 1_000)
+    since = 1_705_363_200_000
+    running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
+
+    def is_live(forecast: dict[str, Any]) -> bool:
+        return forecast["provenance"] == "live" and forecast["open_time"] > since
+
+    until(lambda: any(is_live(f) for f in subscriber.payloads("event/forecast.issued")), "the present")
+    expected = end_tape(urls[1])
+    until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == expected[-1], "the end")
     assert running.stop() == 0
     forecasts = subscriber.payloads("event/forecast.issued")
-    times = [f["open_time"] for f in forecasts]
-    assert times == [t for t in range(START, last + 1, HOUR_MS) if t not in HOLE]
+    assert [f["open_time"] for f in forecasts] == expected
     rows = predicted("2024-01-01")
     decisions = {d["open_time"]: d for d in subscriber.payloads("event/decision.issued")}
     for forecast in forecasts:
@@ -329,9 +361,8 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
     # The first node asked REST too, for what closed while it warmed up.
     progress = [f for f in progress if f["from"] >= START + 5 * HOUR_MS]
     assert progress[0]["from"] == START + 5 * HOUR_MS
-    assert progress[0]["to"] >= 1_705_363_200_000 - HOUR_MS
+    assert progress[0]["to"] >= since - HOUR_MS
     assert {f["provenance"] for f in forecasts[5:340]} == {"backfill"}
-    assert "live" in {f["provenance"] for f in forecasts[350:]}
 
 
 @pytest.mark.fault(28)
@@ -353,11 +384,11 @@ def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
 
 @pytest.mark.fault(28)
 def test_sigterm_ends_in_time_when_broker_and_exchange_hang(
-    volcast: Callable[..., Any], candle_file: Path, mosquitto: Any, tmp_path: Path
+    volcast: Callable[..., Any], long_candle_file: Path, mosquitto: Any, tmp_path: Path
 ) -> None:
     """Both have accepted the connection and then answer nothing any more."""
     exchange = volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 36_000,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
     )  # fmt: skip
     urls = exchange.find(r"--ws-url (\S+)"), exchange.find(r"--rest-url (\S+)")
@@ -375,6 +406,7 @@ def test_sigterm_ends_in_time_when_broker_and_exchange_hang(
 
 
 def test_a_broker_that_is_away_loses_nothing_and_hears_it_in_order(
+    exchange: tuple[str, str],
     daemon: Callable[[], Any],
     mosquitto: Any,
     subscribe: Callable[..., Any],
@@ -389,25 +421,24 @@ def test_a_broker_that_is_away_loses_nothing_and_hears_it_in_order(
     mosquitto.stop()
 
     def waiting() -> float:
-        with urllib.request.urlopen(f"{http}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{http}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith("volcast_outbox_messages ")).split()[1])
 
-    # Over a minute of the exchange's time passes with each of these candles.
     until(lambda: waiting() >= 60, "thirty candles while the broker is away")
     status, body = get(f"{http}/readyz")
     assert (status, body["reasons"][0]) == (503, "broker not connected")
     mosquitto.start()
     until(lambda: get(f"{http}/readyz")[0] == 200, "readiness")
-    until(lambda: len({p["open_time"] for p in subscriber.payloads("event/decision.issued")}) >= len(EXPECTED), "all")
-    forecasts, _ = check_values(subscriber, predicted("2024-01-01"), same_numbers)
+    expected = all_decided(exchange, subscriber, until)
+    forecasts, _ = check_values(subscriber, predicted("2024-01-01"), same_numbers, expected)
     times = [f["open_time"] for f in forecasts]
     assert times == sorted(times)
     assert running.stop() == 0
 
 
 def test_a_start_with_nobody_there_waits_says_so_and_recovers(
-    volcast: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], candle_file: Path, until: Any,
+    volcast: Callable[..., Any], mosquitto: Any, subscribe: Callable[..., Any], long_candle_file: Path, until: Any,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     ws_port, rest_port = free_port(), free_port()
@@ -415,7 +446,7 @@ def test_a_start_with_nobody_there_waits_says_so_and_recovers(
     running = volcast(
         "run", "--ws-url", f"ws://127.0.0.1:{ws_port}", "--rest-url", f"http://127.0.0.1:{rest_port}",
         "--mqtt-url", mosquitto.url, "--http-port", 0, "--data-dir", tmp_path / "var", "--drift-period-hours", 0,
-        "--time-scale", 36_000,
+        "--time-scale", SPEED,
     )  # fmt: skip
     http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
     until(lambda: "no broker, trying on" in running.err and "asking on" in running.err, "both causes in the log")
@@ -427,10 +458,10 @@ def test_a_start_with_nobody_there_waits_says_so_and_recovers(
     mosquitto.start()
     subscriber = subscribe(mosquitto.port, "5")
     volcast(
-        "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", 36_000,
+        "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", ws_port, "--rest-port", rest_port,
     )  # fmt: skip
-    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 5, "forecasts", 90)
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 5, "forecasts")
     until(lambda: get(f"{http}/readyz")[0] == 200, "readiness")
     assert get(f"{http}/api/v1/forecast/btcusdt")[1]["symbol"] == "BTCUSDT"
     assert running.stop() == 0
@@ -487,12 +518,12 @@ def test_a_message_the_broker_refuses_stays_in_the_outbox(
         asyncio.run(say("volcast/v1/binance/spot/BTCUSDT/1h/event/forecast.issued"))
     running = volcast(
         "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", strict_mosquitto.url,
-        "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", 36_000, "--drift-period-hours", 0,
+        "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", SPEED, "--drift-period-hours", 0,
     )  # fmt: skip
     http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
 
     def metric(name: str) -> float:
-        with urllib.request.urlopen(f"{http}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{http}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith(f"volcast_{name} ")).split()[1])
 

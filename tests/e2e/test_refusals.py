@@ -25,7 +25,7 @@ def volcast_now(*args: object, **environment: str) -> subprocess.CompletedProces
         [sys.executable, "-m", "stream", *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
         env={**os.environ, **environment},
     )

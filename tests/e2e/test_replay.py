@@ -24,7 +24,7 @@ def check_replay(
 ) -> None:
     expected = [START + h * HOUR_MS for h in range(hours) if START + h * HOUR_MS not in HOLE]
     for subscriber in subscribers:
-        until(lambda s=subscriber: len(s.payloads("event/decision.issued")) >= len(expected), "the last decision", 20)
+        until(lambda s=subscriber: len(s.payloads("event/decision.issued")) >= len(expected), "the last decision")
         forecasts = subscriber.payloads("event/forecast.issued")
         decisions = subscriber.payloads("event/decision.issued")
         assert [f["open_time"] for f in forecasts] == expected
@@ -49,7 +49,7 @@ def test_mosquittos_own_clients_read_what_predict_computes(
         "demo", "--candles", candle_file, "--from", "2024-01-01", "--hours", 200, "--speed", "max",
         "--mqtt-url", mosquitto.url, "--http-port", 0, "--json", summary,
     )  # fmt: skip
-    assert demo.popen.wait(120) == 0, demo.err
+    assert demo.popen.wait(240) == 0, demo.err
     rows = predicted("2024-01-01")
     check_replay(subscribers, rows, 200, same_numbers, until)
     # Whatever has all 24 returns after it; the hole at 60 to 62 takes those of 36 to 62.
@@ -88,7 +88,7 @@ def test_mosquitto_sub_reads_from_the_embedded_broker(
             "demo", "--candles", candle_file, "--from", "2024-01-01", "--hours", 50, "--speed", "max",
             "--mqtt-url", broker.url, "--http-port", 0,
         )  # fmt: skip
-        assert demo.popen.wait(120) == 0, demo.err
+        assert demo.popen.wait(240) == 0, demo.err
         check_replay([subscriber], predicted("2024-01-01"), 50, same_numbers, until)
 
 
@@ -116,7 +116,7 @@ def test_a_month_of_real_candles(
     subprocess.run([sys.executable, "-m", "stream", *command], check=True, capture_output=True)
     rows = pl.read_parquet(out).with_columns(pl.col("open_time", "close_time").dt.epoch("ms")).head(720)
     assert demo.popen.wait(240) == 0, demo.err
-    until(lambda: len(subscriber.payloads("event/decision.issued")) >= 720, "the last decision", 20)
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= 720, "the last decision")
     forecasts, decisions = subscriber.payloads("event/forecast.issued"), subscriber.payloads("event/decision.issued")
     assert [f["open_time"] for f in forecasts] == rows["open_time"].to_list()
     assert len({f["id"] for f in forecasts}) == len({d["id"] for d in decisions}) == 720
@@ -133,8 +133,8 @@ def test_without_the_extra_the_daemon_runs_and_says_that_drift_is_off(
         "demo", "--hours", 30, "--speed", "max", "--mqtt-url", mosquitto.url, "--http-port", 0,
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip
-    assert demo.popen.wait(120) == 0, demo.err
-    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 30, "every forecast", 20)
+    assert demo.popen.wait(240) == 0, demo.err
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 30, "every forecast")
     (info,) = subscriber.payloads("node/demo/info")
     assert info["drift"].startswith("off: evidently is not installed")
     assert "drift is off: evidently is not installed" in demo.err
@@ -143,7 +143,7 @@ def test_without_the_extra_the_daemon_runs_and_says_that_drift_is_off(
 
 def test_the_simulated_demo_ends_by_itself_with_a_summary(volcast: Callable[..., Any]) -> None:
     demo = volcast("demo", "--hours", 72, "--speed", 36_000, "--http-port", 0)
-    assert demo.popen.wait(120) == 0, demo.err
+    assert demo.popen.wait(240) == 0, demo.err
     assert "72 forecasts and as many decisions" in demo.out
     assert "drift detected" in demo.out or "drift not detected" in demo.out
     assert "Traceback" not in demo.err

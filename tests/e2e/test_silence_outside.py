@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need
 
 from stream.adapters import candles as files
 from stream.core.candle import HOUR_MS
@@ -49,9 +49,7 @@ class Watched:
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         # -D: the command is our child, and strace its; signals and exit codes are the command's own.
-        strace = shutil.which("strace")
-        if strace is None:
-            pytest.fail("strace is needed for this test: apt-get install strace")
+        strace = need("strace")
         trace = [strace, "-D", "-f", "-qq", "--seccomp-bpf", "-s", "64", "-o", self._calls]
         kinds = ["-e", "trace=connect,sendto,sendmsg,sendmmsg", "-e", "signal=none"]
         with (self.folder / "err.txt").open("w") as err, (self.folder / "out.txt").open("w") as out:
