@@ -45,12 +45,13 @@ class _Door(click.Group):
     command_class = parameters.Command
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with parameters.told_in_one_line():
-            return super().make_context(*args, **options)
+        try:
+            with parameters.told_in_one_line():
+                return super().make_context(*args, **options)
+        except KeyboardInterrupt:
+            sys.exit(process.INTERRUPTED)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from stream.ports import MisuseError
-
         try:
             with parameters.told_in_one_line():
                 return super().invoke(ctx)
@@ -58,6 +59,7 @@ class _Door(click.Group):
             ctx.exit(process.INTERRUPTED)
         except _known_errors() as error:
             from stream import logs
+            from stream.ports import MisuseError
 
             logs.last_words(f"volcast: {' '.join(str(error).split())}")
             ctx.exit(2 if isinstance(error, MisuseError) else 1)

@@ -53,6 +53,9 @@ class _Unhurried(logging.Handler):
         self._counting = threading.Lock()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
+    def writes_to(self, stream: TextIO) -> bool:
+        return self._stream is stream
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
@@ -126,7 +129,7 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
 def last_words(line: str) -> None:
     """A line for people on stderr, behind all that was logged before it; where nobody reads, it is not waited for."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, _Unhurried):
+        if isinstance(handler, _Unhurried) and handler.writes_to(sys.stderr):
             handler.put(line, _FLUSH_S)
             handler.flush()
             return

@@ -39,7 +39,7 @@ def refused(name: str, given: dict[str, Path]) -> str:
         label = parameter.opts[-1]
         value = given.get(label)
         if value is None and parameter.required:
-            value = VALUES[label] if label in VALUES else Path(f"other-{label.strip('-')}")
+            value = VALUES[label] if label in VALUES else Path(f"other-{label.strip('-')}.csv")
         if value is not None:
             args += [str(value)] if isinstance(parameter, click.Argument) else [label, str(value)]
     done = CliRunner().invoke(cli, args)
@@ -112,20 +112,20 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_read(name, label
     monkeypatch.chdir(tmp_path)
     folder = isinstance(parameters(cli.commands[name])[label].type, paths.Folder)
     (tmp_path / "file").touch()
-    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory.csv").mkdir()
     wrong = {"file/x.csv": "is no directory", "x" * 300 + ".csv": "File name too long"}
     if folder:
         wrong = {"file": "is no directory", "file/x": "is no directory"}
     else:
         wrong |= {
-            "directory": "it is a directory; name a file",
+            "directory.csv": "it is a directory; name a file",
             "nowhere/x.csv": "nowhere is no directory; make it first",
         }
     for value, cause in wrong.items():
         line = refused(name, {label: Path(value)})
         assert line.startswith(f"volcast: {label if label != 'file' else 'FILE'} {value}: cannot be written: ")
         assert cause in line
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["directory.csv", "file"]
 
 
 @pytest.mark.parametrize(("name", "label"), [("predict", "--out"), ("report", "--out")])
