@@ -211,7 +211,7 @@ async def run(
     last: dict[str, int] | None = None,
     clock: Clock | None = None,
     check: bool = True,
-    settle: bool = True,
+    settle: bool | None = None,
     timeout_s: float = 300.0,
     symbols: tuple[str, ...] | None = None,
     beside: Callable[[Watch], Any] | None = None,
@@ -259,7 +259,7 @@ async def run(
         (failure,) = await asyncio.gather(acting, return_exceptions=True)
         if isinstance(failure, Exception):
             raise failure
-        if settle:
+        if check if settle is None else settle:
             said = await asyncio.to_thread(_said, data_dir)
             async with asyncio.timeout(60):
                 await ear.settled(said.keys() - earlier.keys())

@@ -58,7 +58,7 @@ async def live(
 ) -> tuple[stand.Watch, stand.Ear]:
     """A node beside an exchange on which `first` is the newest closed hour, until `last` is processed."""
     async with Exchange.replaying(tape, hour(first), last - first + 1, PACED) as exchange:
-        return await stand.run(exchange, broker, data_dir, **({"check": False} | changes))
+        return await stand.run(exchange, broker, data_dir, **({"check": False, "settle": True} | changes))
 
 
 async def a_former_life(
