@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -40,6 +41,20 @@ def _never_block_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             if call in buster.functions:
                 buster.functions[call].deactivate()
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Gives back the log that a command run within the test has taken over."""
+    root = logging.getLogger()
+    names = ("stream", "training", "export", "monitor", "mqtt", "websockets", "matplotlib")
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
+    level = root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
 
 
 @pytest.fixture

@@ -277,7 +277,9 @@ def test_without_evidently_the_command_says_what_to_install(tmp_path: Path, cand
     )
     done = child(tmp_path, "-c", code, str(candle_file))
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if "pip install" in line]
+    taken_for, hint = done.stderr.splitlines()
+    assert "taken for BTCUSDT" in taken_for
+    assert "pip install" in hint
 
 
 def test_of_a_journal_the_newest_hours_that_a_run_can_use_are_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ def test_the_exchange_plays_no_hour_that_is_not_over(
     process = volcast(name, "--candles", path, "--hours", 2, *SERVERS[name])
     process.find(r"taken for (BTCUSDT)")
     for line in LEFT_OUT:
-        assert line in process.err
+        process.find(f"({re.escape(line)})")
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *SERVERS])
@@ -105,7 +106,8 @@ def test_another_symbol_than_the_files_is_refused_in_one_line_by_every_command(
         *(name, "--candles", "btc.csv", SYMBOL_FLAG.get(name, "--symbol"), spelling),
         *COMMANDS.get(name, SERVERS.get(name, [])),
     )
-    assert done.returncode == 1
+    # What is no name is wrong usage; which names the file has is not known before it is read.
+    assert done.returncode == (2 if ":" in spelling else 1)
     (line,) = done.stderr.splitlines()
     assert line.startswith("volcast: ")
     symbol = spelling.replace("/", "").upper()
