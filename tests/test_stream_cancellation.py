@@ -51,6 +51,14 @@ class CancellingLoop(asyncio.SelectorEventLoop):
             self.told.set()
 
 
+def close_forgotten() -> None:
+    """Python 3.11 forgets a socket that has just won the race of addresses when the race is cancelled in that round.
+    The collector closes it, and would say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool:
     """Whether `work`, which would go on for ever, ends when it is told to."""
     loop = CancellingLoop(answers, rounds)
@@ -61,7 +69,8 @@ def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool
         await asyncio.wait([loop.victim, told], timeout=30, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         assert loop.told.is_set(), "the network had less to say than that"
-        await asyncio.wait([loop.victim], timeout=10)
+        # Longer than a server of ours waits for the handshake of a connection that was given up.
+        await asyncio.wait([loop.victim], timeout=30)
         ended = loop.victim.done()
         while not loop.victim.done():
             loop.victim.cancel()
@@ -73,11 +82,7 @@ def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-        # Python 3.11 forgets a socket that has just won the race of addresses when the race is cancelled in that round:
-        # the collector closes it, and would say so.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+        close_forgotten()
 
 
 @pytest.fixture(scope="module")

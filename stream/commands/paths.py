@@ -142,12 +142,13 @@ def inputs_of(data_dir: Path, model: Path | None = None) -> list[Place]:
 
 def refuse_clashes(written: Iterable[Place], read: Iterable[Place]) -> None:
     """`RefusedError` where something written is something read, or is written twice."""
-    from stream.ports import RefusedError
-
     written = list(written)
     for index, output in enumerate(written):
         for other in (*written[:index], *read):
             if _same(output, other):
+                # Only now: it loads numpy, and a daemon first says with how many threads.
+                from stream.ports import RefusedError
+
                 raise RefusedError(
                     f"{output.label} {output.path}: would write over {other.label} {other.path}, which is the same "
                     "file; choose another"

@@ -154,7 +154,12 @@ class Subscriber:
 
     def end(self) -> None:
         self.popen.terminate()
-        self.popen.wait()
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            # mosquitto_sub has been seen to sleep over it.
+            self.popen.kill()
+            self.popen.wait()
 
 
 @pytest.fixture

@@ -403,7 +403,7 @@ def test_an_exchange_without_a_trusted_certificate_is_waited_for_and_everything_
             "--mqtt-url", mosquitto.url, "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", 18_000,
             "--drift-period-hours", 0, SSL_CERT_FILE=str(authority.ca), NO_PROXY="127.0.0.2",
         )  # fmt: skip
-        running.find("(asking on: .*certificate verify failed)")
+        running.find("(retrying: .*certificate verify failed)")
         running.find("(no stream: .*certificate verify failed)")
         http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
         assert urllib.request.urlopen(f"{http}/healthz", timeout=30).status == 200

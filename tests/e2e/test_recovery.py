@@ -449,7 +449,7 @@ def test_a_start_with_nobody_there_waits_says_so_and_recovers(
         "--time-scale", SPEED,
     )  # fmt: skip
     http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
-    until(lambda: "no broker, trying on" in running.err and "asking on" in running.err, "both causes in the log")
+    until(lambda: "no broker, trying on" in running.err and "retrying: " in running.err, "both causes in the log")
     status, body = get(f"{http}/readyz")
     assert status == 503
     assert body["reasons"] == ["broker not connected", "the exchange has not answered yet"]
@@ -502,7 +502,7 @@ def test_sigterm_ends_within_ten_seconds_while_a_broker_swallows_every_packet(
             "run", "--ws-url", f"ws://127.0.0.1:{free_port()}", "--rest-url", f"http://127.0.0.1:{free_port()}",
             "--mqtt-url", f"mqtt://127.0.0.1:{deaf.getsockname()[1]}", "--http-port", 0, "--data-dir", tmp_path / "var",
         )  # fmt: skip
-        running.find(r"(asking on)")
+        running.find(r"(retrying: )")
         assert running.stop(timeout_s=10) == 0
 
 
