@@ -44,6 +44,8 @@ class Recall:
                 codes = await client.subscribe([(topic, 0) for topic in self._topics[first : first + _AT_ONCE]])
                 if refused := [str(code) for code in codes if getattr(code, "is_failure", False)]:
                     self._tell(refused[0])
+            # Acknowledged behind what the broker sends for the first ones: on a busy machine that comes late.
+            await client.subscribe(self._topics[0], 0)
             found = await self._listen(client)
             # One by one: the embedded broker acknowledges each topic of a list by itself.
             for topic in self._topics:
