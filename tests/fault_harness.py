@@ -16,7 +16,7 @@ import functools
 import hashlib
 import random
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from stream.core.policy import Policy
 from stream.core.replay import replay
 from stream.ports import CandleProcessed, Clock, Fact, OutboxCounted, Resumed
 from stream.settings import Settings
+from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
@@ -175,9 +176,17 @@ class Ear:
 SPOKEN: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
 
+@contextlib.contextmanager
+def new_broker() -> Iterator[str]:
+    """Gives the URL of an empty broker of which nothing is remembered: a system hands out the same port again."""
+    with EmbeddedBroker() as running:
+        SPOKEN[running.url] = {}
+        yield running.url
+
+
 def one_value(broker: str, ear: Ear) -> None:
     """Whoever spoke, ids and revisions mean what they meant."""
-    spoken = SPOKEN.setdefault(broker, {})
+    spoken = SPOKEN[broker]
     for key, payloads in ear.events.items():
         for payload in payloads:
             message = msgspec.json.decode(payload)

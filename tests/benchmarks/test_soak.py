@@ -20,7 +20,6 @@ from stream.adapters.backoff import Backoff
 from stream.adapters.feed import BinanceFeed
 from stream.core.binance import KlineUpdate
 from stream.ports import CandleProcessed, Clock
-from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3_600)]
@@ -48,8 +47,8 @@ def open_files() -> int:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.url
+    with stand.new_broker() as url:
+        yield url
 
 
 @pytest.mark.parametrize("seed", range(1, SEEDS + 1))

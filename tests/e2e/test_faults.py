@@ -30,7 +30,6 @@ from stream.ports import (
     LoopLagged,
     TradingObserved,
 )
-from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.relay import Relay
 from stream.testing.tape import Tape
@@ -42,8 +41,8 @@ DROP: dict[str, Any] = {"name": "drop", "at": hour(5)}
 @pytest.fixture
 def broker() -> Iterator[str]:
     """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
-    with EmbeddedBroker() as running:
-        yield running.url
+    with stand.new_broker() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from fault_harness import PACED, START, SYMBOLS, hour
 
 from stream.core.candle import Candle
 from stream.ports import BackfillFailed, BackfillRequested, CandleProcessed, FeedConnected, FrameRejected, GapDeclared
-from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 
 HOURS = 12
@@ -25,8 +24,8 @@ HOURS = 12
 
 @pytest.fixture
 def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.url
+    with stand.new_broker() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from stream.adapters.backoff import Backoff
 from stream.adapters.feed import BinanceFeed
 from stream.core.binance import KlineUpdate
 from stream.ports import CandleProcessed, Clock, Fact
-from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -25,8 +24,8 @@ RECONNECTS = 300
 @pytest.fixture
 def broker() -> Iterator[str]:
     """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
-    with EmbeddedBroker() as running:
-        yield running.url
+    with stand.new_broker() as url:
+        yield url
 
 
 @pytest.mark.parametrize("seed", [1, 2])

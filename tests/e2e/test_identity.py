@@ -24,7 +24,6 @@ from stream.commands import backup, node
 from stream.core.candle import HOUR_MS, Candle
 from stream.core.messages import symbol_topic
 from stream.ports import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised
-from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 
 BTC = ("BTCUSDT",)
@@ -35,8 +34,8 @@ WRONG, HOURS = 10, 40
 @pytest.fixture
 def broker() -> Iterator[str]:
     """Empty for each test: what was said on it is what the test has said."""
-    with EmbeddedBroker() as running:
-        yield running.url
+    with stand.new_broker() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
