@@ -118,7 +118,9 @@ def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
 # --- whoever reads us ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["check"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["predict", "--help"], ["check"], ["--version"], ["demo", "--http-port", "0"]]
+)
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -136,7 +138,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[s
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["check"], ["demo", "--http-port", "0"]])
 def test_a_full_disk_under_our_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
@@ -148,8 +150,9 @@ def test_a_full_disk_under_our_output_is_one_line(arguments: list[str], tmp_path
             env=os.environ | NOBODY,
         )
     assert done.returncode == 1
-    (line,) = done.stderr.decode().splitlines()
+    *log, line = done.stderr.decode().splitlines()
     assert line.startswith("volcast: the output cannot be written")
+    assert all(" INFO " in before for before in log), log
 
 
 # --- terminals of other alphabets ---------------------------------------------------------------------------------

@@ -34,6 +34,13 @@ _DRIFT_WAIT_S = 180.0
 _REFRESH_S = 0.25
 
 
+class _Console(Console):
+    """Without a reader it raises what everything raises: rich's own would exit in the middle of the loop."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def demo(
     *,
     candles: Path | None,
@@ -49,7 +56,7 @@ def demo(
     http_port: int,
     json_file: Path | None,
 ) -> None:
-    console = Console(stderr=False)
+    console = _Console()
     # On a terminal the table speaks; warnings and worse still appear, above it.
     logs.configure("text", level=logging.WARNING if console.is_terminal else logging.INFO)
     # What it simulates must not come to where the settings of a real node would put it: it reads none but its flags.
@@ -76,6 +83,7 @@ async def _demo(
     stop = asyncio.Event()
     stop_on_signals(stop)
     tally = Tally(started_s=time.monotonic())
+    unwritten: OSError | None = None
     exchange = Exchange.replaying(tape.candles, tape.from_ms, tape.hours, tape.speed, seed=seed)
     async with exchange:
         closing = asyncio.create_task(close_market(exchange))
@@ -94,11 +102,19 @@ async def _demo(
         )
 
         async def beside(running: node.Node) -> None:
+            nonlocal unwritten
             tally.drift = running.drift
-            await _show(running, exchange, tape, hours is not None, tally, console, stop)
+            try:
+                await _show(running, exchange, tape, hours is not None, tally, console, stop)
+            except OSError as error:
+                # The node ends in order first.
+                unwritten = error
+                stop.set()
 
         await node.run(settings, stop, watch=tally, beside=beside)
         closing.cancel()
+    if unwritten is not None:
+        raise unwritten
     return tally
 
 
