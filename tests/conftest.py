@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.
 settings.load_profile("volcast")
 
 ROOT = Path(__file__).parents[1]
+# Under `nohup`, or in the background of a script, these are ignored, and whoever is started inherits that. A handler is
+# not inherited: the processes that tests start hear what is sent to them, and this one still ignores it.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 # The processes that tests start look for programs where tests do.
 os.environ["PATH"] = programs.PATH
 REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "data"))

@@ -9,6 +9,7 @@ exits 1 where they stay missing. It runs before anything is installed, so it imp
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import re
@@ -19,9 +20,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-#: A test that needs another program adds it here, with its Debian package, and asks for it with `need`.
+#: A test that needs another program or library adds it here, with its Debian package, and asks for it with `need`.
 PACKAGES = {
     "chromium": "chromium",
+    "libgomp.so.1": "libgomp1",
     "mosquitto": "mosquitto",
     "mosquitto_passwd": "mosquitto",
     "mosquitto_sub": "mosquitto-clients",
@@ -46,6 +48,11 @@ _APT = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120"]
 
 
 def find(program: str) -> str | None:
+    if ".so." in program:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(program)
+            return program
+        return None
     return shutil.which(program, path=PATH)
 
 

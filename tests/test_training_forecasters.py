@@ -8,6 +8,7 @@ last bit, so the same tests hold that the same seed says the same.
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import need
 
 from stream.core.candle import HOUR_MS
 from stream.core.replay import to_grid
@@ -118,6 +120,8 @@ def test_nobody_learns_from_an_outcome_that_ends_after_the_split(data, name):
 
 @pytest.mark.parametrize("forecaster", DEAR, ids=["lightgbm", "reference_lstm", "reference_lstm_24h", "model"])
 def test_those_that_take_long_to_fit_know_nothing_of_the_future_either(data, forecaster):
+    if forecaster.name == "lightgbm":
+        need("libgomp.so.1")
     last = SPLIT_HOUR + 100
     other = labels_altered(candles_altered(data, last + 1, seed=1), seed=2)
     assert_same(says(forecaster, data, last), says(forecaster, other, last))
@@ -266,3 +270,21 @@ def test_a_library_that_is_absent_is_one_line_with_its_extra():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"garch_t needs arch (volcast[research]): {sys.executable} -m pip install")
+
+
+@pytest.mark.parametrize("error", ["OSError('libgomp.so.1: cannot open shared object file')", "ImportError('its own')"])
+def test_a_library_that_is_there_and_cannot_be_loaded_is_one_line(error, tmp_path):
+    (tmp_path / "lightgbm.py").write_text(f"raise {error}")
+    code = (
+        "from training import forecasters as f\n"
+        "try: f.require_installed(f.named(['har', 'lightgbm']))\n"
+        "except f.ForecasterError as error: print(error)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("lightgbm needs lightgbm, which is installed and cannot be loaded: ")
+    assert "libgomp1" in line

@@ -156,7 +156,10 @@ def _entries(folder: str) -> list[str]:
 
 def _context(source: str, file: str = "", folders: str = "") -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=file or None, capath=folders or None)
+        context = ssl.create_default_context(cafile=file or None, capath=folders or None)
+        # Some systems leave it to a configuration that may allow less.
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+        return context
     except OSError as error:
         key_log = os.environ.get("SSLKEYLOGFILE", "")
         if key_log and error.filename == key_log:

@@ -158,7 +158,7 @@ async def test_a_journal_that_is_removed_under_the_node_is_put_back_before_the_n
             (data_dir / FILE_NAME).unlink()
 
     async def act(watch: stand.Watch) -> None:
-        await watch.until(lambda: watch.live() >= 5)
+        await watch.until(lambda: len(watch.of(CandleProcessed)) >= 5)
         await asyncio.to_thread(remove)
 
     # The oracle: every word that was heard is in the journal, and every candle.
@@ -182,7 +182,7 @@ async def test_a_journal_that_is_replaced_under_the_node_is_left_alone_and_nothi
 
     async def act(watch: stand.Watch) -> None:
         nonlocal said
-        await watch.until(lambda: watch.live() >= 5)
+        await watch.until(lambda: len(watch.of(CandleProcessed)) >= 5)
         await asyncio.to_thread(replace)
         said = len(watch.of(CandleProcessed))
         await watch.until(lambda: bool(watch.of(CommitFailed)))

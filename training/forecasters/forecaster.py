@@ -53,8 +53,14 @@ class Forecaster(Protocol):
         """Learns from the rows of [start, end), whose labels end within it; `DatasetError` where they are too few."""
 
 
+_CURES = {"lightgbm": "; install OpenMP's library, libgomp1 on Debian"}
+#: These are loaded with settings of their own, by what uses them, and take seconds.
+_LOADED_LATER = ("tensorflow", "keras")
+
+
 def require_installed(forecasters: Iterable[Forecaster]) -> None:
-    """`ForecasterError` with one line for the first forecaster whose libraries are absent: before any fit begins."""
+    """`ForecasterError` with one line for the first forecaster whose libraries are absent or cannot be loaded: before
+    any fit begins."""
     for forecaster in forecasters:
         missing = [name for name in forecaster.needs if importlib.util.find_spec(name) is None]
         if missing:
@@ -62,6 +68,16 @@ def require_installed(forecasters: Iterable[Forecaster]) -> None:
                 f"{forecaster.name} needs {', '.join(missing)} (volcast[{forecaster.extra}]): "
                 f"{installing(forecaster.extra)} (or leave it out by name)"
             )
+        for name in forecaster.needs:
+            try:
+                if name not in _LOADED_LATER:
+                    importlib.import_module(name)
+            except (ImportError, OSError) as error:
+                # Such as LightGBM without the system's OpenMP.
+                raise ForecasterError(
+                    f"{forecaster.name} needs {name}, which is installed and cannot be loaded: {error}"
+                    f"{_CURES.get(name, '')} (or leave it out by name)"
+                ) from None
 
 
 def of_outputs(data: Dataset, rows: Rows, sigma: Array) -> dict[str, Array]:
