@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/project/test_architecture.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s

@@ -20,8 +20,8 @@ import numpy as np
 
 from export import card
 from stream.adapters import predictor
-from stream.core import contract
-from stream.core.contract import Contract, ContractError
+from stream.core.forecasting import contract
+from stream.core.forecasting.contract import Contract, ContractError
 
 _MAKERS = ("tf2onnx", "onnx", "onnxruntime")
 

@@ -14,7 +14,7 @@ import heapq
 import onnx
 from onnx import numpy_helper
 
-from stream.core.contract import OUTPUT_WIDTH
+from stream.core.forecasting.contract import OUTPUT_WIDTH
 
 BATCH = "batch"
 #: The version of the file format that came with opset 17.

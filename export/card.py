@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stream.core.contract import Contract
+from stream.core.forecasting.contract import Contract
 
 _MEASURES = ("rmse", "mae", "qlike", "r2")
 _HEADLINE = "next_24h"

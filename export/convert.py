@@ -11,8 +11,8 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from stream.core.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
-from stream.core.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
+from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
+from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
 
 #: The newest that tf2onnx writes for every operator of this graph; its LSTM becomes one native LSTM node.
 OPSET = 17

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.contract import OUTPUT
-from stream.core.replay import Predict
+from stream.core.deciding.replay import Predict
+from stream.core.forecasting.contract import OUTPUT
 
 #: Of log σ, a natural measure of the relative error: a hundredth of a thousandth.
 LIMIT = 1e-5

@@ -13,12 +13,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import generate_latest
 
 from stream import ports
-from stream.core.candle import HOUR_MS
-from stream.core.contract import Model
-from stream.core.drift import MEASURES
-from stream.core.messages import DecayKind, Decision, Forecast
-from stream.core.policy import ANNUAL, REGIMES
-from stream.core.scoreboard import WINDOW_DAYS
+from stream.core.deciding.policy import ANNUAL, REGIMES
+from stream.core.forecasting.contract import Model
+from stream.core.forecasting.decay import DecayKind
+from stream.core.forecasting.drift import MEASURES
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.schemas import Decision, Forecast
+from stream.core.messages.scoreboard import WINDOW_DAYS
 
 # A second series per counter that says when the process first counted: of no use here, and twice the names.
 disable_created_metrics()  # type: ignore[no-untyped-call]

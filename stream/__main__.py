@@ -66,24 +66,24 @@ class _Door(click.Group):
 
 
 def _known_errors() -> tuple[type[BaseException], ...]:
-    from stream.core.contract import ContractError
-    from stream.core.forecast import PredictorError
+    from stream.core.forecasting.contract import ContractError
+    from stream.core.forecasting.predictions import PredictorError
     from stream.ports import JournalError, RefusedError, UnreachableError
 
     known: list[type[BaseException]] = [ContractError, PredictorError, JournalError, RefusedError, UnreachableError]
     # Only what the command has already imported can have been raised.
     for module, name in (
-        ("stream.adapters.candles", "CandleFileError"),
-        ("stream.core.binance", "UnknownSymbolError"),
-        ("stream.core.policy_file", "PolicyError"),
+        ("stream.adapters.candles.files", "CandleFileError"),
+        ("stream.core.market.binance", "UnknownSymbolError"),
+        ("stream.core.deciding.policy_file", "PolicyError"),
         ("stream.testing.broker", "BrokerError"),
         ("stream.web", "PortInUseError"),
-        ("monitor.drift", "DriftError"),
-        ("monitor.report", "ReportError"),
-        ("training.dataset", "DatasetError"),
+        ("monitor.drift.detection", "DriftError"),
+        ("monitor.reports.report", "ReportError"),
+        ("training.data.dataset", "DatasetError"),
         ("training.forecasters", "ForecasterError"),
-        ("training.ledger", "LedgerError"),
-        ("training.fetch", "FetchError"),
+        ("training.evaluation.looks", "LedgerError"),
+        ("training.data.fetch", "FetchError"),
         ("export.card", "CardError"),
         ("export.convert", "ExportError"),
     ):
@@ -106,7 +106,7 @@ def _one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) 
     """Any spelling of a pair as the exchange's, for every command alike."""
     if value is None:
         return None
-    from stream.core.symbols import SymbolError, parse
+    from stream.core.market.symbols import SymbolError, parse
     from stream.ports import MisuseError
 
     try:
@@ -126,9 +126,9 @@ def run(**flags: Any) -> None:
     """
     process.few_threads()
     settings = settings_flags.load(flags)
-    from stream.commands import daemon
+    from stream.commands import run
 
-    daemon.run(settings)
+    run.run(settings)
 
 
 @cli.command()

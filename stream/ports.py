@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.binance import ExchangeInfo, KlineUpdate
-from stream.core.candle import Candle, Provenance
-from stream.core.contract import Model
-from stream.core.messages import Decay, Decision, Drift, Forecast, NodeStateName, Score
-from stream.core.scoring import Outcome
+from stream.core.forecasting.contract import Model
+from stream.core.market.binance import ExchangeInfo, KlineUpdate
+from stream.core.market.candle import Candle, Provenance
+from stream.core.messages.schemas import Decay, Decision, Drift, Forecast, NodeStateName, Score
+from stream.core.messages.scoring import Outcome
 
 # --- time ------------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Predictor(Protocol):
     @property
     def model(self) -> Model: ...
 
-    #: As `stream.core.replay.Predict`; called from one thread at a time.
+    #: As `stream.core.deciding.replay.Predict`; called from one thread at a time.
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32], /) -> NDArray[np.float32]: ...
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from stream.core import symbols
+from stream.core.market import symbols
 from stream.ports import MisuseError, RefusedError
 from stream.urls import Address, is_loopback, mask, parse
 

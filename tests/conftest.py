@@ -16,14 +16,14 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
 from numpy.typing import NDArray
+from repository import REAL_DATA
 
-from stream.core.contract import Model
+from stream.core.forecasting.contract import Model
 from stream.testing.sample_model import sample_model, sample_predict
 
 settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.get("CI")), max_examples=40)
 settings.load_profile("volcast")
 
-ROOT = Path(__file__).parents[1]
 # Under `nohup`, or in the background of a script, these are ignored, and whoever is started inherits that. A handler is
 # not inherited: the processes that tests start hear what is sent to them, and this one still ignores it.
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -32,7 +32,6 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 # The processes that tests start look for programs where tests do.
 os.environ["PATH"] = programs.PATH
-REAL_DATA = Path(os.environ.get("VOLCAST_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)

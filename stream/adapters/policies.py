@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from stream.core.policy import Policy
-from stream.core.policy_file import PolicyError, read
+from stream.core.deciding.policy import Policy
+from stream.core.deciding.policy_file import PolicyError, read
 
 DEFAULT = "target-40"
 

@@ -22,10 +22,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from stream.core import contract
-from stream.core.contract import ContractError, Model
-from stream.core.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
-from stream.core.forecast import PredictorError
+from stream.core.forecasting import contract
+from stream.core.forecasting.contract import ContractError, Model
+from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
+from stream.core.forecasting.predictions import PredictorError
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 #: From so many rows on the machine's cores share them.

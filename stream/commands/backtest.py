@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.candles import files
 from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
-from stream.core.policy import Policy
+from stream.core.deciding.policy import Policy
 from stream.extras import installing
 from stream.ports import MisuseError, RefusedError
 
@@ -58,15 +58,17 @@ def backtest(
     if wanted_years is None:
         refuse_empty_period(start or _FROM, end or _TO)
     _need(("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
-    from training import backtest as room
-    from training import backtest_decisions, backtest_report, dataset, forecasters
-    from training.backtest_execution import Costs
+    from training import forecasters
+    from training.backtest import decisions, report
+    from training.backtest import runner as room
+    from training.backtest.execution import Costs
+    from training.data import dataset
 
     table = files.read(candles, asked=symbol)
     data = dataset.of_grid(symbol, *table.grid(symbol))
     if wanted_years is None:
         since, until = dataset.time_ms(start or _FROM), dataset.time_ms(end or _TO)
-        terms = [backtest_decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
+        terms = [decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
     else:
         try:
             (learner,) = forecasters.named([forecaster], seed=seed)
@@ -76,26 +78,26 @@ def backtest(
         terms = []
         for year in wanted_years:
             click.echo(f"[{len(terms)}/{len(wanted_years)}] {forecaster} learns for {year}", err=True)
-            terms += backtest_decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
+            terms += decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
     try:
         tested = room.run(
             data, table[symbol], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
         )
     except ValueError as error:
         raise RefusedError(f"{candles}: {error}") from None
-    show(backtest_report.tables(tested.backtest))
-    click.echo(backtest_report.regimes_in_words(tested.backtest))
+    show(report.tables(tested.backtest))
+    click.echo(report.regimes_in_words(tested.backtest))
     for text in tested.backtest.findings:
         click.echo(text)
     for note in tested.backtest.notes:
         click.echo(f"note: {note}", err=True)
     write_json(json_file, msgspec.to_builtins(tested.backtest))
     if html is not None:
-        write("--html", html, backtest_report.page(tested).encode())
+        write("--html", html, report.page(tested).encode())
     if figure is not None:
-        from training import backtest_figures
+        from training.backtest import figures
 
-        draw = backtest_figures.overview if len(judged) == 1 else backtest_figures.tradeoff
+        draw = figures.overview if len(judged) == 1 else figures.tradeoff
         write("--figure", figure, draw(tested, form))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from stream.adapters import journal_files
-from stream.adapters.journal import FILE_NAME
+from stream.adapters.journal import files
+from stream.adapters.journal.store import FILE_NAME
 from stream.commands.paths import inputs_of, places_of, refuse_clashes
 from stream.ports import JournalError, RefusedError
 
@@ -23,8 +23,8 @@ def backup(data_dir: Path, file: Path) -> None:
     if file.exists():
         raise RefusedError(f"{file} is there already and is not replaced: choose another name, or remove it")
     try:
-        with contextlib.closing(journal_files.look(journal)) as source:
-            journal_files.copy(source, file)
+        with contextlib.closing(files.look(journal)) as source:
+            files.copy(source, file)
     except (sqlite3.Error, OSError) as error:
         raise JournalError(f"{journal} was not copied to {file}: {error}") from None
     click.echo(f"{file}: {file.stat().st_size} bytes")

@@ -16,19 +16,19 @@ from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.data_dir import try_lock
-from stream.adapters.feed import proxy_and_tls
-from stream.adapters.history import BinanceHistory
-from stream.adapters.journal import FILE_NAME, SqliteJournal
-from stream.adapters.journal_files import damage
-from stream.adapters.mqtt import broker_client
+from stream.adapters.feed.client import proxy_and_tls
+from stream.adapters.journal.files import damage
+from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.mqtt.broker import broker_client
+from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
-from stream.adapters.rivals import Rivals
+from stream.adapters.rest.history import BinanceHistory
 from stream.commands.node import broker_tls, listen, model_path
-from stream.core import binance
-from stream.core.binance import UnknownSymbolError
-from stream.core.contract import ContractError
-from stream.core.policy import PER_UNIT
-from stream.core.policy_file import PolicyError
+from stream.core.deciding.policy import PER_UNIT
+from stream.core.deciding.policy_file import PolicyError
+from stream.core.forecasting.contract import ContractError
+from stream.core.market import binance
+from stream.core.market.binance import UnknownSymbolError
 from stream.ports import Clock, JournalError, RefusedError, UnreachableError
 from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import BrokerError, EmbeddedBroker

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from stream import logs
 from stream.commands import node
-from stream.commands.daemon import stop_on_signals
 from stream.commands.exchange import Tape, close_market, make_tape
 from stream.commands.outputs import write_json
+from stream.commands.run import stop_on_signals
 from stream.commands.tally import Tally, summary, tables
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
 from stream.ports import RefusedError
 from stream.settings import Settings, plain_url
 from stream.testing.exchange import Exchange

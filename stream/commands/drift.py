@@ -10,17 +10,17 @@ import click
 import msgspec
 from rich.console import Console
 
-from stream.adapters import candles as files
 from stream.adapters import predictor as predictors
-from stream.adapters.journal import SqliteJournal
+from stream.adapters.candles import files
+from stream.adapters.journal.store import SqliteJournal
 from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import model_path
 from stream.commands.offline import utc
 from stream.commands.outputs import write_json
 from stream.commands.paths import inputs_of, places_of, refuse_clashes
-from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import Contract, Model
-from stream.core.messages import Drift, DriftFeature
+from stream.core.forecasting.contract import Contract, Model
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages.schemas import Drift, DriftFeature
 from stream.ports import MisuseError, RefusedError
 
 _PIPE_WIDTH = 140
@@ -54,7 +54,7 @@ def drift(
 def _run(
     symbol: str, candles: Path | None, data_dir: Path, loaded: Model, out: Path | None, json_file: Path | None
 ) -> None:
-    from monitor import drift as room
+    from monitor.drift import detection as room
 
     if candles is not None:
         series = files.read(candles, asked=symbol)[symbol]
@@ -114,8 +114,8 @@ def _rows(features: tuple[DriftFeature, ...]) -> None:
 
 
 def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: int, json_file: Path | None) -> None:
-    from training import dataset
-    from training import drift_study as room
+    from training.data import dataset
+    from training.studies import drift_alarms as room
 
     first, dots, last = period.partition("..")
     if not dots:

@@ -19,7 +19,7 @@ from stream.extras import installing
 from stream.ports import MisuseError, RefusedError
 
 if TYPE_CHECKING:
-    from training.evaluate import Scored
+    from training.evaluation.evaluate import Scored
 
 _FIGURE_FORMS = ("png", "svg")
 
@@ -54,9 +54,9 @@ def evaluate(
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
     _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
     _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
-    from training import evaluate as room
-    from training import ledger as ledgers
-    from training import table
+    from training.evaluation import evaluate as room
+    from training.evaluation import looks as ledgers
+    from training.pages import table
 
     if ledger is not None:
         ledgers.read(ledger)
@@ -95,9 +95,9 @@ def evaluate(
 
 
 def _into_ledger(scored: Scored, ledger: Path | None) -> None:
-    from training import evaluate as room
-    from training import ledger as ledgers
-    from training.dataset import time_ms
+    from training.data.dataset import time_ms
+    from training.evaluation import evaluate as room
+    from training.evaluation import looks as ledgers
 
     of = scored.evaluation
     if not of.models or not ledgers.touches_test_year(time_ms(of.start), time_ms(of.end)):
@@ -113,14 +113,14 @@ def _write_all(scored: Scored, json_file: Path | None, html: Path | None, figure
     of = scored.evaluation
     write_json(json_file, msgspec.to_builtins(of))
     if html is not None:
-        from training import report
-        from training.evaluate import MEANINGS
+        from training.evaluation.evaluate import MEANINGS
+        from training.pages import evaluation_page
 
-        write("--html", html, report.page(of, scored.panel, MEANINGS).encode())
+        write("--html", html, evaluation_page.page(of, scored.panel, MEANINGS).encode())
     if figure is not None:
-        from training import figures, report
+        from training.pages import evaluation_page, figures
 
-        write("--figure", figure, figures.forecast_against_actual(scored.panel, report.subject(of), form))
+        write("--figure", figure, figures.forecast_against_actual(scored.panel, evaluation_page.subject(of), form))
 
 
 def _baselines(text: str) -> tuple[str, ...]:

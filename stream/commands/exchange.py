@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from stream import logs
-from stream.commands.daemon import stop_on_signals
-from stream.core.candle import HOUR_MS, Candle, grid_floor
-from stream.core.fold import HISTORY_HOURS, OWN_HISTORY_HOURS
-from stream.core.symbols import SymbolError, parse_list
+from stream.commands.run import stop_on_signals
+from stream.core.deciding.accumulation import HISTORY_HOURS, OWN_HISTORY_HOURS
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.symbols import SymbolError, parse_list
 from stream.ports import MisuseError, RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
@@ -97,7 +97,7 @@ def make_tape(
         start = first - history * HOUR_MS
         simulated = simulate(names, start, history + length, seed, shift_after_hours=history + _SHIFT_AFTER_HOURS)
         return Tape(simulated, first, length, pace)
-    from stream.adapters import candles as files
+    from stream.adapters.candles import files
 
     asked = parse_symbols(symbols, ()) if symbols is not None else ()
     table = files.read(candles, asked=asked[0] if len(asked) == 1 else None)

@@ -17,7 +17,7 @@ from stream.commands.exchange import parse_time, refuse_empty_period
 from stream.commands.outputs import write_json
 from stream.ports import MisuseError, RefusedError
 from stream.settings import bare
-from training import fetch as room
+from training.data import fetch as room
 
 #: Lines of one kind for one symbol; --json has them all.
 _LINES = 20

@@ -23,26 +23,27 @@ from typing import Any
 
 import msgspec
 
-from monitor import drift_job, http
+from monitor.drift import job
+from monitor.http import server
 from monitor.metrics import Metrics
 from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.data_dir import DataDirLock
-from stream.adapters.feed import BinanceFeed
-from stream.adapters.history import BinanceHistory
-from stream.adapters.journal import SqliteJournal
-from stream.adapters.mqtt import MqttBroker, stand_by, tls_context
+from stream.adapters.feed.client import BinanceFeed
+from stream.adapters.journal.store import SqliteJournal
+from stream.adapters.mqtt.broker import MqttBroker, stand_by, tls_context
+from stream.adapters.mqtt.recall import Recall
+from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
-from stream.adapters.recall import Recall
-from stream.adapters.rivals import Rivals
-from stream.core import messages
-from stream.core.binance import UnknownSymbolError
-from stream.core.exchange_time import ExchangeTime
-from stream.core.fold import Rules
-from stream.core.messages import NodeInfo
-from stream.core.policy import Policy
-from stream.core.publication import model_ref
+from stream.adapters.rest.history import BinanceHistory
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.policy import Policy
+from stream.core.market.binance import UnknownSymbolError
+from stream.core.market.exchange_time import ExchangeTime
+from stream.core.messages import schemas
+from stream.core.messages.builders import model_ref
+from stream.core.messages.schemas import NodeInfo
 from stream.pipeline import learning
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
@@ -132,7 +133,7 @@ def _prepare(settings: Settings) -> _Ground:
             broker = EmbeddedBroker()
             broker.start()
         undo.pop_all()
-    drift_state = drift_job.state(settings.drift_period_hours)
+    drift_state = job.state(settings.drift_period_hours)
     voice = Voice(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
     return _Ground(
         lock,
@@ -274,7 +275,7 @@ async def _run(
             )
             if not await _unless(stop, waiting):
                 return
-        drift = drift_job.Schedule(
+        drift = job.Schedule(
             daemon,
             period_hours=settings.drift_period_hours,
             data_dir=settings.data_dir,
@@ -283,7 +284,7 @@ async def _run(
             observe=observe,
             state=ground.drift_state,
             # Where hours pass in seconds a run that every neighbour may hold up would not end before the tape does.
-            command=None if settings.time_scale == 1 else partial(drift_job.drift_command, nice=0),
+            command=None if settings.time_scale == 1 else partial(job.drift_command, nice=0),
         )
         daemon.introduce(
             NodeInfo(
@@ -291,7 +292,7 @@ async def _run(
                 session=session,
                 version=VERSION,
                 symbols=settings.symbols,
-                schemas=messages.SCHEMAS,
+                schemas=schemas.SCHEMAS,
                 model=model_ref(model),
                 policy=ground.policy.version,
                 drift=drift.state,
@@ -300,8 +301,8 @@ async def _run(
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,
-            will_topic=messages.node_topic(settings.instance, "state"),
-            will=messages.encode(ourselves),
+            will_topic=schemas.node_topic(settings.instance, "state"),
+            will=schemas.encode(ourselves),
             observe=observe,
             rng=random.Random(),
             tls=ground.tls,
@@ -309,7 +310,7 @@ async def _run(
             recall=None if ground.broker else Recall(learning.topics(settings.symbols), daemon.learn),
         )
         # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
-        app = await asyncio.to_thread(http.build_app, daemon, metrics.text, version=VERSION)
+        app = await asyncio.to_thread(server.build_app, daemon, metrics.text, version=VERSION)
         async with web.serve(app, ground.http_socket) as http_url:
             log.info("volcast %s: %s, model %s, %s", VERSION, ",".join(settings.symbols), model.version, http_url)
             node = Node(daemon, http_url, mqtt_url, drift.state)

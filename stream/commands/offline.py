@@ -38,7 +38,7 @@ def train(
 ) -> None:
     refuse_empty_period(train_from, train_until)
     _need("train", "tensorflow", "keras")
-    from training import train as room
+    from training.bundling import train as room
 
     figures = room.train(
         candles,

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.candles import files
 from stream.commands.exchange import parse_time
 from stream.commands.node import packaged_model
 from stream.commands.offline import utc
-from stream.core.candle import HOUR_MS
-from stream.core.fold import Rules
-from stream.core.keyed import Issued
-from stream.core.publication import close_time
-from stream.core.replay import replay
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.operator import Issued
+from stream.core.deciding.replay import replay
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.builders import close_time
 from stream.ports import RefusedError
 
 

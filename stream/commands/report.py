@@ -20,12 +20,12 @@ from stream.commands.node import model_path
 from stream.commands.output_folder import filled
 from stream.commands.outputs import write_json
 from stream.commands.paths import PAGE_FILES, Place, inputs_of, places_of, refuse_clashes
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
 from stream.ports import MisuseError
 
 if TYPE_CHECKING:
-    from monitor.report import Written
-    from monitor.report_drift import Period
+    from monitor.reports.drift import Period
+    from monitor.reports.report import Written
 
 #: (name, from, to) in ms, the end exclusive.
 Asked = tuple[str, int, int]
@@ -53,7 +53,7 @@ def report(
     chosen = model_path(model, data_dir)
     pages = Place("--out", folder, PAGE_FILES)
     refuse_clashes([pages, *places_of(("--json", json_file))], inputs_of(data_dir, chosen))
-    from monitor import report as room
+    from monitor.reports import report as room
     from stream.commands import report_source
 
     room.refuse_without_evidently()
@@ -115,7 +115,7 @@ def _short(ms: int) -> str:
 
 def _cut(asked: Asked, newest: int) -> Period:
     """The period as far as there are candles."""
-    from monitor.report_drift import Period
+    from monitor.reports.drift import Period
 
     name, from_ms, asked_to_ms = asked
     end = newest + HOUR_MS
@@ -144,7 +144,7 @@ def _progress(text: str) -> None:
 
 
 def _tell(written: Written, folder: Path) -> None:
-    from monitor.report_html import share
+    from monitor.markup import share
 
     for name, of in written.drifts.items():
         click.echo(

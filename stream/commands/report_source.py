@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from monitor.regression import AHEAD_HOURS, Matured
-from monitor.report import TREND_HOURS, Source
-from monitor.report_drift import HISTORY_HOURS, Period
-from stream.adapters import candles as files
+from monitor.reports.drift import HISTORY_HOURS, Period
+from monitor.reports.regression import AHEAD_HOURS, Matured
+from monitor.reports.report import TREND_HOURS, Source
 from stream.adapters import policies
-from stream.adapters.journal import SqliteJournal
+from stream.adapters.candles import files
+from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.predictor import Predictor
 from stream.commands.offline import utc
-from stream.core import keyed, publication, scoring
-from stream.core.candle import HOUR_MS, Candle
-from stream.core.fold import Rules
-from stream.core.messages import Forecast
-from stream.core.replay import replay, to_grid
-from stream.core.scoreboard import plausible
-from stream.core.scoring import Outcome
+from stream.core.deciding import operator
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.replay import replay, to_grid
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages import builders, scoring
+from stream.core.messages.schemas import Forecast
+from stream.core.messages.scoreboard import plausible
+from stream.core.messages.scoring import Outcome
 from stream.ports import RefusedError
 
 #: Outcomes are read from the journal in pieces of so many hours.
@@ -61,10 +62,10 @@ def _replayed(rules: Rules, symbol: str, series: list[Candle], predictor: Predic
     outcomes: list[Outcome] = []
     waiting: dict[int, Forecast] = {}
     for _, event in replay(rules, symbol, series, predictor.model, predictor, since):
-        if isinstance(event, keyed.Issued):
-            forecast = publication.forecast(event, predictor.model, "replay", issued_at=0)
+        if isinstance(event, operator.Issued):
+            forecast = builders.forecast(event, predictor.model, "replay", issued_at=0)
             waiting[forecast.open_time] = forecast
-        elif isinstance(event, keyed.Matured) and event.open_time in waiting:
+        elif isinstance(event, operator.Matured) and event.open_time in waiting:
             outcomes.append(scoring.outcome(waiting.pop(event.open_time), event.realized))
     return outcomes
 

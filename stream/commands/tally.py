@@ -11,9 +11,9 @@ from typing import Any
 from rich.cells import cell_len
 from rich.table import Table
 
-from stream.core.candle import HOUR_MS
-from stream.core.messages import Decision, Drift, Forecast
-from stream.core.policy import ANNUAL
+from stream.core.deciding.policy import ANNUAL
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.schemas import Decision, Drift, Forecast
 from stream.ports import (
     CandleProcessed,
     DriftFailed,

@@ -13,9 +13,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from stream.core.binance import UnknownSymbolError
-from stream.core.candle import Candle
-from stream.core.exchange_time import ExchangeTime
+from stream.core.market.binance import UnknownSymbolError
+from stream.core.market.candle import Candle
+from stream.core.market.exchange_time import ExchangeTime
 from stream.pipeline.lane import Lane
 from stream.ports import Answer, BackfillFailed, BackfillRequested, Clock, History, Observer, UnreachableError
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 
-from stream.core.binance import UnknownSymbolError
-from stream.core.candle import HOUR_MS
-from stream.core.exchange_time import ExchangeTime
+from stream.core.market.binance import UnknownSymbolError
+from stream.core.market.candle import HOUR_MS
+from stream.core.market.exchange_time import ExchangeTime
 from stream.pipeline.asking import Asking
 from stream.pipeline.lane import FLAT_HOURS, Lane
 from stream.pipeline.processing import Processor

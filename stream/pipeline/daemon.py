@@ -14,12 +14,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream.adapters.journal import SqliteJournal
-from stream.core import messages
-from stream.core.candle import HOUR_MS, grid_floor
-from stream.core.exchange_time import ExchangeTime
-from stream.core.fold import Rules
-from stream.core.messages import Drift, Feed, FeedStateName, NodeInfo
+from stream.adapters.journal.store import SqliteJournal
+from stream.core.deciding.accumulation import Rules
+from stream.core.market.candle import HOUR_MS, grid_floor
+from stream.core.market.exchange_time import ExchangeTime
+from stream.core.messages import schemas
+from stream.core.messages.schemas import Drift, Feed, FeedStateName, NodeInfo
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.intake import Intake
@@ -195,10 +195,10 @@ class Daemon:
         retained = await self.processor.in_journal(self._journal.retained)
         known = await self.processor.in_journal(self._journal.symbols)
         gone = [
-            messages.symbol_topic(symbol, leaf)
+            schemas.symbol_topic(symbol, leaf)
             for symbol in known
             if symbol not in self._symbols
-            for leaf in messages.RETAINED_TOPICS
+            for leaf in schemas.RETAINED_TOPICS
         ]
         self.speaker.load(outbox, retained, gone)
         await self._keep_terms()
@@ -338,14 +338,14 @@ class Daemon:
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )
-        self.speaker.offer([], [Retained(messages.symbol_topic(symbol, "feed"), messages.encode(message))])
+        self.speaker.offer([], [Retained(schemas.symbol_topic(symbol, "feed"), schemas.encode(message))])
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
         """A finished drift run: durable like a forecast, and an event where one of its signals found something.
         `JournalError` where it cannot be."""
-        payload = messages.encode(drift)
-        retained = [Retained(messages.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
-        topic = messages.event_topic(drift.symbol, "drift.detected")
+        payload = schemas.encode(drift)
+        retained = [Retained(schemas.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
+        topic = schemas.event_topic(drift.symbol, "drift.detected")
         events = [(topic, payload, EVENT_EXPIRY_S)] if drift.detected or (drift.fast and drift.fast.detected) else []
         try:
             seqs = await self.processor.in_journal(self._journal.post, events, retained)
@@ -425,10 +425,10 @@ class Daemon:
 
     def latest(self, symbol: str) -> Latest:
         found = Latest()
-        found.forecast = self.speaker.retained_payload(messages.symbol_topic(symbol, "forecast"))
-        found.decision = self.speaker.retained_payload(messages.symbol_topic(symbol, "decision"))
-        found.score = self.speaker.retained_payload(messages.symbol_topic(symbol, "score"))
-        found.drift = self.speaker.retained_payload(messages.symbol_topic(symbol, "drift"))
+        found.forecast = self.speaker.retained_payload(schemas.symbol_topic(symbol, "forecast"))
+        found.decision = self.speaker.retained_payload(schemas.symbol_topic(symbol, "decision"))
+        found.score = self.speaker.retained_payload(schemas.symbol_topic(symbol, "score"))
+        found.drift = self.speaker.retained_payload(schemas.symbol_topic(symbol, "drift"))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from stream.core.binance import KlineUpdate, UnknownSymbolError
-from stream.core.candle import HOUR_MS, Candle, grid_floor
-from stream.core.exchange_time import ExchangeTime
-from stream.core.ledger import Absences, Verdict, judge, overdue
-from stream.core.messages import FeedStateName
+from stream.core.market.binance import KlineUpdate, UnknownSymbolError
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.due_candles import Absences, Verdict, judge, overdue
+from stream.core.market.exchange_time import ExchangeTime
+from stream.core.messages.schemas import FeedStateName
 from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep, apart_s
 from stream.pipeline.audit import Audit
 from stream.pipeline.lane import FLAT_HOURS, Lane

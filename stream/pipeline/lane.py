@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from stream.core.binance import KlineUpdate
-from stream.core.candle import Candle
-from stream.core.ledger import Absences
-from stream.core.messages import FeedStateName
+from stream.core.market.binance import KlineUpdate
+from stream.core.market.candle import Candle
+from stream.core.market.due_candles import Absences
+from stream.core.messages.schemas import FeedStateName
 
 #: After so many hours without a trade the exchange is asked whether the symbol is still traded.
 FLAT_HOURS = 24

@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from stream.core import messages, publication, said, scoring
-from stream.core.candle import HOUR_MS
-from stream.core.keyed import RECENT_HOURS
-from stream.core.messages import Decision, Forecast, Recent, Score, Scored
-from stream.core.said import Said
-from stream.core.scoring import Outcome
+from stream.core.deciding.operator import RECENT_HOURS
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages import builders, revisions, schemas, scoring
+from stream.core.messages.revisions import Said
+from stream.core.messages.schemas import Decision, Forecast, Recent, Score, Scored
+from stream.core.messages.scoring import Outcome
 from stream.ports import Journal, Outgoing, Renumbering, Retained
 
 M = TypeVar("M", Forecast, Decision, Recent, Score)
 #: Where the broker, or the journal's copy, remembers.
-_KINDS: dict[messages.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
+_KINDS: dict[schemas.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
@@ -44,14 +44,14 @@ def from_journal(symbol: str, journal: Journal, model_version: str) -> Said:
 
 def topics(symbols: Sequence[str]) -> list[str]:
     """What to read at the broker before anything is said."""
-    return [messages.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
+    return [schemas.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
 
 
 def heard(payloads: Mapping[str, bytes], symbol: str) -> Said:
-    def payload(leaf: messages.SymbolTopic) -> bytes:
-        return payloads.get(messages.symbol_topic(symbol, leaf), b"")
+    def payload(leaf: schemas.SymbolTopic) -> bytes:
+        return payloads.get(schemas.symbol_topic(symbol, leaf), b"")
 
-    return said.heard(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
+    return revisions.heard(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
 
 
 def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], bytes | None]) -> list[Retained]:
@@ -59,10 +59,10 @@ def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], byte
     learnt from it."""
     found: list[Retained] = []
     for leaf, kind in _KINDS.items():
-        topic = messages.symbol_topic(symbol, leaf)
+        topic = schemas.symbol_topic(symbol, leaf)
         theirs, mine = (_decoded([payload or b""], kind) for payload in (payloads.get(topic), ours(topic)))
         if theirs and theirs[0].symbol == symbol and (not mine or _age(theirs[0]) > _age(mine[0])):
-            expiry_s = None if leaf == "score" else publication.RETAINED_EXPIRY_S
+            expiry_s = None if leaf == "score" else builders.RETAINED_EXPIRY_S
             valid_until = getattr(theirs[0], "valid_until", None)
             found.append(Retained(topic, payloads[topic], expiry_s, valid_until))
     return found
@@ -101,7 +101,7 @@ def learn(symbol: str, own: Said, told: Said, pending: Sequence[Outgoing], journ
         decided = msgspec.structs.replace(decision, revision=number)
         forecasts.append((forecast, again))
         decisions.append((decision, decided))
-        payloads |= {seq: messages.encode(again), decision_seq: messages.encode(decided)}
+        payloads |= {seq: schemas.encode(again), decision_seq: schemas.encode(decided)}
     outcomes: list[Outcome] = []
     for seq, score in waiting.scores:
         known = journal.outcomes(symbol, score.open_time, score.open_time)
@@ -109,7 +109,7 @@ def learn(symbol: str, own: Said, told: Said, pending: Sequence[Outgoing], journ
         number = 0 if outcome is None else theirs.score_number(outcome)
         if outcome is not None and number > score.revision:
             outcomes.append(msgspec.structs.replace(outcome, score_revision=number))
-            payloads[seq] = messages.encode(scoring.scored(outcomes[-1], score.issued_at))
+            payloads[seq] = schemas.encode(scoring.scored(outcomes[-1], score.issued_at))
     merged = own.and_heard(told).after([(f, d) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes)
     retained = _retained(journal, symbol, forecasts, decisions)
     return Learnt(merged, Renumbering(tuple(forecasts), tuple(decisions), tuple(outcomes), payloads, retained))
@@ -121,7 +121,7 @@ def _others_spoke(own: Said, told: Said) -> bool:
         return True
     return any(
         line.issued is not None
-        and ((ours := own.line(t, line.issued.model_version)) is None or not said.repeats(ours, line))
+        and ((ours := own.line(t, line.issued.model_version)) is None or not revisions.repeats(ours, line))
         for t, line in told.lines.items()
     )
 
@@ -134,12 +134,12 @@ class _Waiting:
         self._decisions: dict[tuple[str, int], tuple[int, Decision]] = {}
         self.scores: list[tuple[int, Scored]] = []
         for event in pending:
-            if event.topic == messages.event_topic(symbol, "forecast.issued"):
+            if event.topic == schemas.event_topic(symbol, "forecast.issued"):
                 self._forecasts.append((event.seq, msgspec.json.decode(event.payload, type=Forecast)))
-            elif event.topic == messages.event_topic(symbol, "decision.issued"):
+            elif event.topic == schemas.event_topic(symbol, "decision.issued"):
                 decision = msgspec.json.decode(event.payload, type=Decision)
                 self._decisions[decision.forecast_id, decision.revision] = (event.seq, decision)
-            elif event.topic == messages.event_topic(symbol, "forecast.scored"):
+            elif event.topic == schemas.event_topic(symbol, "forecast.scored"):
                 self.scores.append((event.seq, msgspec.json.decode(event.payload, type=Scored)))
 
     def pairs(self) -> list[tuple[tuple[int, Forecast], tuple[int, Decision]]]:
@@ -155,16 +155,16 @@ def _retained(
     decisions: Sequence[tuple[Decision, Decision]],
 ) -> tuple[Retained, ...]:
     """The retained topics that carry what is renumbered."""
-    by_payload: dict[bytes, bytes] = {messages.encode(a): messages.encode(b) for a, b in (*forecasts, *decisions)}
-    leaves: tuple[messages.SymbolTopic, ...] = ("forecast", "decision")
+    by_payload: dict[bytes, bytes] = {schemas.encode(a): schemas.encode(b) for a, b in (*forecasts, *decisions)}
+    leaves: tuple[schemas.SymbolTopic, ...] = ("forecast", "decision")
     kept = [r for leaf in leaves for r in _kept(journal, symbol, leaf)]
     return tuple(
         Retained(r.topic, by_payload[r.payload], r.expiry_s, r.valid_until) for r in kept if r.payload in by_payload
     )
 
 
-def _kept(journal: Journal, symbol: str, leaf: messages.SymbolTopic) -> list[Retained]:
-    return journal.retained(messages.symbol_topic(symbol, leaf))
+def _kept(journal: Journal, symbol: str, leaf: schemas.SymbolTopic) -> list[Retained]:
+    return journal.retained(schemas.symbol_topic(symbol, leaf))
 
 
 def _read(journal: Journal, table: str, symbol: str, since: int, kind: type[M]) -> list[M]:

@@ -16,17 +16,18 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from stream.core import messages, publication, scoring, serving
-from stream.core.candle import HOUR_MS, Candle, Provenance
-from stream.core.fold import Rules
-from stream.core.forecast import Prediction
-from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import Event, Issued, Matured, Ready, State, give_up, step
-from stream.core.messages import Decay, Forecast
-from stream.core.publication import RETAINED_EXPIRY_S
-from stream.core.replay import predict_ready, warm
-from stream.core.said import Said
-from stream.core.scoring import Outcome
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.operator import Event, Issued, Matured, Ready, State, give_up, step
+from stream.core.deciding.replay import predict_ready, warm
+from stream.core.forecasting import serving
+from stream.core.forecasting.intervals import DELAY_HOURS
+from stream.core.forecasting.predictions import Prediction
+from stream.core.market.candle import HOUR_MS, Candle, Provenance
+from stream.core.messages import builders, schemas, scoring
+from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.revisions import Said
+from stream.core.messages.schemas import Decay, Forecast
+from stream.core.messages.scoring import Outcome
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline import records as records_room
@@ -224,14 +225,14 @@ class Processor:
 
     def _recent(self, symbol: str, told: Said) -> Retained:
         model, now_ms = self._predictor.model, self._clock.wall_ms()
-        message = publication.recent(symbol, self._states[symbol].recent, model, now_ms, told)
-        return Retained(messages.symbol_topic(symbol, "recent"), messages.encode(message), RETAINED_EXPIRY_S)
+        message = builders.recent(symbol, self._states[symbol].recent, model, now_ms, told)
+        return Retained(schemas.symbol_topic(symbol, "recent"), schemas.encode(message), RETAINED_EXPIRY_S)
 
     async def _adopt(self, state: State, told: Said) -> None:
         """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
         waiting = await self._waiting_for_outcomes(state)
         await self._scores.adopt(state)
-        lines = publication.lines_of(state.recent, told.lines)
+        lines = builders.lines_of(state.recent, told.lines)
         self._said[state.symbol] = msgspec.structs.replace(told, lines=lines)
         self._states[state.symbol], self._unscored[state.symbol] = state, waiting
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stream.core import messages, publication, scoring
-from stream.core.candle import Candle, Provenance
-from stream.core.contract import Model
-from stream.core.keyed import Event, Gap, Issued, State
-from stream.core.messages import Decay, Decision, Forecast
-from stream.core.publication import RETAINED_EXPIRY_S
-from stream.core.said import Said
-from stream.core.scoring import Outcome
+from stream.core.deciding.operator import Event, Gap, Issued, State
+from stream.core.forecasting.contract import Model
+from stream.core.market.candle import Candle, Provenance
+from stream.core.messages import builders, schemas, scoring
+from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.revisions import Said
+from stream.core.messages.schemas import Decay, Decision, Forecast
+from stream.core.messages.scoring import Outcome
 from stream.pipeline.revision import EVENT_EXPIRY_S
 from stream.ports import Record
 
@@ -44,10 +44,10 @@ class Telling:
         events: list[tuple[str, bytes, int]] = []
         retained: list[tuple[str, bytes, int | None, int | None]] = []
         if gap is not None:
-            opened, closed = publication.gap(gap, "opened", self.now_ms), publication.gap(gap, "closed", self.now_ms)
+            opened, closed = builders.gap(gap, "opened", self.now_ms), builders.gap(gap, "closed", self.now_ms)
             events += [
-                (messages.event_topic(symbol, "gap.opened"), messages.encode(opened), EVENT_EXPIRY_S),
-                (messages.event_topic(symbol, "gap.closed"), messages.encode(closed), EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "gap.opened"), schemas.encode(opened), EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "gap.closed"), schemas.encode(closed), EVENT_EXPIRY_S),
             ]
         forecast: Forecast | None = None
         decision: Decision | None = None
@@ -56,31 +56,31 @@ class Telling:
         else:
             forecast, decision = self._words(issued, said)
             said = said.after([(forecast, decision)], outcomes)
-            said = msgspec.structs.replace(said, lines=publication.lines_of(state.recent, said.lines))
-            spoken = (messages.encode(forecast), messages.encode(decision))
-            recent = messages.encode(publication.recent(symbol, (), self.model, self.now_ms, said))
+            said = msgspec.structs.replace(said, lines=builders.lines_of(state.recent, said.lines))
+            spoken = (schemas.encode(forecast), schemas.encode(decision))
+            recent = schemas.encode(builders.recent(symbol, (), self.model, self.now_ms, said))
             events += [
-                (messages.event_topic(symbol, "forecast.issued"), spoken[0], EVENT_EXPIRY_S),
-                (messages.event_topic(symbol, "decision.issued"), spoken[1], EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "forecast.issued"), spoken[0], EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "decision.issued"), spoken[1], EVENT_EXPIRY_S),
             ]
             until = forecast.valid_until
             retained += [
-                (messages.symbol_topic(symbol, "forecast"), spoken[0], RETAINED_EXPIRY_S, until),
-                (messages.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
+                (schemas.symbol_topic(symbol, "forecast"), spoken[0], RETAINED_EXPIRY_S, until),
+                (schemas.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
                 # A history is never out of date, and whoever starts next learns from it what was said.
-                (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None),
+                (schemas.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None),
             ]
         # After the forecast: it is what subscribers wait for.
         events += [
             (
-                messages.event_topic(symbol, "forecast.scored"),
-                messages.encode(scoring.scored(outcome, self.now_ms)),
+                schemas.event_topic(symbol, "forecast.scored"),
+                schemas.encode(scoring.scored(outcome, self.now_ms)),
                 EVENT_EXPIRY_S,
             )
             for outcome in outcomes
         ]
         events += [
-            (messages.event_topic(symbol, "decay.detected"), messages.encode(found), EVENT_EXPIRY_S) for found in decays
+            (schemas.event_topic(symbol, "decay.detected"), schemas.encode(found), EVENT_EXPIRY_S) for found in decays
         ]
         record = Record(
             candle=candle,
@@ -100,8 +100,8 @@ class Telling:
         return record, said
 
     def _words(self, issued: Issued, said: Said) -> tuple[Forecast, Decision]:
-        forecast = publication.forecast(issued, self.model, self.provenance, self.now_ms)
-        decision = publication.decision(issued, self.provenance, self.now_ms)
+        forecast = builders.forecast(issued, self.model, self.provenance, self.now_ms)
+        decision = builders.decision(issued, self.provenance, self.now_ms)
         if number := said.number(forecast, decision):
             forecast = msgspec.structs.replace(forecast, revision=number)
             decision = msgspec.structs.replace(decision, revision=number)

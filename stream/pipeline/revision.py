@@ -19,18 +19,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from stream.core import messages, publication, scoreboard, scoring
-from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import ContractError
-from stream.core.fold import Rules
-from stream.core.intervals import DELAY_HOURS
-from stream.core.keyed import Issued, Matured, State
-from stream.core.messages import Decay, Decision, Forecast
-from stream.core.policy import Policy
-from stream.core.publication import RETAINED_EXPIRY_S
-from stream.core.replay import replay, warm
-from stream.core.said import SAME, Said, line, same
-from stream.core.scoring import Outcome
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.operator import Issued, Matured, State
+from stream.core.deciding.policy import Policy
+from stream.core.deciding.replay import replay, warm
+from stream.core.forecasting.contract import ContractError
+from stream.core.forecasting.intervals import DELAY_HOURS
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages import builders, schemas, scoreboard, scoring
+from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.revisions import SAME, Said, line, same
+from stream.core.messages.schemas import Decay, Decision, Forecast
+from stream.core.messages.scoring import Outcome
 from stream.ports import Journal, Predictor, Processed, Revision
 
 #: How far back REST is asked whether it still says the same.
@@ -235,8 +235,8 @@ class _Restating:
     ) -> tuple[Forecast, Decision] | None:
         """Forecast and decision to issue, with their revision; None where nothing changed, or where this voice never
         spoke of that hour."""
-        forecast = publication.forecast(event, voice.predictor.model, "backfill", self._issued_at)
-        decision = publication.decision(event, "backfill", self._issued_at)
+        forecast = builders.forecast(event, voice.predictor.model, "backfill", self._issued_at)
+        decision = builders.decision(event, "backfill", self._issued_at)
         spoken, decided = forecasts.get(forecast.id), decisions.get(decision.id)
         number = self._said.number(forecast, decision)
         if spoken is None:
@@ -306,19 +306,19 @@ class _Restating:
         events: list[tuple[str, bytes, int]] = []
         for forecast, decision in again:
             events += [
-                (messages.event_topic(self._symbol, "forecast.issued"), messages.encode(forecast), EVENT_EXPIRY_S),
-                (messages.event_topic(self._symbol, "decision.issued"), messages.encode(decision), EVENT_EXPIRY_S),
+                (schemas.event_topic(self._symbol, "forecast.issued"), schemas.encode(forecast), EVENT_EXPIRY_S),
+                (schemas.event_topic(self._symbol, "decision.issued"), schemas.encode(decision), EVENT_EXPIRY_S),
             ]
         events += [
             (
-                messages.event_topic(self._symbol, "forecast.scored"),
-                messages.encode(scoring.scored(outcome, self._issued_at)),
+                schemas.event_topic(self._symbol, "forecast.scored"),
+                schemas.encode(scoring.scored(outcome, self._issued_at)),
                 EVENT_EXPIRY_S,
             )
             for outcome in outcomes
         ]
         events += [
-            (messages.event_topic(self._symbol, "decay.detected"), messages.encode(found), EVENT_EXPIRY_S)
+            (schemas.event_topic(self._symbol, "decay.detected"), schemas.encode(found), EVENT_EXPIRY_S)
             for found in decays
         ]
         return tuple(events)
@@ -332,20 +332,20 @@ class _Restating:
             if forecast.id == newest_id:
                 retained = [
                     (
-                        messages.symbol_topic(symbol, "forecast"),
-                        messages.encode(forecast),
+                        schemas.symbol_topic(symbol, "forecast"),
+                        schemas.encode(forecast),
                         RETAINED_EXPIRY_S,
                         forecast.valid_until,
                     ),
                     (
-                        messages.symbol_topic(symbol, "decision"),
-                        messages.encode(decision),
+                        schemas.symbol_topic(symbol, "decision"),
+                        schemas.encode(decision),
                         RETAINED_EXPIRY_S,
                         decision.valid_until,
                     ),
                 ]
-        recent = messages.encode(publication.recent(symbol, state.recent, model, self._issued_at, said))
-        return (*retained, (messages.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None))
+        recent = schemas.encode(builders.recent(symbol, state.recent, model, self._issued_at, said))
+        return (*retained, (schemas.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from stream.core import messages, scoreboard
-from stream.core.candle import HOUR_MS
-from stream.core.contract import Model
-from stream.core.keyed import State
-from stream.core.messages import Decay, PublishedScore, Score
-from stream.core.said import Said
-from stream.core.scoreboard import Scoreboard
-from stream.core.scoring import Outcome
+from stream.core.deciding.operator import State
+from stream.core.forecasting.contract import Model
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages import schemas, scoreboard
+from stream.core.messages.revisions import Said
+from stream.core.messages.schemas import Decay, PublishedScore, Score
+from stream.core.messages.scoreboard import Scoreboard
+from stream.core.messages.scoring import Outcome
 from stream.logs import utc
 from stream.ports import (
     Clock,
@@ -124,14 +124,14 @@ class Scorekeeper:
         """On the work thread: arithmetic over 90 days, and the transaction."""
         now_ms = self._clock.wall_ms()
         scores = [self._boards[state.symbol].score(state, now_ms) for state in states]
-        posted = [(s, Retained(messages.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]
+        posted = [(s, Retained(schemas.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]
         self._journal.post([], [retained for _, retained in posted])
         return posted
 
     def _payload(self, score: Score) -> bytes:
         said = self._said(score.symbol)
         told = {name: getattr(score, name) for name in Score.__struct_fields__}
-        return messages.encode(PublishedScore(**told, issued_until=said.until, highest_revision=said.highest))
+        return schemas.encode(PublishedScore(**told, issued_until=said.until, highest_revision=said.highest))
 
     def tell(self, decays: Sequence[Decay]) -> None:
         for found in decays:

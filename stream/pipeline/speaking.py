@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stream.core import messages
-from stream.core.messages import NodeInfo, NodeState, NodeStateName
+from stream.core.messages import schemas
+from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
 from stream.pipeline.withheld import Withheld
 from stream.ports import (
     Clock,
@@ -102,8 +102,8 @@ class Speaker:
 
     def introduce(self, info: NodeInfo) -> None:
         """Said on each connection before every other retained value."""
-        topic = messages.node_topic(self._instance, "info")
-        self._retained = {topic: Retained(topic, messages.encode(info), None), **self._retained}
+        topic = schemas.node_topic(self._instance, "info")
+        self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
         self._events.extend(events)
@@ -194,8 +194,8 @@ class Speaker:
     async def _say_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
         if (state, reasons) == self._said:
             return
-        payload = messages.encode(self.node_state(state, reasons))
-        if await self._publish(publisher, messages.node_topic(self._instance, "state"), payload, retain=True):
+        payload = schemas.encode(self.node_state(state, reasons))
+        if await self._publish(publisher, schemas.node_topic(self._instance, "state"), payload, retain=True):
             self._said = (state, reasons)
 
     async def _pause(self) -> None:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.logs import utc
 from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep
 from stream.pipeline.lane import Lane

@@ -1,8 +1,8 @@
 """The exchange's bulk archive: zips and checksums made from the tape, the same bytes for the same tape.
 
 Microseconds from 2025 on and milliseconds before, no header, as the real one has them. A day appears a day after it
-ended, a month on the first Monday after it. The counterpart of `training.archive` and deliberately separate from it: a
-shared mistake would make the two agree and both be wrong.
+ended, a month on the first Monday after it. The counterpart of `training.data.archive` and deliberately separate from
+it: a shared mistake would make the two agree and both be wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from stream.core.candle import HOUR_MS, INTERVAL, Candle
+from stream.core.market.candle import HOUR_MS, INTERVAL, Candle
 from stream.testing.fault_board import FaultBoard
 from stream.testing.faults import (
     HeaderRow,

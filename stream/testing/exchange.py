@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from stream import web
-from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.testing.access_log import AccessLog, LogEntry
 from stream.testing.fault_board import FaultBoard
 from stream.testing.faults import (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from stream.core.candle import HOUR_MS, Candle
+from stream.core.market.candle import HOUR_MS, Candle
 from stream.testing.wire import kline_payload
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.candle import HOUR_MS, Candle
+from stream.core.market.candle import HOUR_MS, Candle
 
 Floats = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, Router, get, post
 
-from stream.core.candle import to_ms
+from stream.core.market.candle import to_ms
 from stream.testing.access_log import AccessLog
 from stream.testing.archive import Archive
 from stream.testing.fault_board import FaultBoard

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core import drift, features
-from stream.core.contract import (
+from stream.core.forecasting import drift, features
+from stream.core.forecasting.contract import (
     CONTRACT_VERSION,
     Calibration,
     Contract,
@@ -17,7 +17,7 @@ from stream.core.contract import (
     Training,
     Usual,
 )
-from stream.core.target import HORIZON_HOURS
+from stream.core.forecasting.target import HORIZON_HOURS
 
 
 def sample_model() -> Model:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
-from stream.core.candle import HOUR_MS, Candle, check, grid_floor
+from stream.core.market.candle import HOUR_MS, Candle, check, grid_floor
 
 
 class Tape:

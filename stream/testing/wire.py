@@ -1,6 +1,6 @@
 """Binance's spot dialect from the exchange's side: candles in, its exact frames, rows and errors out.
 
-The counterpart of `stream.core.binance` and deliberately separate from it: a shared mistake would
+The counterpart of `stream.core.market.binance` and deliberately separate from it: a shared mistake would
 make the two agree and both be wrong. Decimals are strings that read back as the same float.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from stream.core.candle import HOUR_MS, INTERVAL, Candle
+from stream.core.market.candle import HOUR_MS, INTERVAL, Candle
 
 #: Every interval of the dialect; this exchange has candles of one of them and is silent on the rest.
 INTERVALS = ("1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M")

@@ -7,14 +7,14 @@ import time
 import msgspec
 import pytest
 
-from stream.core.candle import HOUR_MS
-from stream.core.policy import Policy
-from stream.core.replay import to_grid
+from stream.core.deciding.policy import Policy
+from stream.core.deciding.replay import to_grid
+from stream.core.market.candle import HOUR_MS
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
-from training import backtest
-from training.backtest_decisions import of_bundle
-from training.dataset import of_grid
+from training.backtest import runner
+from training.backtest.decisions import of_bundle
+from training.data.dataset import of_grid
 
 pytestmark = pytest.mark.bench
 
@@ -35,7 +35,7 @@ def test_64_000_candles_and_8_policies_in_20_s() -> None:
     # Three rivals on other forecasts ride along: 8 policies in the operator, and three benchmarks beside them.
     policies = [msgspec.structs.replace(Policy(), name=f"band-{k}", no_trade_band=0.05 * k) for k in range(1, 6)]
     started = time.process_time()
-    tested = backtest.run(data, candles, [term], policies)
+    tested = runner.run(data, candles, [term], policies)
     took = time.process_time() - started
     print(f"\n{CANDLES:,} candles, {len(tested.decided.exposure)} policies: {took:.1f} s of one core")
     assert len(tested.decided.exposure) == 8

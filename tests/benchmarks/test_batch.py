@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream.adapters import candles
+from stream.adapters.candles import files
 from stream.testing.market import simulate_symbol
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
@@ -45,7 +45,7 @@ def keras_seconds_per_window() -> float:
 
 
 def test_seven_years_of_candles(tmp_path: Path) -> None:
-    candles.write(
+    files.write(
         simulate_symbol("BTCUSDT", 1_500_000_400_000 // 3_600_000 * 3_600_000, CANDLES, 7), tmp_path / "c.parquet"
     )
     command = [sys.executable, "-m", "stream", "predict", "--candles", "c.parquet", "--out", "p.parquet"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stream.adapters import candles as files
+from stream.adapters.candles import files
 from stream.commands import node
 from stream.commands.exchange import SIMULATED_FROM_MS
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
 from stream.ports import Clock, DriftFailed, DriftFinished, Fact, ForecastAcknowledged
 from stream.settings import Settings
 from stream.testing.broker import EmbeddedBroker

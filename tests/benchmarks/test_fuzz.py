@@ -1,6 +1,6 @@
 """200,000 mutated real frames through a real socket: no crash, no wrong candle, each rejection counted by its cause.
 
-The mutations and the oracle are those of the short test, tests/test_core_binance_fuzz.py.
+The mutations and the oracle are those of the short test, tests/stream/core/market/test_binance_fuzz.py.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import collections
 import random
 import runpy
 import time
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from repository import ROOT
 from websockets.asyncio.server import ServerConnection, serve
 
 from monitor.metrics import Metrics
-from stream.adapters.feed import BinanceFeed
-from stream.core.binance import KlineUpdate
+from stream.adapters.feed.client import BinanceFeed
+from stream.core.market.binance import KlineUpdate
 from stream.ports import Clock, Fact, FanOut, FeedDisconnected
 from stream.testing.sample_model import sample_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.real_data, pytest.mark.timeout(600)]
 
 FRAMES = 200_000
-SHORT = runpy.run_path(str(Path(__file__).parents[1] / "test_core_binance_fuzz.py"))
+SHORT = runpy.run_path(str(ROOT / "tests" / "stream" / "core" / "market" / "test_binance_fuzz.py"))
 
 
 class Listener:

@@ -21,8 +21,9 @@ from websockets.asyncio.client import connect
 
 from stream.adapters import predictor as predictors
 from stream.commands import node
-from stream.core import binance, features
-from stream.core.binance import KlineUpdate
+from stream.core.forecasting import features
+from stream.core.market import binance
+from stream.core.market.binance import KlineUpdate
 from stream.ports import Clock, Fact, ForecastAcknowledged, ForecastCommitted, Inferred
 from stream.settings import Settings
 from stream.testing.broker import EmbeddedBroker

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from monitor import http
+from monitor.http import server
 from monitor.metrics import Metrics
 from stream import web
 from stream.ports import Latest, Readiness
@@ -49,7 +49,7 @@ def filled() -> Metrics:
 
 
 async def test_a_scrape_of_500_symbols_lets_the_loop_go_on() -> None:
-    app = http.build_app(Idle(), filled().text, version="bench")
+    app = server.build_app(Idle(), filled().text, version="bench")
     lags_ms: list[float] = []
 
     async def beat() -> None:

@@ -17,8 +17,8 @@ import fault_harness as stand
 import pytest
 
 from stream.adapters.backoff import Backoff
-from stream.adapters.feed import BinanceFeed
-from stream.core.binance import KlineUpdate
+from stream.adapters.feed.client import BinanceFeed
+from stream.core.market.binance import KlineUpdate
 from stream.ports import CandleProcessed, Clock
 from stream.testing.exchange import Exchange
 

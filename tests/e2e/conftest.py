@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from programs import need
 
-from stream.adapters import candles as files
-from stream.core.candle import HOUR_MS, Candle
+from stream.adapters.candles import files
+from stream.core.market.candle import HOUR_MS, Candle
 from stream.testing.market import simulate
 
 #: The tests' own market: 140 days of history before the first candle that is played.

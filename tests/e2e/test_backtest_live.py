@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stream.adapters import candles as files
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.candles import files
 from stream.commands.node import packaged_model
-from stream.core import messages, publication
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages import builders, schemas
 from stream.testing.broker import EmbeddedBroker
-from training.backtest_decisions import decide, of_bundle
-from training.dataset import of_grid
+from training.backtest.decisions import decide, of_bundle
+from training.data.dataset import of_grid
 
 START = 1_704_067_200_000
 HOURS = 90
@@ -49,7 +49,7 @@ def test_the_daemon_publishes_what_the_backtest_decided(
         data = of_grid("BTCUSDT", *table.grid("BTCUSDT"))
         term = of_bundle(data, predictors.load(packaged_model()), START, START + HOURS * HOUR_MS)
         decided = decide(data, table["BTCUSDT"], [term], [policies.load(chosen)])
-        expected = [json.loads(messages.encode(publication.decision(issued, "replay", 0))) for issued in decided.issued]
+        expected = [json.loads(schemas.encode(builders.decision(issued, "replay", 0))) for issued in decided.issued]
         until(lambda: len(subscriber.payloads("event/decision.issued")) >= len(expected), "the last decision")
         published = subscriber.payloads("event/decision.issued")
     assert [without(p) for p in published] == [without(e) for e in expected]

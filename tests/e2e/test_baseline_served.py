@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 
 from stream.adapters import predictor
 from stream.commands.node import packaged_model
-from stream.core import features
-from stream.core.candle import HOUR_MS, Candle
-from stream.core.contract import OUTPUT
-from stream.core.replay import to_grid
+from stream.core.deciding.replay import to_grid
+from stream.core.forecasting import features
+from stream.core.forecasting.contract import OUTPUT
+from stream.core.market.candle import HOUR_MS, Candle
 
 START = 1_704_067_200_000
 HOURS = 40

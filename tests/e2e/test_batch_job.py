@@ -12,8 +12,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from repository import ROOT
 
-DOCS = Path(__file__).parents[2] / "docs" / "batch.md"
+DOCS = ROOT / "docs" / "batch.md"
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from repository import ROOT
 
-from stream.adapters import candles as files
-from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.adapters.candles import files
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.testing.market import simulate
 
 #: The commands that end by themselves, with what they ask for besides a candle file.
@@ -34,7 +35,7 @@ HOURS = 60
 
 
 def volcast_now(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     return subprocess.run(
         [sys.executable, "-m", "stream", *map(str, args)],
         capture_output=True,

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from programs import need
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "grafana" / "dashboards" / "volcast.json"
 RULES = ROOT / "monitor" / "prometheus" / "alerts.yml"
 VARIABLES = {"$__rate_interval": "30s", "$job": ".+", "$instance": ".+", "$symbol": "BTCUSDT"}

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from fault_harness import LONG, PACED, START, SYMBOLS, hour
 
-from stream.core.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.ports import (
     BackfillFailed,
     BackfillRequested,

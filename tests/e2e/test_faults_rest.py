@@ -15,7 +15,7 @@ import fault_harness as stand
 import pytest
 from fault_harness import PACED, START, SYMBOLS, hour
 
-from stream.core.candle import Candle
+from stream.core.market.candle import Candle
 from stream.ports import BackfillFailed, BackfillRequested, CandleProcessed, FeedConnected, FrameRejected, GapDeclared
 from stream.testing.exchange import Exchange
 

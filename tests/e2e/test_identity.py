@@ -17,12 +17,12 @@ import msgspec
 import pytest
 from fault_harness import PACED, START, hour
 
-from stream.adapters.journal import FILE_NAME
-from stream.adapters.mqtt import Session, broker_client
-from stream.adapters.recall import Recall
+from stream.adapters.journal.store import FILE_NAME
+from stream.adapters.mqtt.broker import Session, broker_client
+from stream.adapters.mqtt.recall import Recall
 from stream.commands import backup, node
-from stream.core.candle import HOUR_MS, Candle
-from stream.core.messages import symbol_topic
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages.schemas import symbol_topic
 from stream.ports import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised
 from stream.testing.exchange import Exchange
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 
-from stream.adapters import candles
+from stream.adapters.candles import files
 from stream.testing.market import simulate_symbol
 
-ROOT = Path(__file__).parents[2]
 START = 1_609_459_200_000  # 2021-01-01 00:00 UTC
 BUNDLE = Path("export/models/btcusdt-1h.onnx")
 
@@ -32,8 +32,8 @@ def project(folder: Path) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("data", "docs/images", "runs"):
         (folder / name).mkdir(parents=True)
-    candles.write(simulate_symbol("BTCUSDT", START, 4_600, seed=9), folder / params["data"]["candles"])
-    candles.write(simulate_symbol("ETHUSDT", START, 4_600, seed=9), folder / params["data"]["pool"])
+    files.write(simulate_symbol("BTCUSDT", START, 4_600, seed=9), folder / params["data"]["candles"])
+    files.write(simulate_symbol("ETHUSDT", START, 4_600, seed=9), folder / params["data"]["pool"])
     return folder
 
 

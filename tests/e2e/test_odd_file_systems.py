@@ -12,7 +12,7 @@ import pytest
 from programs import need
 
 from stream.adapters.data_dir import LOCK_NAME, DataDirLock
-from stream.adapters.journal import SqliteJournal
+from stream.adapters.journal.store import SqliteJournal
 from stream.ports import JournalError
 
 #: Where nobody answers, at once.

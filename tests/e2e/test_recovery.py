@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
-from stream.adapters.journal import SqliteJournal
-from stream.adapters.mqtt import Session, broker_client
-from stream.core.candle import HOUR_MS
+from stream.adapters.journal.store import SqliteJournal
+from stream.adapters.mqtt.broker import Session, broker_client
+from stream.core.market.candle import HOUR_MS
 from stream.ports import UnreachableError
 
 START = 1_704_067_200_000
@@ -153,7 +154,7 @@ def test_kill_9_before_and_after_every_step_gives_the_same_journal_and_the_same_
     subscriber = subscribe(mosquitto.port, "5")
     arguments = [str(a) for a in run_arguments(exchange, mosquitto.url, tmp_path / "var")]
     for step, moment in itertools.product(STEPS, MOMENTS):
-        command = [sys.executable, str(Path(__file__).with_name("killed.py")), step, moment, "3", *arguments]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "killed.py"), step, moment, "3", *arguments]
         killed = subprocess.run(command, timeout=240, check=False, stderr=subprocess.PIPE, text=True)
         assert killed.returncode == -signal.SIGKILL, (step, moment, killed.stderr[-1_000:])
     running = daemon()

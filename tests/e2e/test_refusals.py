@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from stream.commands.node import packaged_model
-from stream.core.contract import METADATA_KEY
+from stream.core.forecasting.contract import METADATA_KEY
 
 START = 1_704_067_200_000
 
@@ -188,7 +188,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
 def test_fetch_writes_what_the_exchange_has_and_tells_what_it_has_not(
     exchange: list[str], candle_file: Path, tmp_path: Path
 ) -> None:
-    from stream.adapters import candles as files
+    from stream.adapters.candles import files
 
     out = tmp_path / "fetched.parquet"
     done = volcast_now("fetch", "--from", "2023-09-01", "--to", "2024-01-04", "--out", out, *exchange[2:])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
 from stream.testing.broker import EmbeddedBroker
 
 START = 1_704_067_200_000

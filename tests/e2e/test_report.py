@@ -16,18 +16,19 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from repository import ROOT
 
-from monitor.report_drift import Period
+from monitor.reports.drift import Period
 from stream.__main__ import cli
 from stream.adapters import predictor as predictors
 from stream.commands import report_source
 from stream.commands.node import packaged_model
-from stream.core.candle import HOUR_MS
+from stream.core.market.candle import HOUR_MS
 
 #: The first candle that the tests' market plays.
 START = 1_704_067_200_000
 
-DOCS = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+DOCS = (ROOT / "docs" / "reports.md").read_text()
 
 
 def report(*args: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from programs import need
 
-from stream.adapters import candles as files
-from stream.core.candle import HOUR_MS
+from stream.adapters.candles import files
+from stream.core.market.candle import HOUR_MS
 from stream.testing.market import simulate
 
 pytestmark = pytest.mark.fault(54)
@@ -113,7 +113,9 @@ def test_what_onnxruntime_leaves_in_a_home_without_us_is_found(watched: Watched)
     assert any("onnxruntime" in name for name in watched.written())
 
 
-@pytest.mark.parametrize("module", ["stream.adapters.predictor", "training.dataset", "monitor.drift", "export.parity"])
+@pytest.mark.parametrize(
+    "module", ["stream.adapters.predictor", "training.data.dataset", "monitor.drift.detection", "export.parity"]
+)
 def test_nor_is_there_anything_where_it_comes_in_with_a_part_of_us(watched: Watched, module: str) -> None:
     watched.run("-c", f"import {module}, onnxruntime")
     assert watched.breaches() == []

@@ -2,7 +2,7 @@
 
 Rules of this room:
 - A fit sees rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
-  on candles up to that row. tests/test_training_forecasters.py alters the future and compares. It must find
+  on candles up to that row. tests/training/forecasters/test_forecasters.py alters the future and compares. It must find
   `rolling_mean_published` guilty, which repeats a published leak and is named for it.
 - Next 24 h means E[σ], a horizon √E[σ²]: whatever is fitted is brought to that level inside its range, so that
   none loses by a constant.
@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import baselines
-from training.dataset import Dataset
+from training.data.dataset import Dataset
+from training.data.panel import NEXT_24H
 from training.forecasters.arithmetic import Ewma, Persistence, RollingMean, RollingMeanPublished
 from training.forecasters.boosting import LightGbm
 from training.forecasters.forecaster import (
@@ -29,7 +29,7 @@ from training.forecasters.garch import GarchT
 from training.forecasters.network import Bundle, Network, of_bundle
 from training.forecasters.reference_lstm import ReferenceLstm
 from training.forecasters.regressions import LinearModel, LogHar, of_har
-from training.panel import NEXT_24H
+from training.models import log_har
 
 __all__ = [
     "BASELINES",
@@ -67,8 +67,8 @@ def named(
             Ewma(),
             RollingMeanPublished(),
             RollingMean(),
-            LogHar("log_har", baselines.PLAIN),
-            LogHar("har", baselines.WITH_CALENDAR),
+            LogHar("log_har", log_har.PLAIN),
+            LogHar("har", log_har.WITH_CALENDAR),
             LinearModel(),
             GarchT(),
             LightGbm(seed),

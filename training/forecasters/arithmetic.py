@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream.core import target
-from stream.core.windows import Array, Trailing
-from training.dataset import Dataset, Rows
+from stream.core.forecasting import target
+from stream.core.forecasting.windows import Array, Trailing
+from training.data.dataset import Dataset, Rows
+from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 from training.forecasters.forecaster import Fitted, Forecasts
-from training.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 
 #: Values of the 24 h σ in the reference project's mean.
 _MEAN_HOURS = 24

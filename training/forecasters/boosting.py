@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.contract import OUTPUT_WIDTH
-from stream.core.features import SEQUENCE_NAMES, STATIC_NAMES
-from stream.core.windows import Array
-from training.dataset import Dataset, Rows, require_rows, walk_forward
+from stream.core.forecasting.contract import OUTPUT_WIDTH
+from stream.core.forecasting.features import SEQUENCE_NAMES, STATIC_NAMES
+from stream.core.forecasting.windows import Array
+from training.data.dataset import Dataset, Rows, require_rows, walk_forward
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
-from training.linear import mean_ratio
+from training.models.linear import mean_ratio
 
 CHANNELS = ("return_scaled", "log_range", "log_realized_24h", "log_volume")
 _CHANNELS = [SEQUENCE_NAMES.index(name) for name in CHANNELS]

@@ -9,15 +9,15 @@ from typing import Protocol
 
 import numpy as np
 
-from stream.core import target
-from stream.core.contract import Calibration, Usual
-from stream.core.features import SIGMA_FLOOR
-from stream.core.windows import Array
+from stream.core.forecasting import target
+from stream.core.forecasting.contract import Calibration, Usual
+from stream.core.forecasting.features import SIGMA_FLOOR
+from stream.core.forecasting.windows import Array
 from stream.extras import installing
-from training.dataset import Dataset, Rows
-from training.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
+from training.data.dataset import Dataset, Rows
+from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 
-#: By quantity (training/panel.py): σ hourly, one per row; NaN where no forecast is made.
+#: By quantity (training/data/panel.py): σ hourly, one per row; NaN where no forecast is made.
 Forecasts = Mapping[str, Array]
 
 

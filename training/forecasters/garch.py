@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream.core.candle import HOUR_MS
-from stream.core.features import SIGMA_FLOOR
-from stream.core.target import HORIZON_HOURS
-from stream.core.windows import Array
-from training.dataset import Dataset, require_rows
+from stream.core.forecasting.features import SIGMA_FLOOR
+from stream.core.forecasting.target import HORIZON_HOURS
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+from training.data.dataset import Dataset, require_rows
 from training.forecasters.forecaster import Fitted, of_outputs, qlike_factors
-from training.linear import mean_ratio
+from training.models.linear import mean_ratio
 
 FIT_HOURS = 2 * 365 * 24
 #: arch's optimiser wants returns of the size of 1: per cent.

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.contract import Model as BundleModel
-from training import decay, describe, fit
-from training.dataset import Dataset, Rows
+from stream.core.forecasting.contract import Model as BundleModel
+from training.bundling import describe, usual_errors
+from training.data.dataset import Dataset, Rows
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
+from training.models import fit
 
 _BATCH_ROWS = 8_192
 
@@ -28,7 +29,7 @@ class Bundle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The model of training/fit.py; `pool`: other symbols that it learns from as well, of the same range."""
+    """The model of training/models/fit.py; `pool`: other symbols that it learns from as well, of the same range."""
 
     name: str = "model"
     pool: Sequence[Dataset] = ()
@@ -44,7 +45,7 @@ class Network:
         return Fitted(
             lambda d, r: of_outputs(d, r, fitted.sigma(d, r)),
             calibration=describe.calibration(data, rows, sigma[:, 0]),
-            usual=decay.of_range(data, start_ms, end_ms, rows, sigma[:, 0]),
+            usual=usual_errors.of_range(data, start_ms, end_ms, rows, sigma[:, 0]),
         )
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.features import SIGMA_FLOOR
-from stream.core.windows import Array
-from training.dataset import Dataset, Rows, require_rows
+from stream.core.forecasting.features import SIGMA_FLOOR
+from stream.core.forecasting.windows import Array
+from training.data.dataset import Dataset, Rows, require_rows
+from training.data.panel import NEXT_24H, ROLLING_24H_NEXT
 from training.forecasters.forecaster import Fitted, ForecasterError, Forecasts
-from training.panel import NEXT_24H, ROLLING_24H_NEXT
 
 LOOKBACK_HOURS = 48
 UNITS = 64

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream.core import baselines as core_baselines
-from stream.core.contract import Har
-from stream.core.windows import Array
-from training import baselines, decay, linear
-from training.dataset import Dataset, Rows, require_rows, walk_forward
+from stream.core.forecasting import baselines as core_baselines
+from stream.core.forecasting.contract import Har
+from stream.core.forecasting.windows import Array
+from training.bundling import usual_errors
+from training.data.dataset import Dataset, Rows, require_rows, walk_forward
+from training.data.panel import NEXT_24H
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs, qlike_factors
-from training.panel import NEXT_24H
+from training.models import linear, log_har
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class LogHar:
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
         rows = require_rows(data, start_ms, end_ms)
-        return of_har(baselines.fit(data, rows, walk_forward(start_ms, end_ms), self.names))
+        return of_har(log_har.fit(data, rows, walk_forward(start_ms, end_ms), self.names))
 
 
 def of_har(coefficients: Har) -> Fitted:
@@ -59,7 +60,7 @@ class LinearModel:
         fitted = linear.fit(data, rows)
         return Fitted(
             lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors),
-            usual=decay.of_range(data, start_ms, end_ms, unseen, said[:, 0] * factors[0]),
+            usual=usual_errors.of_range(data, start_ms, end_ms, unseen, said[:, 0] * factors[0]),
         )
 
 

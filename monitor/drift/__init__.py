@@ -1,0 +1,1 @@
+"""Drift: the detection, and the periodic job in a process of its own."""

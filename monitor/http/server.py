@@ -1,0 +1,132 @@
+"""One HTTP port: metrics, health, the newest messages as JSON, and a page for people. Read-only.
+
+It asks `stream.ports.Status` and answers; the schemas in /openapi.json come from the records that go out on MQTT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Litestar, MediaType, Response, get
+from litestar.exceptions import NotFoundException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import PathParameter, QueryParameter
+
+from stream.core.messages.schemas import Decision, Drift, Forecast, Score
+from stream.ports import Status
+
+#: A pipeline that has not moved for this long is dead (CONTRACT §4).
+HEARTBEAT_LIMIT_S = 30.0
+HISTORY_LIMIT = 1_000
+
+_SYMBOL = PathParameter(pattern=r"^\w{2,40}$", description="As configured, e.g. BTCUSDT; any case.")
+_FROM = "Open time, ms. Without it: the newest."
+_PAGE = Path(__file__).with_name("page.html")
+
+
+class Health(msgspec.Struct):
+    """`heartbeat_age_s`: seconds since the pipeline last showed that it moves."""
+
+    status: str
+    heartbeat_age_s: float
+
+
+class Ready(msgspec.Struct):
+    ready: bool
+    reasons: list[str]
+    halted: list[str]
+    symbols: list[str]
+    #: Symbols for which `har` is served, and in `remarks` why.
+    serving_baseline: list[str]
+    remarks: list[str]
+
+
+def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> Litestar:
+    """The ASGI app. `metrics` gives the Prometheus text, and is called in a thread."""
+    page = _PAGE.read_bytes()
+    scrape: asyncio.Future[bytes] | None = None
+
+    def known(symbol: str) -> str:
+        symbol = symbol.upper()
+        if symbol not in status.symbols:
+            raise NotFoundException(f"{symbol} is not among this node's symbols: {', '.join(status.symbols)}")
+        return symbol
+
+    def newest(payload: bytes | None, what: str) -> Response[bytes]:
+        if payload is None:
+            raise NotFoundException(f"there is no {what} yet")
+        return Response(payload, media_type=MediaType.JSON)
+
+    @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
+    async def get_metrics() -> bytes:
+        # Of hundreds of symbols it takes a second, which the loop must not wait; nor must scrapes pile up.
+        nonlocal scrape
+        if scrape is None or scrape.done():
+            scrape = asyncio.ensure_future(asyncio.to_thread(metrics))
+        return await asyncio.shield(scrape)
+
+    @get("/healthz", responses={503: ResponseSpec(Health, description="The pipeline does not move.")})
+    async def get_health() -> Response[Health]:
+        age_s = status.heartbeat_age_s
+        alive = age_s <= HEARTBEAT_LIMIT_S
+        return Response(Health("ok" if alive else "stuck", round(age_s, 3)), status_code=200 if alive else 503)
+
+    @get("/readyz", responses={503: ResponseSpec(Ready, description="Not ready; `reasons` say why.")})
+    async def get_ready() -> Response[Ready]:
+        r = status.readiness()
+        body = Ready(
+            r.ready, list(r.reasons), list(r.halted), list(status.symbols), list(r.serving_baseline), list(r.remarks)
+        )
+        return Response(body, status_code=200 if r.ready else 503)
+
+    @get("/api/v1/forecast/{symbol:str}", responses={200: ResponseSpec(Forecast, description="The newest forecast.")})
+    async def get_forecast(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).forecast, "forecast")
+
+    @get("/api/v1/decision/{symbol:str}", responses={200: ResponseSpec(Decision, description="The newest decision.")})
+    async def get_decision(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).decision, "decision")
+
+    @get("/api/v1/drift/{symbol:str}", responses={200: ResponseSpec(Drift, description="The newest drift result.")})
+    async def get_drift(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).drift, "drift result")
+
+    @get("/api/v1/score/{symbol:str}", responses={200: ResponseSpec(Score, description="Live scores, decay.")})
+    async def get_score(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).score, "score: no forecast has matured")
+
+    @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
+    async def get_history(
+        symbol: Annotated[str, _SYMBOL],
+        from_: Annotated[int | None, QueryParameter(name="from", ge=0, le=2**53, description=_FROM)] = None,
+        to: Annotated[int | None, QueryParameter(ge=0, le=2**53, description="Open time, ms.")] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=HISTORY_LIMIT)] = 100,
+    ) -> Response[bytes]:
+        rows = await status.history(known(symbol), from_, to, limit)
+        return Response(b"[" + b",".join(rows) + b"]", media_type=MediaType.JSON)
+
+    @get("/", media_type=MediaType.HTML, include_in_schema=False)
+    async def get_page() -> bytes:
+        return page
+
+    handlers: list[Any] = [
+        get_metrics, get_health, get_ready, get_forecast, get_decision, get_drift, get_score, get_history, get_page,
+    ]  # fmt: skip
+
+    @get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)
+    async def get_openapi() -> dict[str, Any]:
+        return app.openapi_schema.to_schema()
+
+    app = Litestar(
+        [*handlers, get_openapi],
+        # Only the document, under the name above too: the library's pages load their scripts from elsewhere.
+        openapi_config=OpenAPIConfig(title="Volcast", version=version, render_plugins=[JsonRenderPlugin()]),
+        logging_config=None,
+    )
+    return app

@@ -1,0 +1,1 @@
+"""The report of a period: drift and forecast quality as HTML and JSON."""

@@ -1,0 +1,209 @@
+"""The report of a period: drift pages, a page of the forecasts' quality, an index with the trend; beside each its JSON.
+
+Rules of this room:
+- It works on arrays; where they came from, a candle file or the journal, is told to it and is on every page.
+- A page's figures and those of the `.json` beside it are the same numbers.
+- A report is of one model: its training range, its reference, its thresholds, its forecasts. What other models said is
+  counted and left out.
+- Files go into the folder that is handed in; to make them appear at once is the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor import markup
+from monitor.drift.detection import evidently_missing
+from monitor.reports import drift, regression
+from monitor.reports import page as pages
+from monitor.reports.drift import DriftOfPeriod, Measured, Period
+from monitor.reports.figure import TrendPoint
+from monitor.reports.page import About
+from monitor.reports.regression import Matured, Regression
+from stream.core.forecasting.contract import Model
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+
+#: What QLIKE is averaged over for the trend, and how many forecasts of it there must be.
+TREND_HOURS = 30 * 24
+_MIN_TREND_FORECASTS = 7 * 24
+
+
+class ReportError(RuntimeError):
+    """The report could not be made; one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a report is made of: a symbol's hourly grid ([T] ms, [T, 5]; NaN where no candle exists), its matured
+    forecasts by one model, and where both came from, in words."""
+
+    symbol: str
+    open_time: NDArray[np.int64]
+    ohlcv: Array
+    matured: Matured
+    told: str
+    #: How many matured forecasts of the period other models made, by version.
+    others: Mapping[str, int] = field(default_factory=dict)
+    #: What else a reader must know of it.
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a report came to; `files` are names, the index last; `notes` say what was left out, for people."""
+
+    drifts: dict[str, DriftOfPeriod]
+    regression: Regression
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def write(
+    source: Source,
+    periods: Sequence[Period],
+    whole: Period,
+    model: Model,
+    folder: Path,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Written:
+    """Writes the report of `periods`, which lie in `whole`, into `folder`.
+
+    `ReportError` where there is too little to judge, or no Evidently.
+    """
+    refuse_without_evidently()
+    matured = source.matured.within(whole.from_ms, whole.to_ms)
+    if len(matured) < regression.MIN_FORECASTS:
+        raise ReportError(_too_few(source, whole, model, len(matured)))
+    measured = Measured.of(source.symbol, source.open_time, source.ohlcv)
+    training = model.contract.training
+    about = About(source.symbol, whole.name, source.told, model.version, training.trained_from, training.trained_until)
+    index = f"{source.symbol}-{whole.name}-index.html"
+    files = {"regression": f"{source.symbol}-{whole.name}-regression.html"}
+    notes = list(_notes(source, whole, measured, model))
+    drifts: dict[str, DriftOfPeriod] = {}
+    for period in periods:
+        progress(f"drift {period.name}")
+        html = folder / f"{source.symbol}-{period.name}-drift.html"
+        found = drift.judged(measured, model.contract, period, html)
+        if found is None:
+            notes.append(f"{period.name} has no drift page: too few of its hours have 30 days of candles before them")
+            continue
+        drifts[period.name], files[period.name] = found, html.name
+        of = msgspec.structs.replace(about, period=period.name)
+        _finish(html, "drift", of, found, pages.drift_parts(of, found, index))
+    if not drifts:
+        raise ReportError(
+            f"{source.symbol}: too few hours of {whole.name} have 30 days of candles before them in the {source.told}: "
+            "choose a later period, or candles that reach further back"
+        )
+    progress(f"regression {whole.name}")
+    html = folder / files["regression"]
+    quality = regression.regression(matured, html)
+    _finish(html, "regression", about, quality, pages.regression_parts(about, quality, index))
+    points = trend(drifts, source.matured)
+    span = (whole.from_ms, whole.to_ms)
+    page = pages.index_page(about, drifts, quality, files, points, notes, span)
+    (folder / index).write_text(page, encoding="utf-8")
+    figures = {
+        "drift": {name: _summary(files[name], of) for name, of in drifts.items()},
+        "regression": {"file": files["regression"], **msgspec.to_builtins(quality)},
+        "trend": msgspec.to_builtins(points),
+        "notes": notes,
+    }
+    _write_json(folder / index, {"kind": "index", **msgspec.to_builtins(about), **figures})
+    names = [*(files[name] for name in drifts), files["regression"], index]
+    return Written(drifts, quality, tuple(f for n in names for f in (_json_name(n), n)), tuple(notes))
+
+
+def refuse_without_evidently() -> None:
+    missing = evidently_missing()
+    if missing is not None:
+        raise ReportError(f"a report needs Evidently: {missing}")
+
+
+def trend(drifts: Mapping[str, DriftOfPeriod], matured: Matured) -> list[TrendPoint]:
+    """A point for each judged week, oldest first."""
+    points = []
+    for of in drifts.values():
+        for week in of.weeks:
+            measure = max(week.scores, key=lambda name: week.scores[name] / of.thresholds[name])
+            served, har = _qlike(matured, week.last + HOUR_MS)
+            points.append(
+                TrendPoint(
+                    last=week.last,
+                    measure=measure,
+                    score_of_threshold=week.scores[measure] / of.thresholds[measure],
+                    detected=week.detected,
+                    fast_detected=week.fast_detected,
+                    default_detected=week.default_detected,
+                    qlike_served=served,
+                    qlike_har=har,
+                )
+            )
+    return sorted(points, key=lambda p: p.last)
+
+
+def _qlike(matured: Matured, end_ms: int) -> tuple[float | None, float | None]:
+    """Mean QLIKE of served and har over the forecasts that matured in the 30 days before `end_ms`."""
+    ahead_ms = regression.AHEAD_HOURS * HOUR_MS
+    known = matured.within(end_ms - TREND_HOURS * HOUR_MS - ahead_ms, end_ms)
+    if len(known) < _MIN_TREND_FORECASTS:
+        return None, None
+    served, har = (float(np.mean(regression.qlike(known.realized, known.said[name]))) for name in ("served", "har"))
+    return served, har
+
+
+def _finish(html: Path, kind: str, about: About, figures: Any, parts: Sequence[str]) -> None:
+    """Puts our part above Evidently's page, and the figures beside it."""
+    page = markup.headed(html.read_text(encoding="utf-8"), pages.title(about, kind), parts)
+    html.write_text(page, encoding="utf-8")
+    _write_json(html, {"kind": kind, **msgspec.to_builtins(about), **msgspec.to_builtins(figures)})
+
+
+def _write_json(html: Path, figures: dict[str, Any]) -> None:
+    text = json.dumps(figures, indent=2, allow_nan=False)
+    html.with_name(_json_name(html.name)).write_text(text + "\n", encoding="utf-8")
+
+
+def _json_name(html: str) -> str:
+    return html.removesuffix(".html") + ".json"
+
+
+def _summary(file: str, of: DriftOfPeriod) -> dict[str, Any]:
+    """A period's drift without its weeks, which are in the trend."""
+    return {"file": file, "weeks": len(of.weeks), **{k: v for k, v in msgspec.to_builtins(of).items() if k != "weeks"}}
+
+
+def _notes(source: Source, whole: Period, measured: Measured, model: Model) -> list[str]:
+    notes = list(source.notes)
+    if whole.to_ms < whole.asked_to_ms:
+        notes.append(f"{whole.name} is not complete: its candles end with {markup.hour(whole.to_ms - HOUR_MS)}")
+    missing = measured.missing(whole)
+    if missing:
+        notes.append(
+            f"hours without a candle: {missing} of {whole.hours}; forecasts of days that hold one have no outcome"
+        )
+    if source.others:
+        told = ", ".join(f"{count} by {version}" for version, count in source.others.items())
+        notes.append(f"forecasts of other models are left out ({told}); this report is of {model.version}")
+    training = model.contract.training
+    if whole.from_ms <= training.trained_until and training.trained_from < whole.to_ms:
+        notes.append("the model was trained on part of this period, where its forecasts look better than they are")
+    return notes
+
+
+def _too_few(source: Source, whole: Period, model: Model, found: int) -> str:
+    others = f" ({', '.join(source.others)} made others: name its bundle with --model)" if source.others else ""
+    return (
+        f"{source.symbol}: {found} matured forecast(s) of model {model.version} in {whole.name} in the {source.told}"
+        f"{others}: a report needs at least {regression.MIN_FORECASTS}; choose a longer period or one that has them"
+    )

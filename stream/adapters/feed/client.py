@@ -1,0 +1,429 @@
+"""The socket, the news: Binance's combined kline stream over `websockets`.
+
+Rules of this room:
+- It reconnects for ever, and by its own rules: the library's backoff starts over at each handshake, so a server that
+  accepts and closes would be hammered, and it takes most HTTP refusals for final.
+- Watching is done on data, and REST is the arbiter: a peer that pongs and sends nothing is dead where something was
+  traded, and quiet where nothing was.
+- A connection that is to go is relieved: its successor receives before it is closed. The ledger knows a candle that
+  both bring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import Frame, Opcode
+
+from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
+from stream.adapters.feed.control_frames import ControlFrames
+from stream.adapters.feed.silence import Silence
+from stream.adapters.outbound import Way, way_to
+from stream.core.market import binance
+from stream.core.market.binance import KlineUpdate, Reply, UnknownSymbolError, WireError
+from stream.core.market.candle import Candle
+from stream.ports import (
+    Clock,
+    FeedConnected,
+    FeedDisconnected,
+    FeedListener,
+    FeedQuiet,
+    FrameReceived,
+    FrameRejected,
+    Observer,
+    UnreachableError,
+)
+
+log = logging.getLogger(__name__)
+
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 1.0
+_SUBSCRIBE_BATCH = 100
+#: A refusal that says "you ask too often", "not you" or "not here" is not asked again sooner.
+_REFUSED_DELAY_S = 30.0
+_REFUSALS = (301, 302, 307, 308, 403, 404, 418, 429, 451)
+#: The exchange ends a connection after 24 hours; ours is relieved somewhere in here.
+ROTATE_AFTER_S = (79_200.0, 84_600.0)
+#: How often a connection is looked after.
+_CHECK_S = 1.0
+#: A look that comes later than this was kept from looking, and so was the reader.
+_HELD_UP_S = 5.0
+#: How long REST may take to say whether a silent stream is dead, and the stream after it to prove that it is not.
+_ARBITER_S = 10.0
+_PROOF_S = 5.0
+#: Streams that REST is asked about at a time.
+_ASKED_AT_ONCE = 3
+#: A successor that has brought something for so long takes over, though some symbols are quiet.
+_OVERLAP_S = 15.0
+
+#: Told apart in counters; a label may not take as many values as a server likes to send.
+_STATUSES = (*_REFUSALS, 500, 502, 503)
+_CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
+
+#: REST's newest candle of a symbol, closed or forming. `UnreachableError` where it does not answer.
+Newest = Callable[[str], Awaitable[Candle | None]]
+
+
+def proxy_and_tls(way: Way) -> dict[str, Any]:
+    """What `connect` is told of the way; without a word it would read the environment by itself."""
+    told: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
+    return told if way.proxy_tls is None else {**told, "proxy_ssl": way.proxy_tls}
+
+
+class _Connect(connect):
+    """Follows nobody to another place: an endpoint that moved is said, and configured by a person."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+class _Socket(ClientConnection):
+    """The library's connection, counting the pongs that it sends by itself."""
+
+    frames: ControlFrames | None = None
+
+    def process_event(self, event: Any) -> None:
+        if self.frames is not None and isinstance(event, Frame) and event.opcode is Opcode.PING:
+            self.frames.pong()
+        super().process_event(event)
+
+
+class _Link:
+    """One connection, from its handshake to its end."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[tuple[str, float]] | None = None
+        self.socket: ClientConnection | None = None
+        #: Set when a successor is wanted, and when this one is fit to be one.
+        self.relieve = asyncio.Event()
+        self.receiving = asyncio.Event()
+        #: Why it was ended from our side.
+        self.ending = ""
+        self.delivering = False
+        self.request_id = 0
+
+    async def end(self, reason: str) -> None:
+        self.ending = self.ending or reason
+        if self.socket is not None:
+            await self.socket.close()
+
+
+class BinanceFeed:
+    """`stream.ports.Feed`: one connection for all symbols, two while one relieves the other."""
+
+    def __init__(
+        self,
+        base_url: str,
+        symbols: Sequence[str],
+        *,
+        clock: Clock,
+        observe: Observer,
+        rng: random.Random,
+        stall_after_s: float = 60.0,
+        healthy_after_s: float = 10.0,
+        backoff: Backoff | None = None,
+        budget: ConnectBudget | None = None,
+        newest: Newest | None = None,
+        until_calm_s: Callable[[], float] = lambda: 0.0,
+        rotate_after_s: tuple[float, float] = ROTATE_AFTER_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        way: Way | None = None,
+    ) -> None:
+        """`stall_after_s`: real seconds of silence after which REST (`newest`) is asked whether there was news;
+        without it all silence counts as death. `healthy_after_s`: age at which a connection that delivers data
+        forgives earlier failures. `until_calm_s`: seconds until a moment that is far from a close; only then is a
+        connection relieved for its age."""
+        self._base_url = base_url
+        self._way = way or way_to(base_url)
+        self._symbols = tuple(symbols)
+        self._clock = clock
+        self._observe = observe
+        self._rng = rng
+        self._stall_after_s = stall_after_s
+        self._healthy_after_s = healthy_after_s
+        self._backoff = backoff or Backoff(rng)
+        self._budget = budget or ConnectBudget(clock.monotonic_s)
+        self._newest = newest
+        self._until_calm_s = until_calm_s
+        self._rotate_after_s = rotate_after_s
+        self._sleep = sleep
+        self._known: dict[str, Candle] = {}
+        self._open = 0
+        self._quiet = False
+        self._complained = ""
+
+    async def run(self, listener: FeedListener) -> None:
+        links: list[_Link] = []
+        try:
+            while True:
+                if not links:
+                    links.append(await self._start(listener))
+                leader = links[0]
+                assert leader.task is not None
+                await _first(leader.task, leader.relieve.wait())
+                if not leader.task.done():
+                    await self._relieve(links, listener)
+                    continue
+                links.remove(leader)
+                _, least_delay_s = leader.task.result()
+                await self._sleep(max(least_delay_s, self._backoff.next_s()))
+        finally:
+            tasks = [link.task for link in links if link.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self, listener: FeedListener) -> _Link:
+        while (wait_s := self._budget.wait_s()) > 0:
+            log.log(logging.WARNING if wait_s >= 1 else logging.DEBUG, "no attempt to connect for %.0f s", wait_s)
+            await self._sleep(wait_s)
+        self._budget.spend()
+        link = _Link()
+        link.task = asyncio.create_task(self._connection(link, listener), name="feed connection")
+        return link
+
+    async def _relieve(self, links: list[_Link], listener: FeedListener) -> None:
+        """Until the leader has a successor that receives, or is gone: `links` is then whoever is left."""
+        leader = links[0]
+        assert leader.task is not None
+        while not leader.task.done():
+            successor = await self._start(listener)
+            assert successor.task is not None
+            links.append(successor)
+            await _first(leader.task, successor.task, successor.receiving.wait())
+            if successor.receiving.is_set() and not successor.task.done():
+                await leader.end("rotated")
+                await asyncio.wait([leader.task])
+            elif not successor.task.done():
+                break
+            else:
+                links.remove(successor)
+                delay_s = max(successor.task.result()[1], self._backoff.next_s())
+                await _first(leader.task, self._sleep(delay_s))
+        links.remove(leader)
+
+    async def _connection(self, link: _Link, listener: FeedListener) -> tuple[str, float]:
+        """One connection from handshake to end: why it ended, and how long to wait at least."""
+        connected = False
+        reason, delay_s = "cancelled", 0.0
+        try:
+            async with self._connect() as socket:
+                link.socket, connected = socket, True
+                self._observe(FeedConnected())
+                self._open += 1
+                if self._open == 1:
+                    listener.connected()
+                await self._listen(link, socket, listener)
+        except InvalidStatus as error:
+            status = error.response.status_code
+            reason = f"http_{status if status in _STATUSES else 'other'}"
+            delay_s = _REFUSED_DELAY_S if status in _REFUSALS else 0.0
+            place = error.response.headers.get("Location")
+            moved = f" and names {place[:200]}: if that is the exchange's word, set --ws-url" if place else ""
+            self._complain(reason, f"the exchange refused the stream: HTTP {status}{moved}")
+        except ConnectionClosed as error:
+            code = error.rcvd.code if error.rcvd else None
+            if link.ending:
+                reason = link.ending
+            elif code is None:
+                reason = "connection_lost"
+            else:
+                reason = f"closed_{code if code in _CLOSE_CODES else 'other'}"
+            if link.ending == "rotated":
+                log.info("the stream goes on over its next connection")
+            elif link.ending == "stall":
+                self._complain(reason, f"no data for {self._stall_after_s:g} s on an open stream: reconnecting")
+            else:
+                self._complain(reason, f"the stream was closed by the exchange: {error}")
+        except (OSError, TimeoutError, WebSocketException, UnicodeError) as error:
+            reason = "unreachable"
+            self._complain(reason, f"no stream: {type(error).__name__} {error}")
+        finally:
+            if connected:
+                self._open -= 1
+            if reason != "cancelled":
+                self._hear(quiet=False)
+                self._observe(FeedDisconnected(reason, still_open=self._open > 0))
+                if not self._open:
+                    listener.disconnected(reason)
+        return reason, delay_s
+
+    def _connect(self) -> _Connect:
+        return _Connect(
+            binance.stream_url(self._base_url, self._symbols),
+            **proxy_and_tls(self._way),
+            compression=None,
+            open_timeout=_OPEN_TIMEOUT_S,
+            close_timeout=_CLOSE_TIMEOUT_S,
+            # Our own pings would count as control frames, and their pongs would prove nothing.
+            ping_interval=None,
+            max_queue=64,
+            create_connection=_Socket,
+            happy_eyeballs_delay=ADDRESS_RACE_S,
+        )
+
+    def _complain(self, reason: str, text: str) -> None:
+        """Each cause is told once, and again only after the stream was well in between."""
+        log.log(logging.DEBUG if reason == self._complained else logging.WARNING, "%s", text)
+        self._complained = reason
+
+    async def _listen(self, link: _Link, socket: ClientConnection, listener: FeedListener) -> None:
+        """Until the connection ends (`ConnectionClosed`)."""
+        opened_at_s = self._clock.monotonic_s()
+        frames = ControlFrames(self._clock.monotonic_s)
+        if isinstance(socket, _Socket):
+            socket.frames = frames
+        silence = Silence(self._symbols, self._known, opened_at_s, self._stall_after_s)
+        beside = [
+            asyncio.create_task(self._subscribe(link, frames, self._symbols[binance.STREAMS_PER_URL :])),
+            asyncio.create_task(self._look_after(link, silence, frames, opened_at_s)),
+        ]
+        try:
+            while True:
+                data = await socket.recv(decode=False)
+                received_at_s = self._clock.monotonic_s()
+                link.delivering = True
+                candle = await self._frame(link, data, received_at_s, listener)
+                link.delivering = False
+                if candle is None:
+                    continue
+                # Counted from now: the time that delivery took is ours, not the exchange's silence.
+                silence.heard(candle, self._clock.monotonic_s())
+                self._hear(quiet=False)
+                if len(silence.heard_from) == len(self._symbols):
+                    link.receiving.set()
+                if received_at_s - opened_at_s >= self._healthy_after_s:
+                    self._backoff.healthy()
+                    self._complained = ""
+        finally:
+            # What failed in them did so because the connection ended, which is said elsewhere.
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _frame(self, link: _Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
+        """Delivers one frame; its candle where it was data (which is what is waited for)."""
+        try:
+            frame = binance.decode_frame(data)
+        except WireError as error:
+            self._observe(FrameRejected(error.reason, str(error)))
+            return None
+        if isinstance(frame, KlineUpdate):
+            self._observe(FrameReceived("kline_closed" if frame.closed else "kline"))
+            if frame.closed:
+                await listener.closed(frame, received_at_s)
+            else:
+                listener.forming(frame, received_at_s)
+            return frame.candle
+        if isinstance(frame, Reply):
+            self._observe(FrameReceived("reply"))
+            if frame.error:
+                log.warning("the exchange refused a control frame: %s", frame.error)
+            return None
+        self._observe(FrameReceived("server_shutdown"))
+        log.info("the exchange announces that it will close this connection: opening the next one")
+        link.relieve.set()
+        return None
+
+    # --- looking after a connection ----------------------------------------------------------------------------
+
+    async def _look_after(self, link: _Link, silence: Silence, frames: ControlFrames, opened_at_s: float) -> None:
+        rotate_at_s = opened_at_s + self._rng.uniform(*self._rotate_after_s)
+        period_s = min(_CHECK_S, self._stall_after_s / 4)
+        while True:
+            asked_s = self._clock.monotonic_s()
+            await self._sleep(period_s)
+            now_s = self._clock.monotonic_s()
+            if now_s >= rotate_at_s and not link.relieve.is_set() and self._until_calm_s() <= 0:
+                log.info("this connection is %.0f h old: opening the next one", (now_s - opened_at_s) / 3_600)
+                link.relieve.set()
+            if link.delivering or now_s - asked_s > period_s + _HELD_UP_S:
+                silence.excuse(now_s)
+                continue
+            if silence.heard_from and now_s - opened_at_s >= _OVERLAP_S:
+                link.receiving.set()
+            if silence.suspects(now_s) and await self._judge(link, silence, frames):
+                await link.end("stall")
+                return
+
+    async def _judge(self, link: _Link, silence: Silence, frames: ControlFrames) -> bool:
+        """Asks REST about the silent streams, and wakes those that are mute. True where the connection is dead."""
+        now_s = self._clock.monotonic_s()
+        asked = silence.suspects(now_s)[:_ASKED_AT_ONCE]
+        if silence.total(now_s):
+            if self._newest is None:
+                return True
+            verdicts = [await self._has_news(silence, symbol) for symbol in asked]
+            if not all(v is False for v in verdicts):
+                # REST may be a moment ahead of a stream that is well.
+                await self._sleep(min(_PROOF_S, self._stall_after_s / 4))
+                return silence.total(self._clock.monotonic_s())
+            self._hear(quiet=True)
+            silence.excuse(self._clock.monotonic_s())
+            return False
+        for symbol in asked:
+            verdict = await self._has_news(silence, symbol) if self._newest is not None else True
+            now_s = self._clock.monotonic_s()
+            if symbol not in silence.suspects(now_s):
+                continue
+            if verdict is not True:
+                silence.cleared(symbol, now_s)
+                continue
+            attempt = silence.woken(symbol, now_s)
+            if attempt == 1:
+                log.warning("%s: the stream is mute while others speak: subscribing again", symbol)
+                await self._say(link, frames, "UNSUBSCRIBE", [symbol])
+                await self._say(link, frames, "SUBSCRIBE", [symbol])
+            elif not link.relieve.is_set():
+                log.warning("%s: the stream stays mute: opening the next connection; REST brings its candles", symbol)
+                link.relieve.set()
+        return False
+
+    async def _has_news(self, silence: Silence, symbol: str) -> bool | None:
+        """Whether the exchange has something that the stream did not bring; None where nobody can tell."""
+        assert self._newest is not None
+        try:
+            async with asyncio.timeout(_ARBITER_S):
+                return silence.has_news(symbol, await self._newest(symbol))
+        except (UnreachableError, UnknownSymbolError, TimeoutError):
+            return None
+
+    def _hear(self, *, quiet: bool) -> None:
+        if quiet != self._quiet:
+            self._quiet = quiet
+            log.info("the stream is %s", "quiet: REST has no news either" if quiet else "not quiet any more")
+            self._observe(FeedQuiet(quiet))
+
+    # --- speaking ----------------------------------------------------------------------------------------------
+
+    async def _subscribe(self, link: _Link, frames: ControlFrames, symbols: Sequence[str]) -> None:
+        for i in range(0, len(symbols), _SUBSCRIBE_BATCH):
+            await self._say(link, frames, "SUBSCRIBE", symbols[i : i + _SUBSCRIBE_BATCH])
+
+    async def _say(
+        self, link: _Link, frames: ControlFrames, method: Literal["SUBSCRIBE", "UNSUBSCRIBE"], symbols: Sequence[str]
+    ) -> None:
+        while (wait_s := frames.wait_s()) > 0:
+            await self._sleep(wait_s)
+        frames.spoke()
+        link.request_id += 1
+        assert link.socket is not None
+        await link.socket.send(binance.control(method, symbols, link.request_id), text=True)
+
+
+async def _first(*waited_for: Any) -> None:
+    """Returns when the first of them is done. Tasks of others go on; what was a coroutine is cancelled."""
+    own = [asyncio.ensure_future(w) for w in waited_for if not isinstance(w, asyncio.Task)]
+    others = [w for w in waited_for if isinstance(w, asyncio.Task)]
+    try:
+        await asyncio.wait([*own, *others], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in own:
+            task.cancel()
+        await asyncio.gather(*own, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The journal: SQLite, written first and published from afterwards."""

@@ -1,0 +1,55 @@
+"""The journal's statements about what was said: by which model and policy, for which symbols, with which revision.
+
+Each runs inside a transaction of the journal's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.scoring import Outcome
+from stream.ports import Renumbering, Voice
+
+#: Longer than the exchange is asked whether it still says the same (stream/pipeline/revision.py).
+_CORRECTED_HOURS = 72
+
+
+def store_outcomes(db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
+    places = ", ".join("?" * len(Outcome.__struct_fields__))
+    query = f"INSERT OR REPLACE INTO outcomes VALUES ({places})"
+    db.executemany(query, [msgspec.structs.astuple(outcome) for outcome in outcomes])
+
+
+def keep_voice(db: sqlite3.Connection, voice: Voice) -> None:
+    """Keeps a model and a policy, and forgets those whose newest words are too old to be corrected."""
+    db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (voice.model_version, voice.bundle))
+    db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?)", (voice.policy_version, voice.policy))
+    since = "(SELECT coalesce(max(open_time), 0) FROM operator_state) - ?"
+    for table, said, kept in (
+        ("bundles", "forecasts", voice.model_version),
+        ("policies", "decisions", voice.policy_version),
+    ):
+        db.execute(
+            f"DELETE FROM {table} WHERE version <> ? AND NOT EXISTS "
+            f"(SELECT 1 FROM {said} WHERE open_time > {since} AND id LIKE '%:' || version)",
+            (kept, _CORRECTED_HOURS * HOUR_MS),
+        )
+
+
+def renumber(db: sqlite3.Connection, change: Renumbering) -> None:
+    for table, pairs in (("forecasts", change.forecasts), ("decisions", change.decisions)):
+        db.executemany(f"DELETE FROM {table} WHERE id = ? AND revision = ?", [(a.id, a.revision) for a, _ in pairs])
+        db.executemany(
+            f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
+            [(b.id, b.revision, b.symbol, b.open_time, msgspec.json.encode(b)) for _, b in pairs],
+        )
+    store_outcomes(db, change.outcomes)
+    db.executemany("UPDATE outbox SET payload = ? WHERE seq = ?", [(p, seq) for seq, p in change.payloads.items()])
+    db.executemany(
+        "INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)",
+        [(r.topic, r.payload, r.expiry_s, r.valid_until) for r in change.retained],
+    )

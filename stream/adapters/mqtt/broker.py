@@ -1,0 +1,324 @@
+"""MQTT 5 over aiomqtt (asyncio-mqtt under its present name): connect, say what the will is, publish, come back.
+
+The library holds no queue for us and repeats nothing across connections: what must not be lost waits in the
+journal's outbox, and a publish counts only when the broker has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from stream.adapters.backoff import Backoff
+from stream.adapters.mqtt.client import Client as _Client
+from stream.adapters.mqtt.rivals import NO_ANSWER, Rivals
+from stream.adapters.outbound import authorities
+from stream.core.messages.schemas import CONTENT_TYPE
+from stream.ports import (
+    BrokerConnected,
+    BrokerLost,
+    HungUpError,
+    MessageRefusedError,
+    Observer,
+    Publisher,
+    RefusedError,
+    UnreachableError,
+)
+from stream.urls import parse
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 5.0
+#: A slow broker is waited for: to connect anew would only have it hear the same message twice.
+_ACKNOWLEDGED_S = 15.0
+_KEEPALIVE_S = 20
+_HEALTHY_AFTER_S = 5.0
+_LAST_WORD_S = 1.0
+_CANCEL_AGAIN_S = 0.2
+#: What others say and we have not yet heard; nothing depends on the rest.
+_HEARD = 10_000
+#: Subscriptions that are met with silence or the end of the connection, until we no longer look for other nodes.
+_LOOKS = 2
+#: Ends in favour of another client within `_FIGHT_S` that make it a fight: where we see the other nodes, and where not.
+_TAKEOVERS, _TAKEOVERS_BLIND = 3, 2
+_FIGHT_S = 300.0
+
+
+def _properties(packet: int, expiry_s: int | None = None) -> Properties:
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    properties.ContentType = CONTENT_TYPE
+    properties.PayloadFormatIndicator = 1
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    return properties
+
+
+#: What may end a connection, or keep it from coming about: tried again for ever.
+_LOST = (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError)
+
+
+class Session:
+    """`stream.ports.Publisher` on one live connection; one message at a time."""
+
+    def __init__(self, client: _Client) -> None:
+        self._client = client
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+        if refusal := self._client.too_large(topic, payload):
+            raise MessageRefusedError(refusal)
+        self._client.refusal = None
+        try:
+            await self._client.publish(
+                topic,
+                payload,
+                qos=1,
+                retain=retain,
+                properties=_properties(PacketTypes.PUBLISH, expiry_s),
+                timeout=_ACKNOWLEDGED_S,
+            )
+        except aiomqtt.MqttError as error:
+            if self._client.ended:
+                raise HungUpError(self._client.farewell or "the connection ended without a word") from None
+            raise UnreachableError(f"the broker did not acknowledge: {error}") from None
+        except ValueError as error:
+            # What the library itself takes for no message.
+            raise MessageRefusedError(str(error)) from None
+        if self._client.refusal is not None:
+            raise MessageRefusedError(self._client.refusal)
+
+
+class MqttBroker:
+    """`stream.ports.Broker` at `mqtt://` or `mqtts://[user:password@]host[:port]`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str,
+        will_topic: str,
+        will: bytes,
+        observe: Observer,
+        rng: random.Random,
+        tls: ssl.SSLContext | None = None,
+        rivals: Callable[[], Rivals] | None = None,
+        recall: Callable[[aiomqtt.Client], Awaitable[None]] | None = None,
+    ) -> None:
+        """`will` is what the broker says on `will_topic`, retained, when this client vanishes. `rivals` makes what
+        looks around on each connection before anything is said; without it nobody looks. `recall` then reads what has
+        been said there before."""
+        self._url = url
+        self._client_id = client_id
+        self._will = aiomqtt.Will(will_topic, will, qos=1, retain=True, properties=_properties(PacketTypes.WILLMESSAGE))
+        self._observe = observe
+        # Longer than a look around takes: who has taken our name must have had the time to say so.
+        self._backoff = Backoff(rng, first_s=0.5, cap_s=15.0)
+        self._tls = tls
+        self._rivals = rivals
+        self._recall = recall
+        #: Whether the newest look has shown the other nodes, and how many were cut short by the broker.
+        self._sighted = False
+        self._cut_short = 0
+        self._blind_told: str | None = None
+        #: Who had spoken under our name before we first did.
+        self._predecessor: str | None = None
+        self._takeovers_s: deque[float] = deque(maxlen=_TAKEOVERS)
+
+    async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
+        """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
+        publishes the same, or another client takes our client id."""
+        known: str | None = None
+        spoken = False
+        while True:
+            client = broker_client(self._url, self._client_id, self._will, tls=self._tls)
+            try:
+                async with client:
+                    self._observe(BrokerConnected())
+                    log.info("connected to the broker")
+                    known = None
+                    if self._rivals is not None:
+                        await self._look_around(client, self._rivals(), spoken=spoken)
+                    if self._recall is not None:
+                        await self._recall(client)
+                    spoken = True
+                    await self._attend(client, session)
+                    return
+            except _LOST as error:
+                if client.taken_over:
+                    self._refuse_a_fight()
+                # Said once per cause, not once per attempt.
+                reason = client.why(error)
+                self._observe(BrokerLost(reason))
+                if reason != known:
+                    log.warning("no broker, trying on: %s", reason)
+                    known = reason
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _look_around(self, client: _Client, rivals: Rivals, *, spoken: bool) -> None:
+        """Courtesy before we speak, and no condition of it: who may publish and not subscribe publishes."""
+        self._sighted = False
+        if self._cut_short >= _LOOKS:
+            return
+        try:
+            blind = await rivals.look_once(client)
+        except aiomqtt.MqttError:
+            if client.ended:
+                self._cut_short += 1
+                if self._cut_short == _LOOKS:
+                    self._tell_blind(client.farewell or "it ends the connection when we subscribe")
+            raise
+        # Neither is worth a wait on each connection.
+        self._cut_short = self._cut_short + 1 if blind == NO_ANSWER else 0
+        if blind is not None:
+            self._tell_blind(blind)
+            return
+        self._sighted = True
+        rivals.refuse()
+        if spoken:
+            rivals.refuse_usurper(self._predecessor)
+        else:
+            self._predecessor = rivals.under_our_name
+
+    def _tell_blind(self, reason: str) -> None:
+        if reason != self._blind_told:
+            log.warning(
+                "the broker does not let us see other nodes (%s): nobody notices one that publishes the same", reason
+            )
+            self._blind_told = reason
+
+    def _refuse_a_fight(self) -> None:
+        """`RefusedError` where another client has our client id. One takeover proves nothing: an attempt of our own
+        that we gave up may have reached the broker late. Who it was the next look shows, or the next takeover."""
+        now_s = asyncio.get_running_loop().time()
+        self._takeovers_s.append(now_s)
+        recent = sum(now_s - at_s < _FIGHT_S for at_s in self._takeovers_s)
+        if self._rivals is None or recent >= (_TAKEOVERS if self._sighted else _TAKEOVERS_BLIND):
+            raise RefusedError(
+                f"another client has connected to the broker with our client id {self._client_id}: "
+                "give each node its own --instance"
+            ) from None
+
+    async def _attend(self, client: _Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
+        """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
+        speaking = asyncio.ensure_future(session(Session(client)))
+        listening = asyncio.ensure_future(self._listen(client))
+        try:
+            await asyncio.wait((speaking, listening), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (listening, speaking):
+                # Again and again: Python 3.11's wait_for, where it is used, loses a cancellation that meets its answer.
+                while not task.done():
+                    task.cancel()
+                    await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+            if speaking.cancelled() or speaking.exception() is not None:
+                await self._say_will(client)
+        if not listening.cancelled():
+            listening.result()
+        speaking.result()
+
+    async def _say_will(self, client: _Client) -> None:
+        """Leaving politely makes the broker drop the will; a session that did not end with its last word says it."""
+        with contextlib.suppress(aiomqtt.MqttError, UnreachableError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_S):
+                await Session(client).publish(self._will.topic, self._will.payload, retain=True)  # type: ignore[arg-type]
+
+    async def _listen(self, client: _Client) -> None:
+        # A connection that lives this long forgives the failures before it; a flapping one does not.
+        healthy = asyncio.get_running_loop().call_later(_HEALTHY_AFTER_S, self._backoff.healthy)
+        try:
+            async for _ in client.messages:
+                pass
+        finally:
+            healthy.cancel()
+
+
+async def stand_by(
+    url: str, *, client_id: str, rivals: Callable[[], Rivals], rng: random.Random, tls: ssl.SSLContext | None = None
+) -> None:
+    """Returns once no other live node publishes ours, as far as the broker knows; waits for the broker, too."""
+    backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
+    known: str | None = None
+    while True:
+        client = broker_client(url, client_id, tls=tls)
+        try:
+            async with client:
+                known = None
+                await rivals().all_gone(client)
+                return
+        except _LOST as error:
+            reason = client.why(error)
+            if reason != known:
+                log.warning("standing by: no broker, trying on: %s", reason)
+                known = reason
+        await asyncio.sleep(backoff.next_s())
+
+
+def tls_context(
+    url: str, ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext | None:
+    """What verifies the broker's certificate: the environment's authorities, or those in `ca_file` (PEM) and no other;
+    and what the broker verifies us by: `cert_file`, its key within or in `key_file`. None where `url` is not encrypted.
+    Reads files. `RefusedError` where they will not do."""
+    if urlsplit(url).scheme != "mqtts":
+        return None
+    context = authorities(ca_file, "--mqtt-ca-file")
+    if cert_file is not None:
+        _introduce(context, cert_file, key_file)
+    return context
+
+
+def _introduce(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    given = f"--mqtt-cert-file {cert_file}" + (f", --mqtt-key-file {key_file}" if key_file else "")
+
+    def no_passphrase() -> str:
+        # Without an answer of ours OpenSSL would ask on the terminal, and wait.
+        raise RefusedError(
+            f"{given}: the key is encrypted, and nobody is there to say the passphrase: decrypt the file"
+        )
+
+    try:
+        context.load_cert_chain(cert_file, key_file, no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            cause = "the key is not the certificate's"
+        else:
+            cause = "a certificate and its key, both in PEM, cannot be read there"
+        raise RefusedError(f"{given}: {cause}") from None
+    except OSError as error:
+        raise RefusedError(f"{given}: cannot be read: {error.strerror}") from None
+
+
+def broker_client(
+    url: str, client_id: str, will: aiomqtt.Will | None = None, *, tls: ssl.SSLContext | None = None
+) -> _Client:
+    """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, not yet connected. `mqtts://` is always verified:
+    by `tls`, else by the system's authorities."""
+    address = parse(url)
+    encrypted = address.scheme == "mqtts"
+    client = _Client(
+        address.host,
+        address.port or (8883 if encrypted else 1883),
+        # A token without a name has an empty one: paho leaves out a password that has none.
+        username=address.username,
+        password=address.password,
+        identifier=client_id,
+        protocol=aiomqtt.ProtocolVersion.V5,
+        will=will,
+        tls_context=(tls or tls_context(url, None)) if encrypted else None,
+        keepalive=_KEEPALIVE_S,
+        timeout=_TIMEOUT_S,
+        max_queued_incoming_messages=_HEARD,
+    )
+    # The library warns above ten; we wait for each acknowledgement, so the number says nothing here.
+    client.pending_calls_threshold = 1_000
+    return client

@@ -1,0 +1,1 @@
+"""The exchange's REST API and its bulk archive, over httpx."""

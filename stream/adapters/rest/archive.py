@@ -1,0 +1,60 @@
+"""The bulk archive: files by name, a few at a time. What is in them is `training.data.archive`'s affair.
+
+An archive that fails many times in a row is taken for away: from then on it is asked no more, so that a host that
+swallows every request costs seconds and not hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from stream.adapters.rest.http_get import HttpGet, Sleep
+from stream.ports import Clock, UnreachableError
+from stream.urls import mask
+
+#: Requests side by side: enough to hide the way, few enough to be a polite guest.
+CONCURRENT = 4
+#: A month of 1h candles has some 40 KB.
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+_AWAY_AFTER = 12
+#: An archive that wants to be left alone for longer is away too: REST has the same candles.
+_LONGEST_SILENCE_S = 600.0
+
+
+class BinanceArchive:
+    """Files below `base_url`. One connection pool; used from one event loop."""
+
+    def __init__(self, base_url: str, *, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+        # A zip has its checksum: nothing on the way may pack it once more.
+        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers={"Accept-Encoding": "identity"})
+        self._name = mask(base_url)
+        self._slots = asyncio.Semaphore(CONCURRENT)
+        self._failures_in_a_row = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    async def file(self, path: str) -> bytes | None:
+        """The file's bytes; None where the archive has no such file. `UnreachableError` otherwise."""
+        async with self._slots:
+            if self._failures_in_a_row >= _AWAY_AFTER:
+                raise UnreachableError(f"{self._name}: it failed {_AWAY_AFTER} times in a row")
+            if self._http.silent_for_s > _LONGEST_SILENCE_S:
+                raise UnreachableError(f"{self._name}: it wants silence for {self._http.silent_for_s:.0f} s")
+            try:
+                reply = await self._http.get(path, max_bytes=_MAX_FILE_BYTES)
+                self._http.obey(reply)
+                if reply.status not in (200, 404):
+                    raise UnreachableError(f"HTTP {reply.status} from {path}")
+            except UnreachableError:
+                self._failures_in_a_row += 1
+                raise
+            self._failures_in_a_row = 0
+        return reply.body if reply.status == 200 else None

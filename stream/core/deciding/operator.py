@@ -1,0 +1,375 @@
+"""The keyed operator: one symbol's state and an input in, a new state and events out.
+
+`step(state, Candle | Prediction)` is plain data in, plain data out: no clock, no I/O, no model call. It says
+`Ready`; whoever drives it computes features and predicts, many symbols in one call, and hands the prediction
+back. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
+
+Everything that intervals, decisions and the choice of who is served remember is a fold over a finite history
+(stream/core/deciding/accumulation.py), so a fresh start and a daemon that ran for a year agree.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+
+from stream.core.deciding import accumulation
+from stream.core.deciding import policy as risk
+from stream.core.deciding.accumulation import FOLD_HOURS, RegimesFrom, Rules, Serving, anchor
+from stream.core.forecasting import intervals, serving, target
+from stream.core.forecasting.contract import Regimes
+from stream.core.forecasting.features import LOOKBACK_HOURS, MIN_RETURNS_24H, SIGMA_FLOOR
+from stream.core.forecasting.predictions import Prediction
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS, Candle
+
+RECENT_HOURS = 48
+
+
+class OperatorError(ValueError):
+    """The driver broke the protocol (an old candle, a prediction nobody waits for): our fault."""
+
+
+class RecentForecast(msgspec.Struct, frozen=True):
+    """One line of the `recent` topic. σ hourly; `realized` is the outcome 24 h later, null until then."""
+
+    open_time: int
+    volatility: float
+    low: float
+    high: float
+    realized: float | None = None
+
+
+class State(msgspec.Struct, frozen=True):
+    """Plain data of one symbol. Arrays are never written to after they are stored here."""
+
+    symbol: str
+    last_open_time: int | None = None
+    #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
+    window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
+    #: [sources + 1, Rules.said_hours], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
+    #: newest last, NaN where there was no forecast. None before the first.
+    said: Array | None = None
+    #: Open time of the newest column of `said`.
+    said_until: int = 0
+    #: [FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    realized: Array = msgspec.field(default_factory=lambda: np.full(FOLD_HOURS, np.nan))
+    awaiting: bool = False
+    anchor: int = 0
+    memory: risk.Memory = risk.Memory()
+    #: Memories of `Rules.beside`.
+    beside: tuple[risk.Memory, ...] = ()
+    #: None until the first forecast.
+    calibrated: intervals.Memory | None = None
+    #: The same around `har`; None while it has not been served since the anchor.
+    har_calibrated: intervals.Memory | None = None
+    #: As `Folded.days`; whoever they speak for is served.
+    days: tuple[float, ...] = ()
+    serving: Serving = "model"
+    #: As `Folded.regimes`; None until the first forecast.
+    regimes: tuple[Regimes, ...] | None = None
+    regimes_from: RegimesFrom = "bundle"
+    recent: tuple[RecentForecast, ...] = ()
+
+    @property
+    def volatilities(self) -> Array:
+        """[Rules.said_hours], the model's σ by hour; the newest is that of the newest forecast."""
+        return np.full(FOLD_HOURS, np.nan) if self.said is None else self.said[0]
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Hours that do not exist: the open times of the first and the last."""
+
+    symbol: str
+    from_open_time: int
+    to_open_time: int
+
+    @property
+    def hours(self) -> int:
+        return (self.to_open_time - self.from_open_time) // HOUR_MS + 1
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The driver shall predict this candle and hand the prediction back before the next candle."""
+
+    symbol: str
+    open_time: int
+    window: Array
+
+
+class Insufficient(msgspec.Struct, frozen=True):
+    """The candle is taken, but too few of its last 24 returns exist for a forecast."""
+
+    symbol: str
+    open_time: int
+    returns_24h: int
+
+
+class Matured(msgspec.Struct, frozen=True):
+    """The 24 hours after the candle of `open_time` are over and complete: what a forecast of them is scored by."""
+
+    symbol: str
+    open_time: int
+    realized: float
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """A forecast with its interval, and the decision that rests on it."""
+
+    #: As it is served: while `har` is, its σ are har's.
+    prediction: Prediction
+    interval: intervals.Interval
+    verdict: risk.Verdict
+    serving: Serving
+    #: What the model said of the next 24 h.
+    model_volatility: float
+    #: What the verdict's regime was found by.
+    regimes: Regimes
+    regimes_from: RegimesFrom = "bundle"
+    #: Where the policies of `Rules.beside` stand after it.
+    beside: tuple[risk.Memory, ...] = ()
+
+
+Event = Gap | Matured | Ready | Insufficient | Issued
+
+
+def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, tuple[Event, ...]]:
+    """One move of one symbol. `OperatorError` where the driver broke the protocol."""
+    if isinstance(item, Candle):
+        return _take(rules, state, item)
+    return _conclude(rules, state, item)
+
+
+def remember(rules: Rules, state: State, prediction: Prediction) -> State:
+    """The state after a forecast from before the fold: nothing is decided, own regimes are found by it."""
+    said = _said_before(rules, state, prediction.open_time)
+    said[:, -1] = _column(rules, prediction)
+    return msgspec.structs.replace(state, said=said, said_until=prediction.open_time, awaiting=False)
+
+
+def give_up(state: State) -> State:
+    """The state of a symbol whose model gave no usable answer: its candle is taken, its forecast does not exist."""
+    return msgspec.structs.replace(state, awaiting=False)
+
+
+def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Event, ...]]:
+    last = state.last_open_time
+    if candle.symbol != state.symbol or (last is not None and candle.open_time <= last):
+        raise OperatorError(f"{candle.symbol} {candle.open_time} does not follow {state.symbol} {last}")
+    if state.awaiting:
+        raise OperatorError(f"{state.symbol} {last} still waits for its prediction")
+    events: list[Event] = []
+    hours = 1 if last is None else (candle.open_time - last) // HOUR_MS
+    if hours > 1:
+        assert last is not None
+        events.append(Gap(state.symbol, last + HOUR_MS, candle.open_time - HOUR_MS))
+    window = _shifted(state.window, hours)
+    window[-1] = candle.ohlcv
+    closes = window[-intervals.DELAY_HOURS - 1 :, 3]
+    exists = np.isfinite(closes)
+    returns = int(np.count_nonzero(exists[1:] & exists[:-1]))
+    outcomes = _shifted(state.realized, hours)
+    calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
+    har_calibrated = None if state.har_calibrated is None else intervals.passed(state.har_calibrated, hours)
+    realized = math.nan
+    model, har = _said_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
+    if returns == intervals.DELAY_HOURS:
+        outcomes[-1] = realized = target.realized(closes)
+        events.append(Matured(state.symbol, candle.open_time - intervals.DELAY_HOURS * HOUR_MS, realized))
+        if calibrated is not None and model == model:
+            calibrated = intervals.learn(rules.calibration, calibrated, candle.open_time, model, realized)
+        if har_calibrated is not None and har == har:
+            har_calibrated = intervals.learn(rules.har_calibration, har_calibrated, candle.open_time, har, realized)
+    days = state.days
+    if state.calibrated is not None:
+        days = _with_day(days, candle.open_time, hours, accumulation.excess(realized, model, har))
+    ready = returns >= MIN_RETURNS_24H
+    events.append(
+        Ready(state.symbol, candle.open_time, window)
+        if ready
+        else Insufficient(state.symbol, candle.open_time, returns)
+    )
+    after = State(
+        symbol=state.symbol,
+        last_open_time=candle.open_time,
+        window=window,
+        said=state.said,
+        said_until=state.said_until,
+        realized=outcomes,
+        awaiting=ready,
+        anchor=state.anchor,
+        memory=state.memory,
+        beside=state.beside,
+        calibrated=calibrated,
+        har_calibrated=har_calibrated,
+        days=days,
+        serving=state.serving,
+        regimes=state.regimes,
+        regimes_from=state.regimes_from,
+        recent=_with_outcome(state.recent, candle.open_time, realized),
+    )
+    return after, tuple(events)
+
+
+def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State, tuple[Event, ...]]:
+    if not state.awaiting or (prediction.symbol, prediction.open_time) != (
+        state.symbol,
+        state.last_open_time,
+    ):
+        raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
+    now = prediction.open_time
+    said = _said_before(rules, state, now)
+    calibrated, har_calibrated, days = state.calibrated, state.har_calibrated, state.days
+    memory, beside, start = state.memory, state.beside, anchor(now)
+    regimes, regimes_from = state.regimes, state.regimes_from
+    # This hour included: its own forecast is not there yet, and its outcome is learnt from.
+    past = slice(-1 - (now - start) // HOUR_MS, None)
+    if start != state.anchor or calibrated is None or regimes is None:
+        before = said[:, : past.start]
+        found = accumulation.fold(rules, state.symbol, start, said[:, past], state.realized, before)
+        calibrated, har_calibrated, days = found.calibrated, found.har_calibrated, found.days
+        memory, *others = found.memories
+        beside = tuple(others)
+        regimes, regimes_from = found.regimes, found.regimes_from
+    har_served = serving.behind(days)
+    if har_served and har_calibrated is None:
+        har_calibrated = accumulation.har_intervals(rules, start, said[:, past], state.realized)
+    said[:, -1] = _column(rules, prediction)
+    calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
+    if har_calibrated is not None:
+        har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
+        interval = around_har if har_served else interval
+    said_by_model = prediction
+    if har_served:
+        prediction = _as_har(prediction, state.window)
+    # What policies see of each source is what `said` keeps of it and a later fold will show them again: of the headline
+    # what is served, of everything else what was predicted.
+    seen = msgspec.structs.replace(prediction, rolling_24h_next=said_by_model.rolling_24h_next)
+    limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
+    memory, verdict = risk.decide(rules.policy, limits, memory, risk.outlook(rules.policy, seen, interval.high))
+    if rules.beside:
+        beside = tuple(
+            risk.advance(
+                policy,
+                accumulation.regimes_for(rules, policy, regimes, har_served),
+                before_it,
+                risk.outlook(policy, seen, interval.high),
+            )
+            for policy, before_it in zip(rules.beside, beside, strict=True)
+        )
+    who: Serving = "har" if har_served else "model"
+    after = State(
+        symbol=state.symbol,
+        last_open_time=state.last_open_time,
+        window=state.window,
+        said=said,
+        said_until=now,
+        realized=state.realized,
+        awaiting=False,
+        anchor=start,
+        memory=memory,
+        beside=beside,
+        calibrated=calibrated,
+        har_calibrated=har_calibrated,
+        days=days,
+        serving=who,
+        regimes=regimes,
+        regimes_from=regimes_from,
+        recent=_remember(state.recent, prediction, interval),
+    )
+    if rules.policy.thresholds is not None:
+        limits = rules.policy.thresholds.hourly
+    return after, (Issued(prediction, interval, verdict, who, said_by_model.volatility, limits, regimes_from, beside),)
+
+
+def _said_before(rules: Rules, state: State, open_time: int) -> Array:
+    """`State.said` up to this hour, whose own forecast is not there yet."""
+    if state.said is None:
+        return np.full((len(rules.sources) + 1, rules.said_hours(state.symbol)), np.nan)
+    return _later(state.said, (open_time - state.said_until) // HOUR_MS)
+
+
+def _column(rules: Rules, prediction: Prediction) -> list[float]:
+    return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
+
+
+def _as_har(prediction: Prediction, window: Array) -> Prediction:
+    """The prediction at har's level: har says the next 24 h only, and the model the shape of the hours within."""
+    level = prediction.baseline_har / prediction.volatility
+
+    def scaled(sigma: float) -> float:
+        return max(sigma * level, SIGMA_FLOOR)
+
+    first = scaled(prediction.horizon_1h)
+    closes = window[-intervals.DELAY_HOURS :, 3]
+    return msgspec.structs.replace(
+        prediction,
+        volatility=prediction.baseline_har,
+        horizon_1h=first,
+        horizon_6h=scaled(prediction.horizon_6h),
+        horizon_12h=scaled(prediction.horizon_12h),
+        horizon_24h=scaled(prediction.horizon_24h),
+        rolling_24h_next=target.rolling_of_closes(closes, first),
+    )
+
+
+def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float) -> tuple[float, ...]:
+    """The days when a candle came `hours` after the one before it; a day whose last candle is missing is unknown."""
+    hour = open_time // HOUR_MS
+    passed = (hour + 1) // 24 - (hour - hours + 1) // 24
+    if not passed:
+        return days
+    newest = excess if serving.is_daily(open_time) else math.nan
+    missed = (math.nan,) * min(passed - 1, serving.DAYS)
+    return (*days, *missed, newest)[-serving.DAYS :]
+
+
+def _said_at(state: State, open_time: int) -> tuple[float, float]:
+    """σ of the model and of har of an earlier candle of the fold, NaN where there was none."""
+    back = (state.said_until - open_time) // HOUR_MS
+    if state.said is None or open_time < state.anchor or not 0 <= back < FOLD_HOURS:
+        return math.nan, math.nan
+    return float(state.said[0, -1 - back]), float(state.said[1, -1 - back])
+
+
+def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:
+    """The lines with what this candle made known: the outcome of the forecast of 24 hours before."""
+    matured = open_time - intervals.DELAY_HOURS * HOUR_MS
+    if math.isnan(realized):
+        return recent
+    # Lines are hours apart or more: this one is among the last 24, and their first where no hour is missing.
+    for i in range(max(len(recent) - intervals.DELAY_HOURS, 0), len(recent)):
+        if recent[i].open_time == matured:
+            return (*recent[:i], msgspec.structs.replace(recent[i], realized=realized), *recent[i + 1 :])
+    return recent
+
+
+def _remember(
+    recent: tuple[RecentForecast, ...], prediction: Prediction, interval: intervals.Interval
+) -> tuple[RecentForecast, ...]:
+    oldest = prediction.open_time - (RECENT_HOURS - 1) * HOUR_MS
+    entry = RecentForecast(prediction.open_time, prediction.volatility, interval.low, interval.high)
+    first = 0
+    while first < len(recent) and recent[first].open_time < oldest:
+        first += 1
+    return (*recent[first:], entry)
+
+
+def _shifted(values: Array, rows: int) -> Array:
+    """The same `rows` later, NaN where nothing is known yet."""
+    out = np.empty_like(values)
+    kept = max(len(values) - rows, 0)
+    out[:kept] = values[len(values) - kept :]
+    out[kept:] = np.nan
+    return out
+
+
+def _later(values: Array, columns: int) -> Array:
+    """The same for the last axis."""
+    out = np.empty_like(values)
+    kept = max(values.shape[1] - columns, 0)
+    out[:, :kept] = values[:, values.shape[1] - kept :]
+    out[:, kept:] = np.nan
+    return out

@@ -1,0 +1,131 @@
+"""The synchronous driver: candles of one symbol in, events of the operator out.
+
+Start-up warms an operator with it, `volcast predict` is a call of it, and tests hold the daemon against it.
+Features and the model run once over the whole table: the features' law says that the rows are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.deciding.accumulation import Rules, anchor, forecast_hours
+from stream.core.deciding.operator import Event, Ready, State, give_up, remember, step
+from stream.core.forecasting import features as feature_room
+from stream.core.forecasting.contract import Model
+from stream.core.forecasting.features import Features
+from stream.core.forecasting.predictions import Prediction, assemble
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS, Candle
+
+#: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.
+Predict = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
+
+#: Rows whose sequences are held in memory at once: 48 × 8 floats each.
+_CHUNK = 8_192
+
+
+def to_grid(candles: Sequence[Candle]) -> tuple[NDArray[np.int64], Array]:
+    """Candles in order as (open_time [T], ohlcv [T, 5]) on the hourly grid, NaN where none exists."""
+    if not candles:
+        return np.empty(0, np.int64), np.empty((0, 5))
+    times = np.array([c.open_time for c in candles], np.int64)
+    if np.any(np.diff(times) <= 0) or np.any(times % HOUR_MS):
+        raise ValueError("candles must be in order, each hour once")
+    grid = np.arange(times[0], times[-1] + 1, HOUR_MS, dtype=np.int64)
+    ohlcv = np.full((len(grid), 5), np.nan)
+    ohlcv[(times - times[0]) // HOUR_MS] = [c.ohlcv for c in candles]
+    return grid, ohlcv
+
+
+def predict_rows(
+    symbol: str, table: Features, rows: NDArray[np.int64], model: Model, predict: Predict
+) -> list[Prediction]:
+    """Predictions of `rows` of one symbol's feature table, in chunks that bound memory."""
+    out: list[Prediction] = []
+    for first in range(0, len(rows), _CHUNK):
+        chunk = rows[first : first + _CHUNK]
+        out += assemble(symbol, table, chunk, predict(table.sequences(chunk), table.static[chunk]), model)
+    return out
+
+
+def replay(
+    rules: Rules,
+    symbol: str,
+    candles: Sequence[Candle],
+    model: Model,
+    predict: Predict,
+    since: int | None = None,
+) -> Iterator[tuple[State, Event]]:
+    """Drives a fresh operator over `candles` and yields each event with the state after it.
+
+    Forecasts begin with the first candle that opens at or after `since` (default: the first there is); the
+    hours that its decision's fold needs are run before it and not yielded.
+    """
+    grid, ohlcv = to_grid(candles)
+    if not len(grid):
+        return
+    table = feature_room.compute(grid, ohlcv)
+    start = anchor(since) if since is not None else int(grid[0])
+    rows = np.nonzero(table.ready & forecast_hours(grid, start, own=symbol != rules.described))[0]
+    predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
+    yield from drive(rules, symbol, candles, predictions, since)
+
+
+def drive(
+    rules: Rules,
+    symbol: str,
+    candles: Sequence[Candle],
+    predictions: Mapping[int, Prediction],
+    since: int | None = None,
+) -> Iterator[tuple[State, Event]]:
+    """`replay` with the predictions given, by open time."""
+    state = State(symbol)
+    start = anchor(since) if since is not None else None
+    for candle in candles:
+        # The look-back before the fold fills the window; of what it would forecast, own regimes depend on some hours.
+        state, events = step(rules, state, candle)
+        yield from ((state, e) for e in events if since is None or candle.open_time >= since)
+        if not any(isinstance(e, Ready) for e in events):
+            continue
+        prediction = predictions.get(candle.open_time)
+        if prediction is None:
+            # Before the fold nobody asked; within it the model gave no usable answer. Both are as if never forecast.
+            state = give_up(state)
+            continue
+        if start is not None and candle.open_time < start:
+            state = remember(rules, state, prediction)
+            continue
+        state, events = step(rules, state, prediction)
+        yield from ((state, e) for e in events if since is None or candle.open_time >= since)
+
+
+def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
+    """The operator's state after `candles`, as if it had always run: start-up and recovery."""
+    state = State(symbol)
+    if candles:
+        for after, _ in replay(rules, symbol, candles, model, predict, since=candles[-1].open_time):
+            state = after
+    # The newest candle may be one that the model gave no usable answer for.
+    return give_up(state) if state.awaiting else state
+
+
+def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
+    """Predictions for operators that wait, in their order: one model call for those that closed together.
+
+    Whoever the model gave no usable answer for is not among them.
+    """
+    found: dict[tuple[str, int], Prediction] = {}
+    last = feature_room.LOOKBACK_HOURS - 1
+    for open_time in sorted({r.open_time for r in ready}):
+        together = [r for r in ready if r.open_time == open_time]
+        grid = open_time + HOUR_MS * np.arange(-last, 1, dtype=np.int64)
+        table = feature_room.compute(grid, np.stack([r.window for r in together]), newest=1)
+        row = np.array([0])
+        volatility = predict(table.sequences(row)[:, 0], table.static[:, 0])
+        for i, r in enumerate(together):
+            for prediction in assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model):
+                found[r.symbol, open_time] = prediction
+    return [found[r.symbol, r.open_time] for r in ready if (r.symbol, r.open_time) in found]

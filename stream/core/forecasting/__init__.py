@@ -1,0 +1,1 @@
+"""From candles to a volatility: features, targets, the bundle's contract, baselines, intervals, decay."""

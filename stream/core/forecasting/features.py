@@ -1,0 +1,318 @@
+"""THE definition of the features. Training, backtest, batch prediction, the daemon and drift all call `compute`.
+
+Rules of this room:
+- Time runs along the hourly grid; an hour without a candle is a row of NaN. Windows average what exists, and a
+  return across a missing hour does not exist.
+- A row depends on the `LOOKBACK_HOURS` rows that end with it and on nothing else (stream/core/forecasting/windows.py).
+- OHLCV only and free of scale, so that one bundle can serve any pair.
+- A change in any number that comes out of here needs a new `VERSION`: a bundle made for another is refused.
+
+Volatilities enter as logarithms of hourly σ, floored at `SIGMA_FLOOR`, so flat windows stay finite.
+Garman & Klass (1980): ½ ln(H/L)² - (2 ln 2 - 1) ln(C/O)², the variance of an hour from its range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting.windows import Array, Trailing, delayed, trailing_max
+from stream.core.market.candle import HOUR_MS
+
+VERSION = "2"
+#: Candles a row needs, itself included: 720 returns need 721 closes.
+LOOKBACK_HOURS = 721
+#: Rows of the network's sequence.
+SEQUENCE_HOURS = 48
+#: Under this many of the last 24 returns there is no forecast.
+MIN_RETURNS_24H = 12
+SIGMA_FLOOR = 1e-5
+EWMA_HALF_LIFE_HOURS = 72
+#: The EWMA's window; what lies beyond weighs under 0.1 %.
+EWMA_HOURS = 720
+
+# What is summed over windows, by its place in one array.
+_RETURN, _SQUARE, _RETURNED, _PRESENT, _RANGE, _VOLUME, _NEGATIVE = range(7)
+_RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
+#: The season of the coming hours is what the same hours of the week ranged in so many weeks before.
+_SEASON_HOURS = (3, 12, 24)
+_SEASON_WEEKS = 4
+_WEEK_HOURS = 168
+
+SEQUENCE_NAMES = (
+    "return_scaled",
+    "log_range",
+    "log_realized_24h",
+    "log_volume",
+    "weekend",
+    "hour_sin",
+    "hour_cos",
+    "missing",
+)
+
+STATIC_NAMES = (
+    "log_sigma_720h",
+    "log_sigma_168h",
+    "log_sigma_72h",
+    "log_sigma_6h",
+    "log_realized_24h",
+    "log_ewma",
+    *(f"log_range_{h}h" for h in _RANGE_HOURS),
+    "return_24h",
+    "return_24h_negative",
+    "return_168h",
+    "negative_share_24h",
+    "log_max_24h",
+    "log_volume_3h",
+    "log_volume_24h",
+    "log_volume_168h",
+    *(f"log_range_season_{h}h" for h in _SEASON_HOURS),
+    *(f"next_24h_{day}" for day in ("tue", "wed", "thu", "fri", "sat", "sun")),
+    "last_24h_weekend",
+    "next_1h_weekend",
+    "next_6h_weekend",
+    "next_12h_weekend",
+    *(f"hour_{f}{k}" for k in (1, 2, 3) for f in ("sin", "cos")),
+    "weekend_hour_sin1",
+    "weekend_hour_cos1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Rows along axis -1 (per-row numbers) or -2 (rows × features); leading axes are symbols.
+
+    σ are hourly. `known_*` describe the newest 23 returns. `ready` marks rows that may be forecast: their candle
+    exists and so do at least `MIN_RETURNS_24H` of the last 24 returns.
+    """
+
+    open_time: NDArray[np.int64]
+    sequence_rows: NDArray[np.float32]  # [..., T + 47, F], for `sequences`
+    static: NDArray[np.float32]  # [..., T, S]
+    realized_24h: Array
+    returns_24h: NDArray[np.int64]
+    known_sum: Array
+    known_squares: Array
+    known_count: NDArray[np.int64]
+    ewma: Array
+    gaps: NDArray[np.int64]
+    ready: NDArray[np.bool_]
+
+    def of(self, index: int) -> Features:
+        """The features of one symbol out of a batch of them."""
+        return Features(self.open_time, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
+
+    def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The 48 rows that end with each of `rows`: [..., n, 48, F]."""
+        windows = np.lib.stride_tricks.sliding_window_view(self.sequence_rows, SEQUENCE_HOURS, axis=-2)
+        return np.ascontiguousarray(np.moveaxis(windows[..., rows, :, :], -1, -2))
+
+
+def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = None) -> Features:
+    """Features of every row of an hourly grid, or of its `newest` rows: the same numbers for less work.
+
+    open_time: [T], ms, one hour apart. ohlcv: [..., T, 5], NaN where an hour has no candle.
+    `ValueError` where the shapes or the grid are not so.
+    """
+    if ohlcv.shape[-2:] != (open_time.shape[0], 5):
+        raise ValueError(f"ohlcv {ohlcv.shape} does not fit {open_time.shape[0]} hours × 5")
+    if open_time.shape[0] == 0 or np.any(np.diff(open_time) != HOUR_MS):
+        raise ValueError("open_time must be a grid of consecutive hours")
+    # The sequence of the first row reaches 47 hours before it: they exist as missing hours.
+    lead = SEQUENCE_HOURS - 1
+    wanted = lead + (open_time.shape[0] if newest is None else min(newest, open_time.shape[0]))
+    times = np.concatenate([open_time[0] + HOUR_MS * np.arange(-lead, 0, dtype=np.int64), open_time])
+    pad = np.full((*ohlcv.shape[:-2], lead, 5), np.nan)
+    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(np.concatenate([pad, ohlcv], axis=-2), -1, 0))
+
+    present = np.isfinite(c)
+    log_close = np.log(np.where(present, c, 1.0))
+    returned = present & (delayed(present.astype(np.float64), 1) > 0)
+    r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
+    squares = r * r
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ranges = np.where(
+            present,
+            0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
+            0.0,
+        )
+    # One array for all that is summed: windows cost calls, not rows, when a single candle is computed.
+    summed = Trailing(
+        np.stack(
+            [
+                r,
+                squares,
+                returned.astype(np.float64),
+                present.astype(np.float64),
+                np.maximum(ranges, 0.0),
+                np.where(present, v, 0.0),
+                np.where(r < 0, squares, 0.0),
+            ],
+            axis=-2,
+        ),
+        newest=wanted,
+    )
+    weighted = Trailing(
+        np.stack([squares, returned.astype(np.float64)], axis=-2), 0.5 ** (1 / EWMA_HALF_LIFE_HOURS), newest=wanted
+    ).sum(EWMA_HOURS)
+    largest = np.log(np.maximum(trailing_max(np.abs(r), 24), SIGMA_FLOOR))[..., -wanted:]
+    # From here on only the rows that were asked for, and the 47 before the first of them.
+    times, present, r, v = times[-wanted:], present[..., -wanted:], r[..., -wanted:], v[..., -wanted:]
+
+    def over(channel: int, rows: int) -> Array:
+        return summed.sum(rows)[..., channel, :]
+
+    def log_rms(squared: int, count: int, *windows: int) -> list[Array]:
+        """log of the root mean square over each of the windows; in one array on the way, again to save calls."""
+        total = np.stack([over(squared, rows) for rows in windows])
+        number = np.stack([over(count, rows) for rows in windows])
+        return list(np.log(np.maximum(np.sqrt(total / np.maximum(number, 1.0)), SIGMA_FLOOR)))
+
+    n_24 = over(_RETURNED, 24)
+    realized = standard_deviation(over(_RETURN, 24), over(_SQUARE, 24), n_24)
+    log_realized = np.log(realized)
+    log_6, log_72, log_168, log_720 = log_rms(_SQUARE, _RETURNED, 6, 72, 168, 720)
+    log_ranges = log_rms(_RANGE, _PRESENT, *_RANGE_HOURS)
+    scale = np.exp(log_168)
+
+    ewma_variance = weighted[..., 0, :] / np.maximum(weighted[..., 1, :], 1e-12)
+    ewma = np.maximum(np.sqrt(ewma_variance), SIGMA_FLOOR)
+
+    def mean_volume(rows: int) -> Array:
+        return over(_VOLUME, rows) / np.maximum(over(_PRESENT, rows), 1.0)
+
+    def log_volume(part: Array, whole: Array, usual: Array) -> Array:
+        # A thousandth of the usual volume keeps quiet hours finite; a dead market compares as equal.
+        quiet = np.maximum(1e-3 * usual, 1e-300)
+        return np.log((part + quiet) / (whole + quiet))
+
+    volume_24, volume_168, volume_720 = mean_volume(24), mean_volume(168), mean_volume(720)
+    hour_of_week = times // HOUR_MS % 168
+    sequence_rows = _columns(
+        [
+            _within(r / scale, 8.0),
+            np.where(present, _within(log_ranges[0] - log_168, 6.0), 0.0),
+            np.where(n_24 >= 1, _within(log_realized - log_168, 6.0), 0.0),
+            np.where(present, _within(log_volume(over(_VOLUME, 1), volume_168, volume_168), 6.0), 0.0),
+        ],
+        _SEQUENCE_CALENDAR[hour_of_week],
+        [~present],
+    )
+
+    # The season: a mean of logarithms over the weeks; a week with under half of those hours says nothing.
+    sums = np.stack(
+        [summed.sum(h, week * _WEEK_HOURS - h) for h in _SEASON_HOURS for week in range(1, _SEASON_WEEKS + 1)]
+    ).reshape(len(_SEASON_HOURS), _SEASON_WEEKS, *summed.sum(1).shape)
+    squared, number = sums[..., _RANGE, :], sums[..., _PRESENT, :]
+    told = number * 2 >= np.reshape(_SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
+    level = np.log(np.maximum(np.sqrt(squared / np.maximum(number, 1.0)), SIGMA_FLOOR)) - log_ranges[-1]
+    total = np.add.accumulate(np.where(told, level, 0.0), axis=1)[:, -1]
+    season = _within(total / np.maximum(np.add.reduce(told, axis=1), 1), 6.0)
+
+    return_24 = _within(over(_RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
+    static = _columns(
+        [
+            log_720,
+            log_168 - log_720,
+            log_72 - log_720,
+            log_6 - log_720,
+            log_realized - log_720,
+            np.log(ewma) - log_720,
+            *(_within(log_range - log_720, 6.0) for log_range in log_ranges),
+            return_24,
+            np.minimum(return_24, 0.0),
+            _within(over(_RETURN, 168) / (scale * np.sqrt(168.0)), 8.0),
+            over(_NEGATIVE, 24) / np.maximum(over(_SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
+            _within(largest - log_realized, 6.0),
+            log_volume(mean_volume(3), volume_24, volume_720),
+            log_volume(volume_24, volume_168, volume_720),
+            log_volume(volume_168, volume_720, volume_720),
+            *season,
+        ],
+        _STATIC_CALENDAR[hour_of_week],
+        [],
+    )
+
+    known_sum, known_squares, known_count = over(_RETURN, 23), over(_SQUARE, 23), over(_RETURNED, 23)
+    gaps = SEQUENCE_HOURS - over(_PRESENT, SEQUENCE_HOURS)
+    cut = (..., slice(lead, None))
+    return Features(
+        open_time=times[lead:],
+        sequence_rows=sequence_rows,
+        static=static[..., lead:, :],
+        realized_24h=realized[cut],
+        returns_24h=n_24[cut].astype(np.int64),
+        known_sum=known_sum[cut],
+        known_squares=known_squares[cut],
+        known_count=known_count[cut].astype(np.int64),
+        ewma=ewma[cut],
+        gaps=gaps[cut].astype(np.int64),
+        ready=(present & (n_24 >= MIN_RETURNS_24H))[cut],
+    )
+
+
+def _columns(first: list[Array], calendar: Array, last: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
+    """Columns side by side as float32: [..., n, F]; `calendar` is [n, k], the same for every symbol."""
+    out = np.empty((*first[0].shape, len(first) + calendar.shape[-1] + len(last)), np.float32)
+    for i, column in enumerate(first):
+        out[..., i] = column
+    middle = len(first) + calendar.shape[-1]
+    out[..., len(first) : middle] = calendar
+    for i, flag in enumerate(last, middle):
+        out[..., i] = flag
+    return out
+
+
+def _within(x: Array, limit: float) -> Array:
+    """np.clip at ± limit, which takes longer on the few rows of one candle."""
+    bounded: Array = np.minimum(np.maximum(x, -limit), limit)
+    return bounded
+
+
+def standard_deviation(total: Array, squares: Array, count: Array) -> Array:
+    """Sample standard deviation (ddof 1) from Σx, Σx² and n; at least `SIGMA_FLOOR`, also for n < 2."""
+    variance = (squares - total * total / np.maximum(count, 1.0)) / np.maximum(count - 1.0, 1.0)
+    return np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
+
+
+_WEEKEND = (5, 6)
+
+
+def _share(hour: NDArray[np.int64], days: tuple[int, ...], ahead: int, hours: int) -> Array:
+    """Share of `days` (0 = Monday) in the `hours` ≤ 24 hours that begin `ahead` after each hour.
+
+    They touch two days at most: the one that holds the first of them, and the next.
+    """
+    first = hour + ahead
+    on_first_day = np.minimum(24 - first % 24, hours) / hours
+    weekday = (first // 24 + 3) % 7
+    this, following = np.isin(weekday, days), np.isin((weekday + 1) % 7, days)
+    return np.where(this, on_first_day, 0.0) + np.where(following, 1.0 - on_first_day, 0.0)
+
+
+def _calendar() -> tuple[Array, Array]:
+    """What the clock says about each hour of the week: ([168, 3] for the sequence, [168, 18] static).
+
+    UTC; hour 0 since the epoch was the first of a Thursday.
+    """
+    hour = np.arange(168, 336, dtype=np.int64)
+    angle = 2 * np.pi * (hour % 24) / 24
+    waves = [wave(k * angle) for k in (1, 2, 3) for wave in (np.sin, np.cos)]
+    weekend_24 = _share(hour, _WEEKEND, 1, 24)
+    static = [
+        *(_share(hour, (day,), 1, 24) for day in range(1, 7)),
+        _share(hour, _WEEKEND, -23, 24),
+        _share(hour, _WEEKEND, 1, 1),
+        _share(hour, _WEEKEND, 1, 6),
+        _share(hour, _WEEKEND, 1, 12),
+        *waves,
+        weekend_24 * waves[0],
+        weekend_24 * waves[1],
+    ]
+    sequence = [_share(hour, _WEEKEND, 0, 1), waves[0], waves[1]]
+    return np.stack(sequence, axis=-1), np.stack(static, axis=-1)
+
+
+_SEQUENCE_CALENDAR, _STATIC_CALENDAR = _calendar()

@@ -1,0 +1,153 @@
+"""Adaptive conformal intervals for the volatility of the next 24 hours, with the feedback that really exists.
+
+Rules of this room:
+- What happened after a forecast is known 24 hours later. Until then it changes nothing, here as in life.
+- Weekday and weekend are calibrated apart: their errors differ, and pooled intervals fail one of them.
+- The memory is a fold from the bundle's starting calibration over a finite history, so a fresh start agrees with a
+  daemon that ran for a year.
+
+Scores are residuals log(realized / forecast). Bounds are their empirical quantiles over the starting residuals and
+what was learnt since, at miss rates that each tail adapts: rate += GAMMA × (aimed - missed) (Gibbs & Candès 2021,
+arXiv 2106.00170), one step an hour. GAMMA and the limits were chosen on 2021-2023 (docs/decisions/0005).
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting.contract import Calibration
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+
+#: Hours from a forecast to its outcome.
+DELAY_HOURS = 24
+GAMMA = 0.001
+#: The miss rate of a tail stays within these: at the lower one a bound is near the pool's extreme, and beyond it
+#: there is nothing to read a bound from.
+MISS_RATE_RANGE = (0.01, 0.25)
+#: With fewer residuals than this a group uses the bundle's static bounds.
+MIN_RESIDUALS = 50
+_DAY_HOURS = 24
+#: Hour 0 since the epoch was the first of a Thursday.
+_EPOCH_WEEKDAY = 3
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """Bounds of σ, hourly, that shall hold the outcome with probability `level`."""
+
+    low: float
+    high: float
+    level: float
+
+
+class Group(msgspec.Struct, frozen=True):
+    """What one kind of day has taught. `residuals` is sorted and never written to."""
+
+    residuals: Array
+    miss_below: float
+    miss_above: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    groups: tuple[Group, Group]
+    #: log bounds relative to the forecast, by hour: [DELAY_HOURS + 1, 2], the newest last, NaN where none was given.
+    given: Array = msgspec.field(default_factory=lambda: np.full((DELAY_HOURS + 1, 2), np.nan))
+
+
+def group_of(open_time: int) -> int:
+    """1 where the middle of the 24 hours that follow this candle lies on a Saturday or Sunday (UTC), else 0."""
+    middle = open_time // HOUR_MS + 1 + DELAY_HOURS // 2
+    return int((middle // _DAY_HOURS + _EPOCH_WEEKDAY) % 7 >= 5)
+
+
+def start(calibration: Calibration) -> Memory:
+    """The memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
+    parts: tuple[list[float], list[float]] = ([], [])
+    for k, residual in enumerate(calibration.residuals):
+        if residual is not None:
+            parts[group_of(calibration.residuals_from + k * HOUR_MS)].append(residual)
+    rate = (1 - calibration.level) / 2
+    weekday, weekend = (Group(np.sort(np.array(p, np.float64)), rate, rate) for p in parts)
+    return Memory((weekday, weekend))
+
+
+def passed(memory: Memory, hours: int = 1) -> Memory:
+    """The memory when the next candle is `hours` later: what was given moves on by as many rows."""
+    given = np.empty_like(memory.given)
+    kept = max(len(given) - hours, 0)
+    given[:kept] = memory.given[len(given) - kept :]
+    given[kept:] = np.nan
+    return Memory(memory.groups, given)
+
+
+def learn(calibration: Calibration, memory: Memory, open_time: int, volatility: float, realized: float) -> Memory:
+    """The memory after the outcome, known at this candle, of the forecast of 24 hours before (`volatility`)."""
+    residual = math.log(realized / volatility)
+    index = group_of(open_time - DELAY_HOURS * HOUR_MS)
+    group = memory.groups[index]
+    low, high = memory.given[0].tolist()
+    rate = (1 - calibration.level) / 2
+    below = _within(group.miss_below + GAMMA * (rate - (residual < low)))
+    above = _within(group.miss_above + GAMMA * (rate - (residual > high)))
+    at = int(group.residuals.searchsorted(residual))
+    residuals = np.empty(len(group.residuals) + 1)
+    residuals[:at], residuals[at], residuals[at + 1 :] = group.residuals[:at], residual, group.residuals[at:]
+    learnt = Group(residuals, below, above)
+    return Memory((learnt, memory.groups[1]) if index == 0 else (memory.groups[0], learnt), memory.given)
+
+
+def give(calibration: Calibration, memory: Memory, open_time: int, volatility: float) -> tuple[Memory, Interval]:
+    """The interval for the forecast of this candle, and the memory of having given it."""
+    group = memory.groups[group_of(open_time)]
+    if len(group.residuals) < MIN_RESIDUALS:
+        low, high = calibration.low, calibration.high
+    else:
+        # An interval contains its forecast, whatever lately happened.
+        low = min(_quantile(group.residuals, group.miss_below), 0.0)
+        high = max(_quantile(group.residuals, 1 - group.miss_above), 0.0)
+    given = memory.given.copy()
+    given[-1] = low, high
+    return Memory(memory.groups, given), Interval(
+        volatility * math.exp(low), volatility * math.exp(high), calibration.level
+    )
+
+
+def fold(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> Memory:
+    """The memory after a stretch of hours, from nothing: rows are hours from `open_time` on.
+
+    `volatility`: the forecast of each hour's candle; `realized`: what is known at it of the 24 hours that end with
+    it. Both [n], hourly σ, NaN where there is none.
+    """
+    return folded(calibration, open_time, volatility, realized)[0]
+
+
+def folded(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> tuple[Memory, Array]:
+    """`fold`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
+    memory, highs = start(calibration), np.full(len(volatility), np.nan)
+    for k, (spoken, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
+        memory = passed(memory)
+        earlier = float(volatility[k - DELAY_HOURS]) if k >= DELAY_HOURS else math.nan
+        if outcome == outcome and earlier == earlier:
+            memory = learn(calibration, memory, open_time + k * HOUR_MS, earlier, outcome)
+        if spoken == spoken:
+            memory, interval = give(calibration, memory, open_time + k * HOUR_MS, spoken)
+            highs[k] = interval.high
+    return memory, highs
+
+
+def _within(rate: float) -> float:
+    return min(max(rate, MISS_RATE_RANGE[0]), MISS_RATE_RANGE[1])
+
+
+def _quantile(ordered: NDArray[np.float64], share: float) -> float:
+    """Linear interpolation between order statistics, as numpy's default."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    first = float(ordered[below])
+    if below + 1 == len(ordered):
+        return first
+    return first + (float(ordered[below + 1]) - first) * (place - below)

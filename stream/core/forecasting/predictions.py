@@ -1,0 +1,108 @@
+"""From features and the model's output to predictions: the numbers of a forecast, before anything is said.
+
+Pure and vectorised over rows: the daemon's one row and batch prediction's seven years take the same path.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NewType
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting import baselines, target
+from stream.core.forecasting.contract import OUTPUT_WIDTH, Model
+from stream.core.forecasting.features import SIGMA_FLOOR, Features
+
+Quality = Literal["good", "repaired", "degraded"]
+#: Up to this many of the 48 hours missing is `repaired`, beyond it `degraded`.
+REPAIRED_GAPS = 2
+
+ForecastId = NewType("ForecastId", str)
+
+
+class PredictorError(RuntimeError):
+    """The model gave something that is no volatility: its fault, or its runtime's."""
+
+
+class Prediction(msgspec.Struct, frozen=True, gc=False):
+    """What model and baselines say about one symbol's closed candle. σ are hourly; see CONTRACT §3."""
+
+    symbol: str
+    open_time: int
+    model_version: str
+    volatility: float
+    horizon_1h: float
+    horizon_6h: float
+    horizon_12h: float
+    horizon_24h: float
+    rolling_24h_next: float
+    realized_24h: float
+    baseline_persistence: float
+    baseline_ewma: float
+    baseline_har: float
+    gaps: int
+    quality: Quality
+
+    @property
+    def id(self) -> ForecastId:
+        return forecast_id(self.symbol, self.open_time, self.model_version)
+
+
+def forecast_id(symbol: str, open_time: int, model_version: str) -> ForecastId:
+    """A pure function of what was forecast and by what, so that every repetition collapses by it."""
+    return ForecastId(f"binance:spot:{symbol}:1h:{open_time}:{model_version}")
+
+
+def quality(gaps: int) -> Quality:
+    if gaps == 0:
+        return "good"
+    return "repaired" if gaps <= REPAIRED_GAPS else "degraded"
+
+
+def assemble(
+    symbol: str, features: Features, rows: NDArray[np.int64], volatility: NDArray[np.float32], model: Model
+) -> list[Prediction]:
+    """Predictions of `rows` of one symbol's features, given the model's output for them ([n, 5]).
+
+    A row for which the model gave no positive finite volatility has no prediction and is left out.
+    `PredictorError` where the output does not fit the rows at all.
+    """
+    if volatility.shape != (len(rows), OUTPUT_WIDTH):
+        raise PredictorError(f"the model answered with shape {volatility.shape} to {len(rows)} rows")
+    usable = np.all(np.isfinite(volatility) & (volatility > 0), axis=1)
+    rows, volatility = rows[usable], volatility[usable]
+    sigma = np.maximum(volatility.astype(np.float64), SIGMA_FLOOR)
+    columns = (
+        features.open_time[rows],
+        sigma[:, 0],
+        *(sigma[:, k] for k in range(1, OUTPUT_WIDTH)),
+        target.rolling_24h_next(features, rows, sigma[:, 1]),
+        features.realized_24h[rows],
+        features.ewma[rows],
+        baselines.har(features.static[rows], model.contract.har),
+        features.gaps[rows],
+    )
+    return [
+        Prediction(
+            symbol=symbol,
+            open_time=t,
+            model_version=model.version,
+            volatility=v,
+            horizon_1h=h1,
+            horizon_6h=h6,
+            horizon_12h=h12,
+            horizon_24h=h24,
+            rolling_24h_next=rolling,
+            realized_24h=realized,
+            baseline_persistence=realized,
+            baseline_ewma=ewma,
+            baseline_har=har,
+            gaps=gaps,
+            quality=quality(gaps),
+        )
+        for t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps in zip(
+            *(c.tolist() for c in columns), strict=True
+        )
+    ]

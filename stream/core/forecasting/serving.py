@@ -1,0 +1,51 @@
+"""Who is served: the model, or `har` while the model has been behind it for 30 days.
+
+Rules of this room:
+- One value a day, of the forecast made at 00:00 UTC, once its 24 hours are over: days that share no hour.
+- A day's excess, QLIKE of the model less that of `har`, is bounded: one wild day is no 30 bad ones.
+- The answer is a function of the last 30 such days alone, so a fresh start and a year's run agree.
+
+What it costs and when it is right is in docs/decay.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from stream.core.market.candle import HOUR_MS
+
+#: Matured days that are looked at, and how many of them must be known.
+DAYS = 30
+MIN_DAYS = 25
+#: `har` is served while the mean excess is above this.
+LIMIT = 0.05
+#: A day counts for no more than this, either way.
+BOUND = 0.5
+_DAY_HOURS = 24
+
+
+def is_daily(open_time: int) -> bool:
+    """Whether this candle closes a UTC day: its forecast is the one that is tested."""
+    return (open_time // HOUR_MS) % _DAY_HOURS == _DAY_HOURS - 1
+
+
+def qlike(realized: float, forecast: float) -> float:
+    """x - ln x - 1 with x = (realized / forecast)², on variances (Patton 2011)."""
+    x = (realized / forecast) ** 2
+    return x - math.log(x) - 1
+
+
+def excess(realized: float, model: float, har: float) -> float:
+    """A day's bounded QLIKE of the model less that of `har`; σ in any one unit."""
+    return min(max(qlike(realized, model) - qlike(realized, har), -BOUND), BOUND)
+
+
+def mean_excess(days: Sequence[float]) -> float:
+    """Of the newest `DAYS` days, oldest first, NaN where none is known; 0 where too few are."""
+    known = [d for d in days[-DAYS:] if d == d]
+    return sum(known) / len(known) if len(known) >= MIN_DAYS else 0.0
+
+
+def behind(days: Sequence[float]) -> bool:
+    return mean_excess(days) > LIMIT

@@ -1,0 +1,82 @@
+"""The ledger of due candles: what the next one is, and what is proven not to exist.
+
+Rules of this module:
+- Times only: candles live elsewhere, and a hole that REST cannot fill is declared by the operator when the next candle
+  reaches it.
+- An hour is absent from an answer only where the answer itself has a candle before it and one after it. Then it does
+  not matter whether the page was cut short, the database was behind or the server heard what it was asked.
+- An hour does not exist once two answers, some time apart, lack it so and none in between had it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from enum import Enum
+
+from stream.core.market.candle import HOUR_MS
+
+
+class Verdict(Enum):
+    DUE = "due"
+    DUPLICATE = "duplicate"  # the newest one again
+    OUT_OF_ORDER = "out_of_order"  # older than the newest
+    HOLE = "hole"  # at least one hour between it and the newest is missing
+
+
+def judge(last_open_time: int | None, open_time: int) -> Verdict:
+    """What a candle that opens at `open_time` is to a symbol whose newest opened at `last_open_time`."""
+    if last_open_time is None or open_time == last_open_time + HOUR_MS:
+        return Verdict.DUE
+    if open_time == last_open_time:
+        return Verdict.DUPLICATE
+    return Verdict.OUT_OF_ORDER if open_time < last_open_time else Verdict.HOLE
+
+
+def overdue(last_open_time: int | None, exchange_now_ms: int, grace_ms: int) -> bool:
+    """Whether the next due candle's close, plus `grace_ms`, has passed without it."""
+    if last_open_time is None:
+        return True
+    return exchange_now_ms >= last_open_time + 2 * HOUR_MS + grace_ms
+
+
+def lacking(open_times: Sequence[int]) -> list[int]:
+    """The hours that an ordered answer lacks between two of its candles."""
+    return [
+        hour for before, after in itertools.pairwise(open_times) for hour in range(before + HOUR_MS, after, HOUR_MS)
+    ]
+
+
+class Absences:
+    """Of one symbol: which hours REST has shown not to exist, and when it did. Times are monotonic seconds."""
+
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
+        self._first_shown_s: dict[int, float] = {}
+        self._proven: set[int] = set()
+
+    def shown(self, absent: Iterable[int], present: Iterable[int], at_s: float) -> None:
+        """Takes what one answer lacks and what it has."""
+        for hour in present:
+            self._first_shown_s.pop(hour, None)
+            self._proven.discard(hour)
+        for hour in absent:
+            if at_s - self._first_shown_s.setdefault(hour, at_s) >= self._apart_s:
+                self._proven.add(hour)
+
+    def proven(self, hours: Iterable[int]) -> bool:
+        """Whether none of these hours exists."""
+        return all(hour in self._proven for hour in hours)
+
+    def again_at_s(self, hours: Iterable[int]) -> float | None:
+        """From when on another answer can prove the last of these hours absent; None where one of them was never shown
+        so, and only a REST that knows more can help."""
+        times = [self._first_shown_s.get(hour) for hour in hours if hour not in self._proven]
+        if not times or None in times:
+            return None
+        return max(t for t in times if t is not None) + self._apart_s
+
+    def forget(self, until: int) -> None:
+        """Drops what is known of hours up to `until`, which are settled."""
+        self._first_shown_s = {h: s for h, s in self._first_shown_s.items() if h > until}
+        self._proven = {h for h in self._proven if h > until}

@@ -1,0 +1,1 @@
+"""What is published: the schemas, what fills them, revisions, outcomes and live scores."""

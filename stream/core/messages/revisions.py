@@ -1,0 +1,184 @@
+"""What has been said of a symbol, by whichever node, and the revision that a word of ours must have.
+
+Rules of this room:
+- (id, revision) names one value for ever, over all nodes that ever spoke. A value equal to the one that was said has
+  its revision; one that differs has the next.
+- The exchange is held against the journal for 48 hours, so 48 lines hold every value that may still differ. Of an hour
+  before them only that it was said is known, and how high revisions ever went: a word about it goes above that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from stream.core.deciding.operator import RECENT_HOURS
+from stream.core.forecasting.intervals import DELAY_HOURS
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.schemas import Decision, Forecast, IssuedAs, PublishedScore, Recent, RecentEntry
+from stream.core.messages.scoring import Outcome
+
+#: Two ways to the same number differ by less than this, relative to it.
+SAME = 1e-9
+#: A candle is not revised more often, and no hour opens later (in 2286): such a number is somebody's mistake.
+_MOST = 1_000_000
+_LATEST = 10**13
+
+_M = TypeVar("_M", Recent, PublishedScore, Forecast, Decision)
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """`lines` by open time; those without `issued` were shown and never issued. `until` is the newest hour that was
+    issued, 0 before the first; `highest` the highest revision of anything, and `heard` what it was when others were
+    last heard."""
+
+    lines: Mapping[int, RecentEntry] = msgspec.field(default_factory=dict)
+    until: int = 0
+    highest: int = 0
+    heard: int = 0
+
+    def line(self, open_time: int, model_version: str) -> RecentEntry | None:
+        """What that model said of the hour, where it is known."""
+        found = self.lines.get(open_time)
+        return found if found is not None and _model(found) == model_version else None
+
+    def _taken(self, open_time: int, until: int) -> int:
+        """The revision for an hour that is not among the lines."""
+        shown = self.lines.get(open_time)
+        if open_time > until or (shown is not None and shown.issued is not None):
+            return 0
+        if shown is None and self.lines and min(self.lines) < open_time < max(self.lines):
+            # The hours around it are known: nothing was said of this one.
+            return 0
+        settled = open_time <= self.until - RECENT_HOURS * HOUR_MS
+        return 0 if settled and not self.heard else self.heard + 1
+
+    def number(self, forecast: Forecast, decision: Decision) -> int:
+        """The revision that both must be issued with, where nothing of ours came before them."""
+        before = self.line(forecast.open_time, forecast.model.version)
+        if before is None or before.issued is None:
+            return self._taken(forecast.open_time, self.until)
+        number = before.issued.revision
+        return number if same(before, line(forecast, decision)) else number + 1
+
+    def score_number(self, outcome: Outcome) -> int:
+        """The revision that an outcome must be told with, where nothing of ours came before it."""
+        before = self.line(outcome.open_time, outcome.model_version)
+        if before is None or before.issued is None:
+            return self._taken(outcome.open_time, self.until - DELAY_HOURS * HOUR_MS)
+        if before.realized is None:
+            return before.issued.score_revision
+        number = before.issued.score_revision
+        told = (before.realized, before.volatility, before.low, before.high)
+        return number if close(told, (outcome.realized, outcome.volatility, outcome.low, outcome.high)) else number + 1
+
+    def after(self, pairs: Iterable[tuple[Forecast, Decision]], outcomes: Iterable[Outcome] = ()) -> Said:
+        """With these words, issued with the revisions that they carry."""
+        lines, until, highest = dict(self.lines), self.until, self.highest
+        for forecast, decision in pairs:
+            before = self.line(forecast.open_time, forecast.model.version)
+            lines[forecast.open_time] = line(forecast, decision, before)
+            until, highest = max(until, forecast.open_time), max(highest, forecast.revision)
+        for outcome in outcomes:
+            highest = max(highest, outcome.score_revision)
+            before = lines.get(outcome.open_time)
+            if before is not None and before.issued is not None and _model(before) == outcome.model_version:
+                issued = msgspec.structs.replace(before.issued, score_revision=outcome.score_revision)
+                lines[outcome.open_time] = msgspec.structs.replace(before, realized=outcome.realized, issued=issued)
+        return Said(newest_lines(lines), until, highest, self.heard)
+
+    def and_heard(self, heard: Said) -> Said:
+        """With what others have said. Of one hour the higher revision counts, and ours where they are even."""
+        lines = dict(self.lines)
+        for open_time, told in heard.lines.items():
+            ours = lines.get(open_time)
+            if ours is None or _rank(told) > _rank(ours):
+                lines[open_time] = told
+        highest = max(self.highest, heard.highest)
+        return Said(newest_lines(lines), max(self.until, heard.until), highest, highest)
+
+
+def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = None) -> RecentEntry:
+    """`before`: what was said under this id until now; its outcome stays."""
+    said, score, realized = forecast.volatility, 0, None
+    if before is not None and before.issued is not None:
+        score, realized = before.issued.score_revision, before.realized
+    issued = IssuedAs(
+        model_version=forecast.model.version,
+        policy_version=decision.id.removeprefix(f"{forecast.id}:"),
+        revision=forecast.revision,
+        exposure=decision.exposure,
+        previous_exposure=decision.previous_exposure,
+        score_revision=score,
+    )
+    return RecentEntry(forecast.open_time, said.hourly, said.low, said.high, realized, issued)
+
+
+def same(a: RecentEntry, b: RecentEntry) -> bool:
+    """Whether two lines of one forecast id say the same. All else in forecast and decision follows from the same
+    candles as these."""
+    if a.issued is None or b.issued is None or not close((a.volatility, a.low, a.high), (b.volatility, b.low, b.high)):
+        return False
+    if a.issued.policy_version != b.issued.policy_version:
+        # The decisions have ids of their own.
+        return True
+    x, y = a.issued, b.issued
+    return close((x.exposure, x.previous_exposure), (y.exposure, y.previous_exposure))
+
+
+def repeats(ours: RecentEntry, told: RecentEntry) -> bool:
+    """Whether `told` is no news to who said `ours`: an earlier word, or the same."""
+    return _rank(told) < _rank(ours) or (_rank(told)[:2] == _rank(ours)[:2] and same(ours, told))
+
+
+def close(a: Iterable[float], b: Iterable[float]) -> bool:
+    return all(math.isclose(x, y, rel_tol=SAME, abs_tol=1e-15) for x, y in zip(a, b, strict=True))
+
+
+def newest_lines(lines: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
+    """Those that `recent` has room for."""
+    oldest = max(lines, default=0) - (RECENT_HOURS - 1) * HOUR_MS
+    return {t: e for t, e in lines.items() if t >= oldest}
+
+
+def heard(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> Said:
+    """What retained topics tell; each may be empty, or written by anybody."""
+    told = Said()
+    if (said := _decoded(recent, Recent)) is not None:
+        lines = {e.open_time: e for e in said.forecasts}
+        issued = {t: e.issued.revision for t, e in lines.items() if e.issued is not None}
+        highest = max((said.highest_revision, *issued.values()))
+        told = _believed(told, Said(newest_lines(lines), max(issued, default=0), highest))
+    if (score_said := _decoded(score, PublishedScore)) is not None:
+        told = _believed(told, Said({}, score_said.issued_until, score_said.highest_revision))
+    newest, decided = _decoded(forecast, Forecast), _decoded(decision, Decision)
+    if newest is not None and decided is not None and decided.forecast_id == newest.id:
+        told = _believed(told, Said().after([(newest, decided)]))
+    return told
+
+
+def _believed(known: Said, told: Said) -> Said:
+    """Both, unless no node of ours can have said the second."""
+    return known.and_heard(told) if 0 <= told.highest <= _MOST and 0 <= told.until < _LATEST else known
+
+
+def _decoded(payload: bytes, kind: type[_M]) -> _M | None:
+    try:
+        return msgspec.json.decode(payload, type=kind) if payload else None
+    except _UNREADABLE:
+        return None
+
+
+def _model(entry: RecentEntry) -> str | None:
+    return entry.issued.model_version if entry.issued else None
+
+
+def _rank(entry: RecentEntry) -> tuple[int, int, bool]:
+    if entry.issued is None:
+        return (-1, 0, entry.realized is not None)
+    return (entry.issued.revision, entry.issued.score_revision, entry.realized is not None)

@@ -1,0 +1,172 @@
+"""Live scores: what the matured forecasts of one symbol and one model came to, and whether the model decays.
+
+Rules of this room:
+- Only what was published is scored. Losses and coverage are over all matured hours of a window; whatever is tested, the
+  detectors and the choice of who is served, sees one forecast a day (stream/core/forecasting/serving.py).
+- A board is a function of the outcomes in the journal: built anew from them, or carried on outcome by outcome.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from stream.core.deciding.operator import State
+from stream.core.forecasting import decay, serving
+from stream.core.forecasting.contract import Usual
+from stream.core.market.candle import HOUR_MS
+from stream.core.messages.schemas import Decay, DecayState, Forecaster, Score, ScoreWindow, ServingRule
+from stream.core.messages.scoring import Outcome
+
+WINDOW_DAYS = (7, 30, 90)
+FORECASTERS: tuple[Forecaster, ...] = ("served", "model", "har", "ewma", "persistence")
+_FIELDS = ("volatility", "model_volatility", "har", "ewma", "persistence")
+_HOURS = max(WINDOW_DAYS) * 24
+#: Hourly σ beyond these is none.
+_SIGMA_RANGE = (1e-9, 1e3)
+#: Hours before the newest candle whose forecasts the longest window can hold.
+REACH_HOURS = _HOURS + 48
+#: A revised hour changes outcomes of the last days only: an alarm this near to an earlier one is that one, moved.
+_SAME_ALARM_MS = 96 * HOUR_MS
+
+
+def day_of(outcome: Outcome) -> decay.Day | None:
+    """What the detectors see of an outcome; None of a forecast that is not its day's, or that cannot be judged."""
+    if not (serving.is_daily(outcome.open_time) and plausible(outcome)):
+        return None
+    model, har = outcome.model_volatility, outcome.har
+    excess = serving.excess(outcome.realized, model, har)
+    return decay.Day(outcome.open_time, excess, math.log(outcome.realized / model))
+
+
+def plausible(outcome: Outcome) -> bool:
+    """Whether every σ of it can be one. A row that a disk has changed may not keep a node from starting."""
+    return all(_SIGMA_RANGE[0] < sigma < _SIGMA_RANGE[1] for sigma in (outcome.realized, *_said(outcome)))
+
+
+def _said(outcome: Outcome) -> list[float]:
+    return [getattr(outcome, field) for field in _FIELDS]
+
+
+def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.Memory, tuple[decay.Alarm, ...]]:
+    """Where the detectors stand after the daily ones among these, in time order, and what they raised on the way."""
+    memory, raised = decay.Memory(), []
+    for day in filter(None, map(day_of, outcomes)):
+        memory, alarm = decay.step(usual, memory, day)
+        if alarm is not None:
+            raised.append(alarm)
+    return memory, tuple(raised)
+
+
+def untold(told: Sequence[int], raised: Sequence[decay.Alarm]) -> list[decay.Alarm]:
+    """Alarms that are none of those told at these open times, moved by a revised outcome."""
+    return [a for a in raised if not any(abs(open_time - a.open_time) <= _SAME_ALARM_MS for open_time in told)]
+
+
+def decay_message(symbol: str, usual: Usual, alarm: decay.Alarm, model_version: str, issued_at: int) -> Decay:
+    """The event that tells an alarm."""
+    of_excess = alarm.kind == "excess_qlike"
+    return Decay(
+        id=f"binance:spot:{symbol}:1h:{alarm.open_time}:{model_version}:decay:{alarm.kind}",
+        symbol=symbol,
+        open_time=alarm.open_time,
+        since=alarm.since,
+        issued_at=issued_at,
+        kind=alarm.kind,
+        statistic=alarm.statistic,
+        threshold=alarm.threshold,
+        mean=alarm.mean,
+        usual_mean=alarm.usual_mean,
+        usual_deviation=usual.excess_deviation if of_excess else usual.ratio_deviation,
+        days=alarm.days,
+        model_version=model_version,
+    )
+
+
+class Scoreboard:
+    """Of one symbol and one model version; outcomes of others are left out. Not pure, and no I/O."""
+
+    def __init__(self, usual: Usual, model_version: str) -> None:
+        self._usual = usual
+        self._version = model_version
+        self._newest: int | None = None
+        #: By hour, the newest last, NaN where nothing matured: [_HOURS] and [forecasters, _HOURS], hourly σ.
+        self._realized = np.full(_HOURS, np.nan)
+        self._said = np.full((len(FORECASTERS), _HOURS), np.nan)
+        self._covered = np.full(_HOURS, np.nan)
+        self.memory = decay.Memory()
+
+    @classmethod
+    def of(cls, usual: Usual, model_version: str, hourly: Iterable[Outcome], daily: Iterable[Outcome]) -> Scoreboard:
+        """`hourly`: those of the longest window at least; `daily`: all that close a day. Both in time order."""
+        board = cls(usual, model_version)
+        for outcome in hourly:
+            board._place(outcome)
+        board.memory, _ = alarms(usual, (o for o in daily if o.model_version == model_version))
+        return board
+
+    def alarm(self, outcome: Outcome) -> decay.Alarm | None:
+        """What this outcome, the next in time, raises; nothing is learnt from it yet."""
+        return self._step(outcome)[1]
+
+    def add(self, outcome: Outcome) -> None:
+        self._place(outcome)
+        self.memory, _ = self._step(outcome)
+
+    def _step(self, outcome: Outcome) -> tuple[decay.Memory, decay.Alarm | None]:
+        day = day_of(outcome) if outcome.model_version == self._version else None
+        return (self.memory, None) if day is None else decay.step(self._usual, self.memory, day)
+
+    def _place(self, outcome: Outcome) -> None:
+        if outcome.model_version != self._version or not plausible(outcome):
+            return
+        later = 0 if self._newest is None else (outcome.open_time - self._newest) // HOUR_MS
+        if later > 0:
+            for values in (self._realized, self._said, self._covered):
+                kept = max(_HOURS - later, 0)
+                values[..., :kept] = values[..., _HOURS - kept :]
+                values[..., kept:] = np.nan
+        if later > 0 or self._newest is None:
+            self._newest, later = outcome.open_time, 0
+        at = _HOURS - 1 + later
+        if at >= 0:
+            self._realized[at] = outcome.realized
+            self._said[:, at] = _said(outcome)
+            self._covered[at] = outcome.low <= outcome.realized <= outcome.high
+
+    def score(self, state: State, issued_at: int) -> Score:
+        """What is told of it; before anything has matured, only who is served and why."""
+        known = [d for d in state.days if d == d]
+        alarm = self.memory.alarm
+        return Score(
+            symbol=state.symbol,
+            open_time=self._newest,
+            issued_at=issued_at,
+            model_version=self._version,
+            windows=() if self._newest is None else tuple(w for days in WINDOW_DAYS for w in self._window(days)),
+            rule=ServingRule(state.serving, len(known), serving.mean_excess(state.days), serving.LIMIT),
+            decay=DecayState(alarm is not None, alarm.kind if alarm else None, alarm.since if alarm else None),
+        )
+
+    def _window(self, days: int) -> list[ScoreWindow]:
+        """One for each forecaster. No window is empty: it ends with the newest forecast that matured."""
+        known = np.nonzero(np.isfinite(self._realized[-days * 24 :]))[0] + _HOURS - days * 24
+        realized, covered = self._realized[known], float(self._covered[known].mean())
+        found = []
+        for name, said in zip(FORECASTERS, self._said[:, known], strict=True):
+            x, off = (realized / said) ** 2, said - realized
+            found.append(
+                ScoreWindow(
+                    model=name,
+                    days=days,
+                    matured=len(known),
+                    qlike=float((x - np.log(x) - 1).mean()),
+                    rmse=float(np.sqrt((off * off).mean())),
+                    bias=float(off.mean()),
+                    bias_ratio=float(off.mean() / realized.mean()),
+                    coverage=covered if name == "served" else None,
+                )
+            )
+        return found

@@ -1,0 +1,74 @@
+"""What a matured forecast was worth, in QLIKE (stream/core/forecasting/serving.py) and by its interval.
+
+Pure: it takes the forecast as it was published, so what is scored is what subscribers acted on.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from stream.core.forecasting.serving import qlike
+from stream.core.messages.schemas import Forecast, Scored
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One matured forecast beside the baselines it carried. σ of the 24 h after its candle, hourly: `volatility` is
+    what was served, `model_volatility` what the model said."""
+
+    forecast_id: str
+    revision: int
+    symbol: str
+    open_time: int
+    provenance: str
+    model_version: str
+    realized: float
+    volatility: float
+    low: float
+    high: float
+    level: float
+    persistence: float
+    ewma: float
+    har: float
+    #: +1 each time that a revised candle changed this outcome.
+    score_revision: int = 0
+    serving: str = "model"
+    model_volatility: float = 0.0
+
+
+def outcome(forecast: Forecast, realized: float, score_revision: int = 0) -> Outcome:
+    volatility, baselines = forecast.volatility, forecast.baselines
+    return Outcome(
+        forecast_id=forecast.id,
+        revision=forecast.revision,
+        symbol=forecast.symbol,
+        open_time=forecast.open_time,
+        provenance=forecast.provenance,
+        model_version=forecast.model.version,
+        realized=realized,
+        volatility=volatility.hourly,
+        low=volatility.low,
+        high=volatility.high,
+        level=volatility.level,
+        persistence=baselines.persistence,
+        ewma=baselines.ewma,
+        har=baselines.har,
+        score_revision=score_revision,
+        serving=forecast.serving,
+        model_volatility=volatility.hourly if forecast.model_volatility is None else forecast.model_volatility,
+    )
+
+
+def scored(outcome: Outcome, issued_at: int) -> Scored:
+    """The event that tells it."""
+    return Scored(
+        id=f"{outcome.forecast_id}:scored",
+        revision=outcome.score_revision,
+        forecast_id=outcome.forecast_id,
+        symbol=outcome.symbol,
+        open_time=outcome.open_time,
+        issued_at=issued_at,
+        volatility=outcome.volatility,
+        realized=outcome.realized,
+        qlike=qlike(outcome.realized, outcome.volatility),
+        covered=outcome.low <= outcome.realized <= outcome.high,
+    )

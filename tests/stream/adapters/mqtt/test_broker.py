@@ -1,0 +1,573 @@
+"""MQTT as a broker on a bad day speaks it: a scripted broker on a real socket, and a real one where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import aiomqtt
+import pytest
+from dead_addresses import dead_addresses
+
+from stream.adapters.mqtt.broker import MqttBroker, Session, broker_client, stand_by, tls_context
+from stream.adapters.mqtt.rivals import Rivals
+from stream.core.messages.schemas import node_topic
+from stream.ports import (
+    BrokerConnected,
+    BrokerLost,
+    Fact,
+    HungUpError,
+    MessageRefusedError,
+    Publisher,
+    RefusedError,
+)
+
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, DISCONNECT = 1, 2, 3, 4, 8, 9, 10, 11, 14
+QUOTA_EXCEEDED, NOT_AUTHORIZED, TAKEN_OVER, SERVER_BUSY = 0x97, 0x87, 0x8E, 0x89
+
+
+class Scripted:
+    """As much of an MQTT 5 broker as a publisher needs, doing what it is told with each packet."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, bytes]] = []
+        self.connects = 0
+        #: Reason codes for the next connections; 0 for all later ones.
+        self.connacks: list[int] = []
+        #: Reason codes for the next publications; 0 for all later ones.
+        self.pubacks: list[int] = []
+        self.suback = 0
+        #: Topics that are refused with a reason code, and those at which the connection is ended.
+        self.denied: dict[str, int] = {}
+        self.poison: set[str] = set()
+        self.says_why = True
+        #: What becomes of a subscription besides a SUBACK: "mute", or "hang_up".
+        self.subscription = ""
+        #: The properties of the next CONNACKs.
+        self.welcome = b""
+        #: Connections are accepted and closed before they are answered.
+        self.slams = False
+        #: Nothing is answered. Set once a client has gone.
+        self.mute = False
+        self.left = asyncio.Event()
+        self.subscribed = asyncio.Event()
+        self.retained: list[tuple[str, bytes]] = []
+        #: Cleared: acknowledgements are held back.
+        self.prompt = asyncio.Event()
+        self.prompt.set()
+        self.spoken_to = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Scripted:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                kind, flags, body = await self._packet(reader)
+                if not self.mute:
+                    await self._answer(writer, kind, flags, body)
+        self.left.set()
+
+    async def _packet(self, reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+        (first,) = await reader.readexactly(1)
+        length = shift = 0
+        while True:
+            (byte,) = await reader.readexactly(1)
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        return first >> 4, first & 15, await reader.readexactly(length)
+
+    async def _answer(self, writer: asyncio.StreamWriter, kind: int, flags: int, body: bytes) -> None:
+        if kind == CONNECT:
+            self.connects += 1
+            if self.slams:
+                writer.close()
+                return
+            code = self.connacks.pop(0) if self.connacks else 0
+            self._send(writer, CONNACK, bytes([0, code, len(self.welcome)]) + self.welcome)
+            if code:
+                writer.close()
+        elif kind == PUBLISH:
+            size = struct.unpack(">H", body[:2])[0]
+            topic, rest = body[2 : 2 + size].decode(), body[2 + size :]
+            properties = rest[2]
+            self.heard.append((topic, rest[3 + properties :]))
+            self.spoken_to.set()
+            await self.prompt.wait()
+            if topic in self.poison:
+                if self.says_why:
+                    self._send(writer, DISCONNECT, bytes([NOT_AUTHORIZED, 0]))
+                writer.close()
+                return
+            code = self.denied.get(topic, self.pubacks.pop(0) if self.pubacks else 0)
+            self._send(writer, PUBACK, rest[:2] + bytes([code, 0]))
+        elif kind == SUBSCRIBE and self.subscription:
+            if self.subscription == "hang_up":
+                writer.close()
+        elif kind == SUBSCRIBE:
+            self._send(writer, SUBACK, body[:2] + bytes([0, self.suback, self.suback]))
+            for topic, payload in self.retained if not self.suback else ():
+                self.tell(topic, payload, writer)
+            self.subscribed.set()
+        elif kind == UNSUBSCRIBE:
+            self._send(writer, UNSUBACK, body[:2] + bytes([0, 0, 0]))
+
+    def tell(
+        self, topic: str, payload: bytes, writer: asyncio.StreamWriter | None = None, *, retain: bool = True
+    ) -> None:
+        for each in [writer] if writer else self._writers:
+            body = struct.pack(">H", len(topic)) + topic.encode() + b"\0" + payload
+            self._send(each, PUBLISH, body, flags=int(retain))
+
+    def disconnect(self, reason: int) -> None:
+        for writer in self._writers:
+            self._send(writer, DISCONNECT, bytes([reason, 0]))
+            writer.close()
+
+    def _send(self, writer: asyncio.StreamWriter, kind: int, body: bytes, flags: int = 0) -> None:
+        length, head = len(body), bytearray([kind << 4 | flags])
+        while True:
+            head.append(length % 128 | (0x80 if length > 127 else 0))
+            length //= 128
+            if not length:
+                break
+        with contextlib.suppress(ConnectionError):
+            writer.write(bytes(head) + body)
+
+    def said(self, prefix: str) -> list[str]:
+        return [topic for topic, _ in self.heard if topic.startswith(prefix)]
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Scripted]:
+    async with Scripted() as broker, asyncio.timeout(50):
+        yield broker
+
+
+def node(broker: Scripted, facts: list[Fact] | None = None, rivals: Callable[[], Rivals] | None = None) -> MqttBroker:
+    return MqttBroker(
+        broker.url,
+        client_id="volcast-n",
+        will_topic=node_topic("n", "state"),
+        will=b"lost",
+        observe=(facts if facts is not None else []).append,
+        rng=random.Random(7),
+        rivals=rivals,
+    )
+
+
+def saying(topics: list[str]) -> Callable[[Publisher], Awaitable[None]]:
+    """A session that says each topic until it is acknowledged, in order, as the speaker does."""
+    waiting = list(topics)
+
+    async def session(publisher: Publisher) -> None:
+        while waiting:
+            await publisher.publish(waiting[0], b"{}")
+            waiting.pop(0)
+
+    return session
+
+
+EVENTS = [f"e/{n}" for n in range(20)]
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("code", [QUOTA_EXCEEDED, NOT_AUTHORIZED])
+async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted, code: int) -> None:
+    # The zero after a refusal meets the word that a session which failed leaves behind.
+    scripted.pubacks = [0, 0, 0, code, 0, code, code, 0, code]
+    facts: list[Fact] = []
+    await node(scripted, facts).run(saying(EVENTS))
+    events = scripted.said("e/")
+    assert sorted(set(events), key=events.index) == EVENTS
+    assert [t for t in events if events.count(t) > 1] == ["e/3"] * 3 + ["e/4"] * 2
+    assert len([f for f in facts if isinstance(f, BrokerLost)]) == 3
+
+
+@pytest.mark.fault(31)
+async def test_a_slow_broker_is_waited_for_and_hears_everything_once(scripted: Scripted) -> None:
+    scripted.prompt.clear()
+    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    await scripted.spoken_to.wait()
+    assert scripted.said("e/") == EVENTS[:1]
+    scripted.prompt.set()
+    await running
+    assert scripted.said("e/") == EVENTS
+    assert scripted.connects == 1
+
+
+@pytest.mark.fault(31)
+async def test_refused_credentials_are_tried_again_and_told_once(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.connacks = [NOT_AUTHORIZED] * 3
+    facts: list[Fact] = []
+    await node(scripted, facts).run(saying(EVENTS))
+    assert scripted.said("e/") == EVENTS
+    assert [m for m in caplog.messages if "Not authorized" in m] == [caplog.messages[0]]
+    assert [type(f) for f in facts][-1] is BrokerConnected
+
+
+@pytest.mark.fault(31)
+async def test_a_takeover_ends_the_node_instead_of_a_fight(scripted: Scripted) -> None:
+    scripted.prompt.clear()
+    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    await scripted.spoken_to.wait()
+    scripted.disconnect(TAKEN_OVER)
+    with pytest.raises(RefusedError, match="--instance"):
+        await running
+    assert scripted.connects == 1
+
+
+async def test_any_other_goodbye_of_the_broker_is_no_takeover(scripted: Scripted) -> None:
+    scripted.prompt.clear()
+    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    await scripted.spoken_to.wait()
+    scripted.disconnect(0x8B)
+    scripted.prompt.set()
+    await running
+    assert scripted.connects == 2
+    assert sorted(set(scripted.said("e/")), key=EVENTS.index) == EVENTS
+
+
+def property_text(identifier: int, text: str) -> bytes:
+    return bytes([identifier]) + struct.pack(">H", len(text)) + text.encode()
+
+
+REASON_STRING, MAXIMUM_PACKET_SIZE = 0x1F, 0x27
+
+
+async def test_the_brokers_own_reason_is_what_the_log_says(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.connacks = [SERVER_BUSY]
+    scripted.welcome = property_text(REASON_STRING, "come back\nlater")
+    scripted.prompt.clear()
+    facts: list[Fact] = []
+    running = asyncio.create_task(node(scripted, facts).run(saying(EVENTS)))
+    await scripted.spoken_to.wait()
+    scripted.disconnect(0x8B)
+    scripted.prompt.set()
+    await running
+    reasons = [f.reason for f in facts if isinstance(f, BrokerLost)]
+    assert reasons == [
+        "the broker refused the connection: Server busy (come back later)",
+        "the broker ended the connection: Server shutting down",
+    ]
+    assert "timed out" not in caplog.text
+
+
+async def test_a_connection_that_is_closed_without_an_answer_is_not_waited_out(scripted: Scripted) -> None:
+    scripted.slams = True
+    with pytest.raises(aiomqtt.MqttError, match="the broker closed the connection without an answer"):
+        async with broker_client(scripted.url, "volcast-n"):
+            pass
+
+
+async def test_an_attempt_that_was_given_up_holds_no_connection(scripted: Scripted) -> None:
+    """It would come about late, under our own client id, and end the connection that came after it."""
+    client = broker_client(scripted.url, "volcast-n")
+    client.timeout = 0.05
+    scripted.mute = True
+    with pytest.raises(aiomqtt.MqttError, match="did not answer in time"):
+        async with client:
+            pass
+    await scripted.left.wait()
+
+
+async def test_what_is_too_large_for_this_broker_is_not_sent_to_it(scripted: Scripted) -> None:
+    scripted.welcome = bytes([MAXIMUM_PACKET_SIZE]) + struct.pack(">I", 1_000)
+    async with broker_client(scripted.url, "volcast-n") as client:
+        with pytest.raises(MessageRefusedError, match=r"Packet too large \(2000 bytes; .*1000"):
+            await Session(client).publish("e/0", b"x" * 2_000)
+        await Session(client).publish("e/1", b"x")
+    assert scripted.said("e/") == ["e/1"]
+
+
+async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(scripted: Scripted) -> None:
+    scripted.denied, scripted.poison = {"e/0": NOT_AUTHORIZED}, {"e/2"}
+    async with broker_client(scripted.url, "volcast-n") as client:
+        session = Session(client)
+        with pytest.raises(MessageRefusedError, match="Not authorized"):
+            await session.publish("e/0", b"x")
+        await session.publish("e/1", b"x")
+        with pytest.raises(HungUpError, match="Not authorized"):
+            await session.publish("e/2", b"x")
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("says_why", [True, False])
+async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, says_why: bool) -> None:
+    """MQTT 5 has a packet for it; before that, brokers closed the connection."""
+    scripted.poison, scripted.says_why = {"e/0"}, says_why
+    heard: list[BaseException] = []
+
+    async def session(publisher: Publisher) -> None:
+        if heard:
+            return
+        try:
+            await publisher.publish("e/0", b"x")
+        except BaseException as error:
+            heard.append(error)
+            raise
+
+    await node(scripted).run(session)
+    assert [(type(e), str(e)) for e in heard] == [
+        (HungUpError, "Not authorized" if says_why else "the connection ended without a word")
+    ]
+
+
+# --- addresses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(49)
+async def test_a_dead_address_of_the_brokers_name_does_not_hide_the_living_one(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dead_addresses(scripted.port, monkeypatch) as name:
+        async with broker_client(f"mqtt://{name}:{scripted.port}", "volcast-n") as client:
+            await Session(client).publish("e/0", b"x")
+    assert scripted.said("e/") == ["e/0"]
+
+
+# --- rivals ----------------------------------------------------------------------------------------------------
+
+
+def told(instance: str, state: str, symbols: list[str]) -> list[tuple[str, bytes]]:
+    return [
+        (node_topic(instance, "state"), json.dumps({"state": state}).encode()),
+        (node_topic(instance, "info"), json.dumps({"symbols": symbols}).encode()),
+    ]
+
+
+def ours() -> Rivals:
+    return Rivals("n", ("BTCUSDT", "ETHUSDT"))
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "degraded", "stopping"])
+async def test_a_live_node_with_our_symbol_is_a_reason_not_to_speak(scripted: Scripted, state: str) -> None:
+    scripted.retained = told("other", state, ["XRPUSDT", "ETHUSDT"])
+    with pytest.raises(RefusedError, match=r"node other .* publishes ETHUSDT too: .*--standby.*node/other/state"):
+        await node(scripted, rivals=ours).run(saying(EVENTS))
+    assert scripted.heard == []
+
+
+@pytest.mark.parametrize(
+    "retained",
+    [
+        [],
+        told("other", "ready", ["XRPUSDT"]),
+        told("other", "lost", ["BTCUSDT"]),
+        told("other", "stopped", ["BTCUSDT"]),
+        told("n", "ready", ["BTCUSDT"]),
+        told("other", "ready", [])[:1],
+        told("other", "ready", ["BTCUSDT"])[1:],
+        [(node_topic("other", "state"), b"\xff{"), (node_topic("other", "info"), b"[" * 100_000)],
+        [(node_topic("other", "state"), b"[]"), (node_topic("other", "info"), b'{"symbols": 7}')],
+    ],
+    ids=["nobody", "others", "lost", "stopped", "ourselves", "no-info", "no-state", "noise", "nonsense"],
+)
+async def test_what_is_no_rival_does_not_keep_us_from_speaking(
+    scripted: Scripted, retained: list[tuple[str, bytes]]
+) -> None:
+    scripted.retained = retained
+    await node(scripted, rivals=ours).run(saying(EVENTS))
+    assert scripted.said("e/") == EVENTS
+
+
+async def test_who_spoke_under_our_name_since_we_did_ends_us_and_our_own_past_does_not(scripted: Scripted) -> None:
+    def state(session: str, since: int, state: str) -> list[tuple[str, bytes]]:
+        said = {"state": state, "session": session, "since": since}
+        return [(node_topic("n", "state"), json.dumps(said).encode())]
+
+    def ourselves() -> Rivals:
+        return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
+
+    async def run(retained: list[tuple[str, bytes]], first: list[tuple[str, bytes]]) -> None:
+        """Refused once, and connected again to a broker that retains something else by then."""
+        scripted.retained, scripted.pubacks = first, [QUOTA_EXCEEDED]
+        waiting = list(EVENTS)
+
+        async def session(publisher: Publisher) -> None:
+            scripted.retained = retained
+            await saying(waiting)(publisher)
+
+        await node(scripted, rivals=ourselves).run(session)
+
+    await run(state("ours", 1_000, "lost"), first=state("theirs", 2_000, "ready"))
+    await run(state("before", 900, "lost"), first=[])
+    for word in ("ready", "lost"):
+        with pytest.raises(RefusedError, match="under the name n: give each node its own --instance"):
+            await run(state("theirs", 2_000, word), first=[])
+
+
+async def test_a_broker_that_does_not_let_us_look_lets_us_speak(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.suback = NOT_AUTHORIZED
+    await node(scripted, rivals=ours).run(saying(EVENTS))
+    assert scripted.said("e/") == EVENTS
+    assert "does not let us see other nodes" in caplog.text
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("subscription", ["mute", "hang_up"])
+async def test_who_may_not_subscribe_publishes_all_the_same_and_is_told_why_once(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture, subscription: str
+) -> None:
+    scripted.subscription = subscription
+    await node(scripted, rivals=ours).run(saying(EVENTS))
+    assert scripted.said("e/") == EVENTS
+    why = {"mute": "it does not answer a subscription", "hang_up": "it ends the connection when we subscribe"}
+    told = [m for m in caplog.messages if "does not let us see other nodes" in m]
+    assert len(told) == 1
+    assert why[subscription] in told[0]
+
+
+async def chatter(broker: Scripted, every_s: float = 0.1) -> None:
+    """A node that never tires of saying that it is there, for other symbols than ours."""
+    while True:
+        for topic, payload in told("noisy", "ready", ["XRPUSDT"]):
+            broker.tell(topic, payload, retain=False)
+        await asyncio.sleep(every_s)
+
+
+@pytest.mark.fault(46)
+async def test_other_nodes_that_never_cease_to_talk_do_not_keep_us_from_speaking(scripted: Scripted) -> None:
+    noise = asyncio.create_task(chatter(scripted))
+    await node(scripted, rivals=ours).run(saying(EVENTS))
+    assert scripted.said("e/") == EVENTS
+    noise.cancel()
+
+
+async def test_other_nodes_that_never_cease_to_talk_do_not_keep_a_standby_from_taking_over(scripted: Scripted) -> None:
+    scripted.retained = told("other", "ready", ["BTCUSDT"])
+    noise = asyncio.create_task(chatter(scripted))
+    waiting = asyncio.create_task(
+        stand_by(scripted.url, client_id="volcast-n-standby", rivals=ours, rng=random.Random(7))
+    )
+    await scripted.subscribed.wait()
+    scripted.tell(*told("other", "stopped", [])[0])
+    await waiting
+    noise.cancel()
+
+
+async def test_an_end_of_our_own_making_is_no_rival(scripted: Scripted) -> None:
+    """What takes our connection over may be an attempt of ours that reached the broker late: nobody has spoken under
+    our name since we did, so we go on."""
+
+    def ourselves() -> Rivals:
+        return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
+
+    said = {"state": "ready", "session": "ours", "since": 1_500}
+    scripted.retained = [(node_topic("n", "state"), json.dumps(said).encode())]
+    scripted.prompt.clear()
+    running = asyncio.create_task(node(scripted, rivals=ourselves).run(saying(EVENTS)))
+    await scripted.spoken_to.wait()
+    scripted.disconnect(TAKEN_OVER)
+    scripted.prompt.set()
+    await running
+    assert scripted.connects == 2
+    assert sorted(set(scripted.said("e/")), key=EVENTS.index) == EVENTS
+
+
+async def test_who_takes_our_connection_again_and_again_is_a_rival_though_it_says_nothing(scripted: Scripted) -> None:
+    scripted.prompt.clear()
+    running = asyncio.create_task(node(scripted, rivals=ours).run(saying(EVENTS)))
+    for _ in range(3):
+        scripted.spoken_to.clear()
+        await scripted.spoken_to.wait()
+        scripted.disconnect(TAKEN_OVER)
+    with pytest.raises(RefusedError, match="--instance"):
+        await running
+    assert scripted.connects == 3
+
+
+async def test_our_own_past_with_a_clock_that_was_ahead_is_no_rival(scripted: Scripted) -> None:
+    def ourselves() -> Rivals:
+        return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
+
+    said = {"state": "lost", "session": "before", "since": 9_000}
+    scripted.retained = [(node_topic("n", "state"), json.dumps(said).encode())]
+    scripted.pubacks = [QUOTA_EXCEEDED]
+    await node(scripted, rivals=ourselves).run(saying(EVENTS))
+    assert scripted.connects == 2
+
+
+@pytest.mark.parametrize("end", ["stopped", "lost"])
+async def test_who_stands_by_comes_in_when_the_other_has_gone(
+    scripted: Scripted, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted.retained = told("other", "ready", ["BTCUSDT"])
+    standing_by = asyncio.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "standing by: the node other publishes BTCUSDT":
+                standing_by.set()
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(logging.getLogger("stream.adapters.mqtt.rivals"), "handlers", [Listener()])
+    waiting = asyncio.create_task(
+        stand_by(scripted.url, client_id="volcast-n-standby", rivals=ours, rng=random.Random(7))
+    )
+    await standing_by.wait()
+    assert not waiting.done()
+    # Gone and back within the grace: still alive.
+    for topic, payload in [*told("other", end, [])[:1], *told("other", "starting", [])[:1]]:
+        scripted.tell(topic, payload)
+    scripted.tell(*told("other", "ready", ["BTCUSDT"])[1])
+    scripted.tell(*told("other", end, [])[0])
+    await waiting
+    assert scripted.heard == []
+
+
+async def test_nobody_to_wait_for_is_not_waited_for(scripted: Scripted) -> None:
+    await stand_by(scripted.url, client_id="volcast-n-standby", rivals=ours, rng=random.Random(7))
+    assert scripted.connects == 1
+
+
+# --- what a broker's certificate is worth ----------------------------------------------------------------------
+
+
+def test_a_ca_file_that_holds_no_certificate_is_refused_in_one_line(tmp_path: Path) -> None:
+    nothing = tmp_path / "ca.pem"
+    for content in (None, "", "no certificate"):
+        if content is not None:
+            nothing.write_text(content)
+        with pytest.raises(RefusedError, match="--mqtt-ca-file"):
+            tls_context("mqtts://broker.example", nothing)
+    assert tls_context("mqtt://127.0.0.1", nothing) is None
+
+
+def test_tls_is_verified_without_any_setting() -> None:
+    import ssl
+
+    context = tls_context("mqtts://broker.example", None)
+    assert context is not None
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

@@ -1,0 +1,230 @@
+"""Every command as a process: interrupted while it loads, read by somebody who goes away, on terminals that lack
+letters, with too little memory. Whatever happens, it ends with an exit code and at most one line.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stream.__main__ import cli
+from stream.adapters.candles import files
+from stream.core.market.candle import HOUR_MS
+from stream.testing.market import simulate
+
+FROM = 1_690_000_000_000 // HOUR_MS * HOUR_MS
+MIB = 1024 * 1024
+#: What a terminal of the C locale is to Python.
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+LATIN = {"PYTHONIOENCODING": "latin-1"}
+#: Where nobody answers, at once.
+NOBODY = {
+    "VOLCAST_REST_URL": "http://127.0.0.1:9",
+    "VOLCAST_WS_URL": "ws://127.0.0.1:9",
+    "VOLCAST_MQTT_URL": "mqtt://127.0.0.1:9",
+}
+
+#: Sends its process the signal of Ctrl-C in the moment that it begins to import MODULE.
+_INTERRUPTER = """
+import os, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["VOLCAST_TEST_MODULE"]:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+sys.meta_path.insert(0, Interrupter())
+"""
+
+
+def ended(
+    *arguments: object, preexec: Callable[[], None] | None = None, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "stream", *map(str, arguments)]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8")}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        check=False,
+        timeout=120,
+        preexec_fn=preexec,
+        cwd=cwd,
+        env=inherited | NOBODY | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("candles") / "btc.parquet"
+    files.write(simulate(["BTCUSDT"], FROM, 3_600, 5)["BTCUSDT"], path)
+    return path
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("click", "predict"),
+        ("stream.commands.predict", "predict"),
+        ("numpy", "predict"),
+        ("onnxruntime.capi._pybind_state", "predict"),
+        ("polars", "predict"),
+        ("evidently", "drift"),
+        ("pandas._libs", "drift"),
+        ("plotly", "report"),
+        ("training.bundling.train", "train"),
+        ("tensorflow", "train"),
+        ("keras", "train"),
+        ("uvicorn", "run"),
+        ("msgspec", "check"),
+    ],
+)
+def test_ctrl_c_while_a_command_loads_ends_it_without_a_traceback(
+    module: str, command: str, candle_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPTER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    options = {
+        "predict": ["--candles", candle_file, "--out", tmp_path / "out.csv"],
+        "drift": ["--candles", candle_file, "--out", tmp_path / "out.html"],
+        "report": ["--candles", candle_file, "--from", "2023-12-01", "--out", tmp_path / "pages"],
+        "train": ["--candles", candle_file, "--out", tmp_path / "run", "--from", "2023-08-01", "--to", "2023-12-01"],
+    }
+    done = ended(command, *options.get(command, []), cwd=tmp_path, PYTHONPATH=path, VOLCAST_TEST_MODULE=module)
+    assert done.returncode == 130, done.stderr
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPTER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None  # noqa: E731
+    done = ended("--version", preexec=ignore, PYTHONPATH=path, VOLCAST_TEST_MODULE="click")
+    assert done.returncode == 0, done.stderr
+
+
+# --- whoever reads us ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["predict", "--help"], ["check"], ["--version"], ["demo", "--http-port", "0"]]
+)
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "stream", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | NOBODY,
+    )
+    os.close(writing)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check"], ["demo", "--http-port", "0"]])
+def test_a_full_disk_under_our_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "stream", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | NOBODY,
+        )
+    assert done.returncode == 1
+    *log, line = done.stderr.decode().splitlines()
+    assert line.startswith("volcast: the output cannot be written")
+    assert all(" INFO " in before for before in log), log
+
+
+# --- terminals of other alphabets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [ASCII, LATIN, {"PYTHONIOENCODING": "cp437"}], ids=["ascii", "latin-1", "cp437"])
+@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+def test_every_help_is_shown_on_every_terminal(command: str | None, terminal: dict[str, str]) -> None:
+    done = ended(*([command] if command else []), "--help", **terminal)
+    assert done.returncode == 0, done.stderr
+    assert b"Usage: volcast" in done.stdout
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("terminal", [ASCII, LATIN], ids=["ascii", "latin-1"])
+def test_so_is_what_commands_say(candle_file: Path, terminal: dict[str, str], tmp_path: Path) -> None:
+    # The name of the file holds what neither terminal has.
+    out = tmp_path / "σ≥ė.csv"
+    done = ended("predict", "--candles", candle_file, "--out", out, **terminal)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+    told = ended("check", "--model", tmp_path / "σ.onnx", cwd=tmp_path, **terminal)
+    assert told.returncode == 1
+    assert b"Traceback" not in told.stderr
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_mb", [1, 50, 150])
+def test_drift_with_too_little_memory_ends_with_one_line(memory_mb: int, candle_file: Path, tmp_path: Path) -> None:
+    done = ended("drift", "--candles", candle_file, "--json", tmp_path / "d.json", "--memory-mb", memory_mb)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.decode().splitlines()
+    assert line == f"volcast: drift needs more memory: raise --memory-mb, which is {memory_mb}"
+
+
+@pytest.mark.parametrize("limit_mb", [200, 450])
+@pytest.mark.parametrize("command", ["drift", "report"])
+def test_so_does_a_command_under_a_limit_of_the_system(
+    command: str, limit_mb: int, candle_file: Path, tmp_path: Path
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_mb * MIB, limit_mb * MIB))
+
+    more = ["--from", "2023-12-01", "--to", "2023-12-10", "--out", tmp_path / "out"] if command == "report" else []
+    done = ended(command, "--candles", candle_file, *more, preexec=limit)
+    assert done.returncode in (0, 1), done.stderr
+    if done.returncode:
+        (line,) = done.stderr.decode().splitlines()
+        assert line == f"volcast: {command} needs more memory: raise the limit (ulimit)"
+
+
+def test_a_drift_run_that_is_watched_says_what_an_unwatched_one_says(candle_file: Path, tmp_path: Path) -> None:
+    free = ended("drift", "--candles", candle_file)
+    watched = ended("drift", "--candles", candle_file, "--memory-mb", 2_048)
+    assert (watched.returncode, watched.stdout) == (free.returncode, free.stdout) == (0, free.stdout)
+    refused = ended("drift", "--candles", tmp_path / "none.csv", "--memory-mb", 2_048)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.decode().splitlines()
+    assert "none.csv" in line
+
+
+def test_whoever_ends_the_watcher_ends_the_work(candle_file: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    # Both hold the fifo open for writing until they end.
+    script = f'exec 9>"{fifo}"; exec "{sys.executable}" -m stream drift --candles "{candle_file}" --memory-mb 2048'
+    with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL) as watcher, fifo.open("rb") as alive:
+        children = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children")
+        while not children.read_text().split() and watcher.poll() is None:  # a look, not a wait for luck
+            os.sched_yield()
+        watcher.kill()
+        assert watcher.wait() == -signal.SIGKILL
+        assert alive.read() == b""

@@ -1,0 +1,337 @@
+"""Speaking, with a publisher that remembers: order, acknowledgement, old decisions, what is said on each connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream.adapters.journal.store import SqliteJournal
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.pipeline.speaking import Speaker
+from stream.pipeline.withheld import Withheld
+from stream.ports import (
+    Clock,
+    Fact,
+    HungUpError,
+    MessageRefusedError,
+    OutboxCounted,
+    Outgoing,
+    Published,
+    PublishFailed,
+    Record,
+    Retained,
+    UnreachableError,
+)
+
+T0 = 1_704_067_200_000
+
+
+class Publisher:
+    """Remembers what it was given. After `accepts` messages the connection is lost. Topics in `denied` are refused;
+    at those in `poison` the connection ends; those in `unanswered` are never acknowledged."""
+
+    def __init__(
+        self,
+        accepts: int = 1_000,
+        *,
+        denied: Collection[str] = (),
+        poison: Collection[str] = (),
+        unanswered: Collection[str] = (),
+    ) -> None:
+        self.accepts, self.denied, self.poison, self.unanswered = accepts, denied, poison, unanswered
+        self.offered: list[str] = []
+        self.said: list[tuple[str, bytes, bool, int | None]] = []
+        self.spoke = asyncio.Event()
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+        await asyncio.sleep(0)
+        self.offered.append(topic)
+        if topic in self.denied:
+            raise MessageRefusedError("Not authorized")
+        if topic in self.poison:
+            raise HungUpError("Not authorized")
+        if topic in self.unanswered:
+            raise UnreachableError("the broker did not acknowledge")
+        if len(self.said) >= self.accepts:
+            raise UnreachableError("gone")
+        self.said.append((topic, payload, retain, expiry_s))
+        self.spoke.set()
+
+    def topics(self) -> list[str]:
+        return [topic for topic, _, _, _ in self.said]
+
+    def states(self) -> list[str]:
+        return [json.loads(payload)["state"] for topic, payload, _, _ in self.said if topic.endswith("node/n/state")]
+
+
+class Stand:
+    def __init__(self, data_dir: Path) -> None:
+        self.journal = SqliteJournal(data_dir)
+        self.now_ms: int | None = T0
+        self.now_s = 0.0
+        self.facts: list[Fact] = []
+        self.speaker = Speaker(
+            instance="n",
+            session="s",
+            journal=self.journal,
+            in_journal=self._in_journal,
+            clock=Clock(wall_ms=lambda: 7, monotonic_s=lambda: self.now_s),
+            exchange_now_ms=lambda: self.now_ms,
+            observe=self.facts.append,
+        )
+
+    async def _in_journal(self, call: Callable[..., Any], *args: object) -> Any:
+        return await asyncio.to_thread(call, *args)
+
+    async def talk(self, publisher: Publisher, *, close: bool = True) -> None:
+        """One session, ended by the speaker's last word or by the publisher."""
+        if close:
+            self.speaker.close()
+        await self.speaker.session(publisher)
+
+
+@pytest.fixture
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    made = await asyncio.to_thread(Stand, tmp_path)
+    yield made
+    await asyncio.to_thread(made.journal.close)
+
+
+async def commit(stand: Stand, hours: int) -> list[Outgoing]:
+    records = [
+        Record(Candle("B", T0 + h * HOUR_MS, 1, 1, 1, 1, 1), "live", events=((f"e/{h}", b"x", 60),))
+        for h in range(hours)
+    ]
+    await asyncio.to_thread(stand.journal.commit, records)
+    return await asyncio.to_thread(stand.journal.outbox)
+
+
+async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 100), [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [t for t in publisher.topics() if t.startswith("e/")] == [f"e/{h}" for h in range(100)]
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+    assert publisher.states() == ["starting", "stopped"]
+
+
+@pytest.mark.parametrize("accepts", range(1, 12))
+async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stand: Stand, accepts: int) -> None:
+    stand.speaker.offer(await commit(stand, 10), [Retained("r", b"new", None)])
+    first, second = Publisher(accepts), Publisher()
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(first, close=False)
+    assert any(isinstance(f, PublishFailed) for f in stand.facts)
+    await stand.talk(second)
+    events = [t for t in (*first.topics(), *second.topics()) if t.startswith("e/")]
+    assert sorted(set(events), key=events.index) == [f"e/{h}" for h in range(10)]
+    assert "r" in second.topics()
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+
+
+async def test_each_connection_begins_with_starting_and_all_retained_values(stand: Stand) -> None:
+    stand.speaker.tell_state("ready")
+    stand.speaker.offer([], [Retained("r/a", b"1", None), Retained("r/b", b"2", None)])
+    for _ in range(2):
+        publisher = Publisher()
+        await stand.talk(publisher)
+        assert publisher.states()[0] == "starting"
+        assert {"r/a", "r/b"} <= set(publisher.topics())
+
+
+async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand) -> None:
+    for i in range(5):
+        stand.speaker.offer([], [Retained("r", str(i).encode(), None)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [p for t, p, _, _ in publisher.said if t == "r"] == [b"4"]
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "expiry_s"),
+    [(T0, 7_200), (T0 + HOUR_MS, 3_600), (T0 + 2 * HOUR_MS - 1, 1), (T0 + 2 * HOUR_MS, None), (None, None)],
+)
+async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
+    stand: Stand, now_ms: int | None, expiry_s: int | None
+) -> None:
+    stand.now_ms = now_ms
+    stand.speaker.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [e for t, _, _, e in publisher.said if t == "d"] == ([] if expiry_s is None else [expiry_s])
+
+
+async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: Stand) -> None:
+    stand.now_ms = None
+    stand.speaker.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
+    publisher = Publisher()
+    talking = asyncio.create_task(stand.talk(publisher, close=False))
+    await publisher.spoke.wait()
+    stand.now_ms = T0
+    stand.speaker.time_is_known()
+    stand.speaker.close()
+    await talking
+    assert [(t, e) for t, _, _, e in publisher.said if t in ("d", "old")] == [("d", 3_600)]
+
+
+async def test_a_stop_does_not_wait_for_a_backlog(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 50), [])
+    stand.speaker.close()
+    stand.now_s += 2.0
+    publisher = Publisher()
+    await stand.talk(publisher, close=False)
+    assert publisher.states() == ["starting", "stopped"]
+    assert len(await asyncio.to_thread(stand.journal.outbox)) == 50
+
+
+async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand) -> None:
+    await asyncio.to_thread(stand.journal.post, [], [Retained("old", b"x", None), Retained("ours", b"y", None)])
+    stand.speaker.load([], await asyncio.to_thread(stand.journal.retained), ["old", "never-said"])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    said = {topic: payload for topic, payload, _, _ in publisher.said}
+    assert (said["old"], said["never-said"], said["ours"]) == (b"", b"", b"y")
+    assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
+
+
+async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
+    stand.speaker.offer(await commit(stand, 3), [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert [f.topic for f in stand.facts if isinstance(f, Published)] == publisher.topics()
+
+
+# --- what the broker does not take -----------------------------------------------------------------------------
+
+
+async def post(stand: Stand, *topics: str) -> list[Outgoing]:
+    """Events of these topics, numbered within each."""
+    counts: dict[str, int] = {}
+    events = []
+    for topic in topics:
+        counts[topic] = counts.get(topic, 0) + 1
+        events.append((topic, str(counts[topic]).encode(), 60))
+    await asyncio.to_thread(stand.journal.post, events, [])
+    return await asyncio.to_thread(stand.journal.outbox)
+
+
+def said_of(publisher: Publisher, topic: str) -> list[bytes]:
+    return [payload for t, payload, _, _ in publisher.said if t == topic]
+
+
+@pytest.mark.fault(45)
+async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
+    publisher = Publisher(denied=("a", "r"))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"1", b"2"]
+    assert said_of(publisher, "s") == [b"1"]
+    assert publisher.states()[-1] == "stopped"
+    assert [(e.topic, e.payload) for e in await asyncio.to_thread(stand.journal.outbox)] == [("a", b"1"), ("a", b"2")]
+    assert stand.speaker.remarks == ("the broker does not take r and 1 more: Not authorized",)
+    failed = [f for f in stand.facts if isinstance(f, PublishFailed)]
+    assert {(f.topic, f.reason) for f in failed} == {("a", "Not authorized"), ("r", "Not authorized")}
+    assert [f.messages for f in stand.facts if isinstance(f, OutboxCounted)][-1] == 2
+
+
+@pytest.mark.fault(45)
+async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b", "a"), [Retained("r", b"1", None)])
+    await stand.talk(Publisher(denied=("a", "r")))
+    events = await post(stand, "a")
+    stand.speaker.offer(events[-1:], [Retained("r", b"2", None)])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert said_of(publisher, "a") == [b"1", b"2", b"1"]
+    assert said_of(publisher, "b") == []
+    assert said_of(publisher, "r") == [b"2"]
+    assert stand.speaker.remarks == ()
+    assert await asyncio.to_thread(stand.journal.outbox) == []
+
+
+@pytest.mark.fault(45)
+def test_a_refused_topic_is_offered_again_with_growing_pauses_and_on_each_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    withheld, pauses_s = Withheld(), []
+    for _ in range(8):
+        withheld.refused("a", "Not authorized", 100.0)
+        pauses_s.append(withheld.next_try_s(100.0))
+    assert pauses_s == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert withheld.waits("a", 159.0)
+    assert not withheld.waits("a", 160.0)
+    withheld.connected(120.0)
+    assert not withheld.waits("a", 120.0)
+    withheld.accepted("a")
+    assert caplog.messages == [
+        "the broker does not take a: Not authorized; it is kept and offered again",
+    ]
+
+
+def test_topics_refused_for_one_reason_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    withheld = Withheld()
+    for n in range(50):
+        withheld.refused(f"t/{n}", "Not authorized", 0.0)
+    withheld.refused("t/0", "Quota exceeded", 0.0)
+    assert len(caplog.messages) == 3
+    assert caplog.messages[-1].endswith("more for this reason are only counted")
+    assert len(withheld.reasons()) == 2
+
+
+@pytest.mark.fault(45)
+async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "b", "a", "b", "a"), [])
+    for _ in range(3):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=("a",)), close=False)
+    assert stand.speaker.remarks == ("the broker does not take a: it ends the connection there (Not authorized)",)
+    publisher = Publisher(poison=("a",))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"2"]
+    assert "a" not in publisher.offered
+    assert [e.topic for e in await asyncio.to_thread(stand.journal.outbox)] == ["a", "a"]
+
+
+@pytest.mark.fault(45)
+async def test_a_topic_that_is_never_acknowledged_is_left_aside_and_a_mute_broker_is_waited_for(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b"), [])
+    state = "volcast/v1/node/n/state"
+    for _ in range(5):
+        with pytest.raises(UnreachableError):
+            await stand.talk(Publisher(unanswered=(state, "a", "b")), close=False)
+    assert stand.speaker.remarks == ()
+    for _ in range(3):
+        with pytest.raises(UnreachableError):
+            await stand.talk(Publisher(unanswered=("a",)), close=False)
+    publisher = Publisher(unanswered=("a",))
+    await stand.talk(publisher)
+    assert said_of(publisher, "b") == [b"1"]
+    assert stand.speaker.remarks == ("the broker does not take a: it does not acknowledge it, and others it does",)
+
+
+async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "a"), [])
+    for _ in range(3):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=("a",)), close=False)
+    stand.now_s += 61
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert said_of(publisher, "a") == [b"1", b"2"]
+    assert stand.speaker.remarks == ()
+
+
+async def test_connections_that_end_at_one_message_and_then_another_blame_neither(stand: Stand) -> None:
+    stand.speaker.offer(await post(stand, "a", "b"), [])
+    for poison in ("a", "a", "b", "a", "a"):
+        with pytest.raises(HungUpError):
+            await stand.talk(Publisher(poison=(poison,)), close=False)
+        if poison == "b":
+            stand.speaker.offer([Outgoing(99, "a", b"3", 60)], [])
+    assert stand.speaker.remarks == ()

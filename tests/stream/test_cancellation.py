@@ -1,0 +1,168 @@
+"""A task that is told to end ends, also where the word meets an answer of the network in one round of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stream.adapters.feed.client import BinanceFeed
+from stream.adapters.mqtt.broker import MqttBroker, stand_by
+from stream.adapters.mqtt.rivals import Rivals
+from stream.adapters.rest.history import BinanceHistory
+from stream.core.market.candle import HOUR_MS
+from stream.ports import Clock, Publisher
+from stream.testing.broker import EmbeddedBroker
+from stream.testing.exchange import Exchange
+from stream.testing.market import simulate
+
+START = 1_704_067_200_000
+#: Rounds of the loop between the network's answer and the word to end.
+ROUNDS = range(4)
+
+
+class CancellingLoop(asyncio.SelectorEventLoop):
+    """Cancels a task some rounds after the n-th time that the network had something for it."""
+
+    victim: asyncio.Task[Any] | None = None
+
+    def __init__(self, answers: int, rounds: int) -> None:
+        super().__init__()
+        self._answers, self._rounds = answers, rounds
+        self.told = asyncio.Event()
+
+    def _process_events(self, events: list[Any]) -> None:
+        super()._process_events(events)  # type: ignore[misc]
+        if events and self.victim is not None:
+            self._answers -= 1
+            if self._answers == 0:
+                self._tell(self._rounds)
+
+    def _tell(self, rounds: int) -> None:
+        if rounds:
+            self.call_soon(self._tell, rounds - 1)
+        elif self.victim is not None:
+            self.victim.cancel()
+            self.told.set()
+
+
+def close_forgotten() -> None:
+    """Python 3.11 forgets a socket that has just won the race of addresses when the race is cancelled in that round.
+    The collector closes it, and would say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool:
+    """Whether `work`, which would go on for ever, ends when it is told to."""
+    loop = CancellingLoop(answers, rounds)
+
+    async def main() -> bool:
+        loop.victim = asyncio.ensure_future(work())
+        told = asyncio.ensure_future(loop.told.wait())
+        await asyncio.wait([loop.victim, told], timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        assert loop.told.is_set(), "the network had less to say than that"
+        # Longer than a server of ours waits for the handshake of a connection that was given up.
+        await asyncio.wait([loop.victim], timeout=30)
+        ended = loop.victim.done()
+        while not loop.victim.done():
+            loop.victim.cancel()
+            await asyncio.wait([loop.victim], timeout=0.5)
+        return ended
+
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        close_forgotten()
+
+
+@pytest.fixture(scope="module")
+def broker_url() -> Iterator[str]:
+    with EmbeddedBroker() as broker:
+        yield broker.url
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("answers", range(1, 9))
+def test_a_broker_connection_ends_whenever_it_is_told_to(answers: int, broker_url: str) -> None:
+    """CONNACK, SUBACK, what is retained, UNSUBACKs and PUBACKs: the answers of a broker in this order."""
+
+    async def session(publisher: Publisher) -> None:
+        while True:
+            await publisher.publish("some/topic", b"{}")
+
+    def work() -> Awaitable[None]:
+        return MqttBroker(
+            broker_url,
+            client_id="x",
+            will_topic="a/b",
+            will=b"{}",
+            observe=lambda fact: None,
+            rng=random.Random(1),
+            rivals=lambda: Rivals("x", ["BTCUSDT"]),
+        ).run(session)
+
+    assert [rounds for rounds in ROUNDS if not ends(answers, rounds, work)] == []
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("answers", range(1, 3))
+def test_standing_by_ends_whenever_it_is_told_to(answers: int, broker_url: str) -> None:
+    class NeverAlone(Rivals):
+        def alive(self) -> dict[str, list[str]]:
+            return {"another": ["BTCUSDT"]}
+
+    def work() -> Awaitable[None]:
+        return stand_by(broker_url, client_id="y", rivals=lambda: NeverAlone("y", ["BTCUSDT"]), rng=random.Random(1))
+
+    assert [rounds for rounds in ROUNDS if not ends(answers, rounds, work)] == []
+
+
+class Listener:
+    """Takes what the feed brings."""
+
+    def connected(self) -> None: ...
+
+    def disconnected(self, reason: str) -> None: ...
+
+    async def closed(self, frame: object, received_at_s: float) -> None: ...
+
+    def forming(self, frame: object, received_at_s: float) -> None: ...
+
+
+def market() -> Exchange:
+    candles = simulate(["BTCUSDT"], START - 1_500 * HOUR_MS, 2_000, 1)
+    return Exchange.replaying(candles, START, 500, 3_600.0, seed=1)
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("answers", range(1, 8))
+def test_the_feed_ends_whenever_it_is_told_to(answers: int) -> None:
+    async def work() -> None:
+        async with market() as exchange:
+            feed = BinanceFeed(
+                exchange.ws_url, ["BTCUSDT"], clock=Clock(), observe=lambda fact: None, rng=random.Random(1)
+            )
+            await feed.run(Listener())
+
+    assert [rounds for rounds in ROUNDS if not ends(answers, rounds, work)] == []
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("answers", range(1, 8))
+def test_a_question_to_rest_ends_whenever_it_is_told_to(answers: int) -> None:
+    async def work() -> None:
+        async with market() as exchange, BinanceHistory(exchange.rest_url, clock=Clock()) as history:
+            while True:
+                await history.candles("BTCUSDT", START - 1_400 * HOUR_MS, START - HOUR_MS)
+
+    assert [rounds for rounds in ROUNDS if not ends(answers, rounds, work)] == []

@@ -1,0 +1,99 @@
+"""`volcast` that kills itself at a named step: `python killed.py STEP before|after N COMMAND ...`.
+
+The steps of a candle: receive (from the feed), commit (to the journal), publish (the packet leaves), acknowledge
+(the broker's answer is heard), prune (the outbox forgets the event). Nothing in the product knows of this.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from stream.adapters.feed.client import BinanceFeed
+from stream.adapters.journal.store import SqliteJournal
+from stream.adapters.mqtt import broker
+from stream.commands import node
+from stream.core.market.binance import KlineUpdate
+from stream.ports import FeedListener
+
+
+class Trap:
+    def __init__(self, step: str, moment: str, number: int) -> None:
+        self._where, self._left = (step, moment), number
+
+    def reached(self, step: str, moment: str) -> None:
+        if (step, moment) == self._where:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(step: str, moment: str, number: str, *command: str) -> None:
+    trap = Trap(step, moment, int(number))
+
+    class Listener:
+        def __init__(self, listener: FeedListener) -> None:
+            self._listener = listener
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._listener, name)
+
+        async def closed(self, update: KlineUpdate, received_at_s: float) -> None:
+            trap.reached("receive", "before")
+            await self._listener.closed(update, received_at_s)
+            trap.reached("receive", "after")
+
+    class Feed(BinanceFeed):
+        async def run(self, listener: FeedListener) -> None:
+            await super().run(Listener(listener))
+
+    class Journal(SqliteJournal):
+        def commit(self, records: Any) -> list[int]:
+            trap.reached("commit", "before")
+            seqs = super().commit(records)
+            trap.reached("commit", "after")
+            return seqs
+
+        def acknowledge(self, seqs: Any) -> None:
+            trap.reached("prune", "before")
+            super().acknowledge(seqs)
+            trap.reached("prune", "after")
+
+    class Client(broker._Client):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._event = False
+            write = self._client.loop_write
+
+            def loop_write() -> Any:
+                done = write()
+                if self._event:
+                    trap.reached("publish", "after")
+                return done
+
+            self._client.loop_write = loop_write
+
+        async def publish(self, topic: str, *args: Any, **options: Any) -> None:
+            self._event = "/event/" in topic
+            if self._event:
+                trap.reached("publish", "before")
+            await super().publish(topic, *args, **options)
+
+        def _on_publish(self, *args: Any) -> None:
+            if self._event:
+                trap.reached("acknowledge", "before")
+            super()._on_publish(*args)
+            if self._event:
+                trap.reached("acknowledge", "after")
+
+    node.BinanceFeed, node.SqliteJournal, broker._Client = Feed, Journal, Client  # type: ignore[misc]
+    sys.argv = ["volcast", *command]
+    from stream.__main__ import main as door
+
+    door()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""`volcast backtest`: decisions over history, their execution, benchmarks, figures and report."""

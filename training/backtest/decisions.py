@@ -1,0 +1,233 @@
+"""The daemon's own operator over history: who forecast, and what every policy decided, hour by hour.
+
+Rules of this room:
+- A term is the time that one model is in charge of. Each begins as a daemon's start does, on the 120 days before it, so
+  a walk forward is a daemon whose model is replaced each new year.
+- A term's model learns from what lies before it; where a bundle did not, `Term.note` says so.
+- All policies ride in one operator (`Rules.beside`): what each decides is what it decides alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.deciding.accumulation import RegimesFrom, Rules, anchor, forecast_hours
+from stream.core.deciding.operator import Issued
+from stream.core.deciding.policy import REGIMES, Policy
+from stream.core.deciding.replay import drive, predict_rows
+from stream.core.forecasting.baselines import har
+from stream.core.forecasting.contract import Calibration, Contract, Regimes
+from stream.core.forecasting.predictions import Prediction, quality
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS, Candle
+from training.bundling import describe
+from training.data.dataset import Dataset, require_rows, time_ms, walk_forward
+from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
+from training.forecasters import Bundle, Forecaster
+from training.models import log_har
+
+_CALIBRATION_MS = 90 * 24 * HOUR_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One model's predictions by open time, from the look-back of its first decision on, and what goes with it."""
+
+    since: int
+    until: int
+    model: str
+    predictions: Mapping[int, Prediction]
+    regimes: Regimes
+    calibration: Calibration
+    har_calibration: Calibration
+    #: The symbol that `regimes` is of.
+    described: str
+    note: str = ""
+    #: What else the model says of this symbol by what it learnt of others.
+    borrowed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Which regimes the first policy's decisions were found by, from the decision on the candle of `since` (ms) on.
+
+    `source`: `policy` where it has steps of its own; else as `RegimesFrom`.
+    """
+
+    since: int
+    source: RegimesFrom | Literal["policy"]
+    #: The symbol that they are of, none of a policy.
+    described: str
+    regimes: Regimes
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """By hour of [since, until), [n] each. `exposure` by policy name, NaN where nothing was decided."""
+
+    symbol: str
+    open_time: NDArray[np.int64]
+    opens: Array
+    closes: Array
+    exposure: Mapping[str, Array]
+    #: Of the first policy: index into `REGIMES`, -1 where nothing was decided.
+    regime: NDArray[np.int64]
+    #: The model's forecast and the upper end of its interval, hourly.
+    volatility: Array
+    high: Array
+    #: What came: σ of the next 24 hours, hourly; NaN where it is not complete.
+    next_24h: Array
+    #: The first policy's, all of it: what a daemon would have published.
+    issued: tuple[Issued, ...]
+    #: Where the regimes' thresholds changed, the first included.
+    calibrated: tuple[Calibrated, ...]
+
+
+def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
+    """A bundle as it is, wherever its training range lies."""
+    contract = bundle.model.contract
+    rows = _rows(data, since, until, own=not contract.describes(data.symbol))
+    said = predict_rows(data.symbol, data.features, rows, bundle.model, bundle)
+    trained, note = contract.training, ""
+    if trained.trained_until >= since:
+        note = (
+            f"the model learnt from {_day(trained.trained_from)} to {_day(trained.trained_until)}, which this period "
+            "touches: its figures up to then are no test; walk forward for those"
+        )
+    return Term(
+        since,
+        until,
+        bundle.model.version,
+        {p.open_time: p for p in said},
+        contract.regimes,
+        contract.calibration,
+        contract.har_calibration,
+        trained.symbols[0],
+        note,
+        _borrowed(contract, data.symbol),
+    )
+
+
+def _borrowed(contract: Contract, symbol: str) -> str:
+    if contract.describes(symbol):
+        return ""
+    others = contract.training.symbols
+    learnt = "" if symbol in others else f"the model learnt from {', '.join(others)}, not from {symbol}; "
+    return f"{learnt}har's coefficients and what the intervals start from are of {others[0]}"
+
+
+def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since: int, until: int) -> Term:
+    """A forecaster that learns from [train_from, since), with regimes, `har` and calibration from there too."""
+    learnt, rows = require_rows(data, train_from, since), _rows(data, since, until, own=False)
+    fitted = forecaster.fit(data, train_from, since)
+    coefficients, unseen = log_har.fit_unseen(data, learnt, walk_forward(train_from, since), log_har.WITH_CALENDAR)
+    said, features = fitted.forecast(data, rows), data.features
+    name = f"{forecaster.name}-{_day(since)[:4]}"
+    columns = [
+        features.open_time[rows],
+        *(said[quantity] for quantity in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)),
+        features.realized_24h[rows],
+        features.realized_24h[rows],
+        features.ewma[rows],
+        har(features.static[rows], coefficients),
+        features.gaps[rows],
+    ]
+    predictions = {
+        line[0]: Prediction(*(data.symbol, line[0], name, *line[1:], quality(line[-1])))
+        for line in zip(*(c.tolist() for c in columns), strict=True)
+        if line[1] == line[1]
+    }
+    calibration = fitted.calibration or _calibration(data, forecaster, train_from, since)
+    return Term(
+        since,
+        until,
+        name,
+        predictions,
+        describe.regimes(data, train_from, since),
+        calibration,
+        describe.calibration(data, *unseen),
+        data.symbol,
+    )
+
+
+def yearly(data: Dataset, forecaster: Forecaster, train_from: int, years: Sequence[int]) -> Iterator[Term]:
+    """A term per year, each learnt anew from all that lies before it."""
+    for year in years:
+        yield of_forecaster(data, forecaster, train_from, time_ms(f"{year}-01-01"), time_ms(f"{year + 1}-01-01"))
+
+
+def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], policies: Sequence[Policy]) -> Decided:
+    """What the policies decided in the terms, which follow each other without a hole."""
+    since, until = terms[0].since, terms[-1].until
+    inside = (data.open_time >= since) & (data.open_time < until)
+    grid = data.open_time[inside]
+    exposure = {p.name: np.full(len(grid), np.nan) for p in policies}
+    regime = np.full(len(grid), -1, np.int64)
+    volatility, high = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
+    issued: list[Issued] = []
+    calibrated: list[Calibrated] = []
+    for term in terms:
+        rules = Rules(
+            policies[0], term.regimes, term.calibration, term.har_calibration, term.described, tuple(policies[1:])
+        )
+        oldest = term.since - rules.history_hours(data.symbol) * HOUR_MS
+        part = [c for c in candles if oldest <= c.open_time < term.until]
+        for _, event in drive(rules, data.symbol, part, term.predictions, term.since):
+            if not isinstance(event, Issued):
+                continue
+            row = (event.prediction.open_time - int(grid[0])) // HOUR_MS
+            issued.append(event)
+            found_by = _calibrated(event, rules)
+            if not calibrated or found_by.regimes != calibrated[-1].regimes:
+                calibrated.append(found_by)
+            regime[row] = REGIMES.index(event.verdict.regime)
+            volatility[row], high[row] = event.prediction.volatility, event.interval.high
+            exposure[policies[0].name][row] = event.verdict.exposure
+            for policy, memory in zip(policies[1:], event.beside, strict=True):
+                exposure[policy.name][row] = memory.exposure
+    opens, closes = data.ohlcv[inside, 0], data.ohlcv[inside, 3]
+    return Decided(
+        data.symbol,
+        grid,
+        opens,
+        closes,
+        exposure,
+        regime,
+        volatility,
+        high,
+        data.targets.next_24h[inside],
+        tuple(issued),
+        tuple(calibrated),
+    )
+
+
+def _calibrated(event: Issued, rules: Rules) -> Calibrated:
+    since = event.prediction.open_time
+    if rules.policy.thresholds is not None:
+        return Calibrated(since, "policy", "", event.regimes)
+    described = event.prediction.symbol if event.regimes_from == "own" else rules.described
+    return Calibrated(since, event.regimes_from, described, event.regimes)
+
+
+def _rows(data: Dataset, since: int, until: int, *, own: bool) -> NDArray[np.int64]:
+    """What a daemon that starts at `since` forecasts or has forecast: its fold and, where its regimes are its `own`,
+    hours before it, then its term."""
+    asked = forecast_hours(data.open_time, anchor(since), own=own)
+    return np.nonzero(asked & (data.open_time < until) & data.features.ready)[0]
+
+
+def _calibration(data: Dataset, forecaster: Forecaster, train_from: int, since: int) -> Calibration:
+    """Of the last 90 days before `since`, or a quarter of a short range, forecast by what learnt until then."""
+    split = since - min(_CALIBRATION_MS, (since - train_from) // 4 // HOUR_MS * HOUR_MS)
+    rows = data.rows(split, since)
+    return describe.calibration(data, rows, forecaster.fit(data, train_from, split).forecast(data, rows)[NEXT_24H])
+
+
+def _day(time: int) -> str:
+    return f"{datetime.fromtimestamp(time / 1_000, UTC):%Y-%m-%d}"

@@ -1,0 +1,281 @@
+"""What a book was: impact on risk, cost and stability. Ratios are empyrical's, annualized with 8,760 hours.
+
+Rules of this room:
+- Returns are hourly and simple; CVaR and the bootstrap look at UTC days, whose returns are compounded.
+- Hours and days without a candle have no return. What is said of a year is of the calendar's, holes included.
+- A figure that does not exist, such as a ratio to an account that never moved, is None.
+- Tracking: σ (ddof 1) of the book's last 168 hourly returns, annualized, against the target, hour by hour.
+- Intervals come from a stationary bootstrap over days (Politis & Romano 1994), the constant weight drawn with the book,
+  so that their ratio keeps what they share.
+Importing this module loads pandas.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import empyrical
+import msgspec
+import numpy as np
+from arch.bootstrap import StationaryBootstrap
+from numpy.typing import NDArray
+
+from stream.core.deciding.policy import ANNUAL
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS, HOURS_PER_YEAR
+from training.backtest.benchmarks import reference_figures
+from training.backtest.execution import Book
+
+TRACKING_HOURS = 168
+DAY_HOURS = 24
+#: Mean length of the bootstrap's blocks.
+BLOCK_DAYS = 20
+REPETITIONS = 500
+#: Of fewer days there is nothing to draw orders from.
+LEAST_DAYS = 10
+LEVEL = 0.9
+_DAYS_PER_YEAR = HOURS_PER_YEAR / DAY_HOURS
+
+
+class Impact(msgspec.Struct, frozen=True):
+    """Shares of the equity; σ, returns and turnover a year; null where a figure does not exist."""
+
+    cagr: float | None
+    volatility_annualized: float | None
+    #: RMSE of the 7-day volatility against the target, and mean realized / target.
+    tracking_rmse: float | None
+    realized_over_target: float | None
+    #: The same RMSE of the constant weight with the same mean exposure, and this book's over it.
+    tracking_rmse_constant: float | None
+    tracking_ratio: float | None
+    sharpe: float | None
+    sortino: float | None
+    calmar: float | None
+    drawdown: float
+    longest_drawdown_days: float
+    #: Mean of the worst 5 % of the days' returns; negative.
+    cvar_95: float | None
+    turnover: float
+    fees: float
+    mean_exposure: float
+    share_at_cap: float
+    risk_off_share: float
+    exposure_changes: float
+    mean_holding_hours: float
+    #: The reference project's avg_return, volatility, max_drawdown and risk_off_rate, by its formulas, on this book.
+    reference: dict[str, float | None]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A year's or a regime's share of a book; null where a figure does not exist."""
+
+    hours: int
+    growth: float
+    volatility_annualized: float | None
+    tracking_rmse: float | None
+    mean_exposure: float
+    turnover: float
+    drawdown: float
+
+
+#: Bounds of a central interval, null where the figure does not exist.
+Bounds = tuple[float, float] | None
+
+
+def realized_volatility(returns: Array) -> Array:
+    """σ of the last 168 hourly returns, annualized, [n]; NaN for the first 167, for hours that have no return and where
+    under half of the 168 have one."""
+    out, window = np.full(len(returns), np.nan), TRACKING_HOURS
+    if len(returns) >= window:
+        exists = np.isfinite(returns)
+        views = np.lib.stride_tricks.sliding_window_view(np.where(exists, returns, 0.0), window)
+        count = np.lib.stride_tricks.sliding_window_view(exists, window).sum(axis=1)
+        told = exists[window - 1 :] & (2 * count >= window)
+        number = np.where(told, count, window)
+        # Means of views: a running sum of squares would lose the digits of quiet weeks.
+        mean = views.sum(axis=1) / number
+        square = np.einsum("ij,ij->i", views, views)
+        sigma = np.sqrt(np.maximum(square - number * mean * mean, 0.0) / (number - 1)) * ANNUAL
+        out[window - 1 :] = np.where(told, sigma, np.nan)
+    return out
+
+
+def impact(book: Book, held: Array, constant: Book, target: float, cap: float) -> Impact:
+    """The figures of a book. `held` [n]: the decided exposure in force in each hour; `constant`: the book beside it."""
+    exists = np.isfinite(book.returns)
+    returns, years = book.returns[exists], len(exists) / HOURS_PER_YEAR
+    # What is of the calendar's years and days: an hour without a return adds nothing and takes its time.
+    hourly = np.where(exists, book.returns, 0.0)
+    realized = realized_volatility(book.returns)
+    tracking, beside = (_rmse(sigma, target) for sigma in (realized, realized_volatility(constant.returns)))
+    changes = int(np.count_nonzero(np.diff(held)))
+    days = daily(book)
+    days = days[np.isfinite(days)]
+    return Impact(
+        cagr=_ratio(empyrical.cagr, hourly),
+        volatility_annualized=float(returns.std(ddof=1)) * ANNUAL if len(returns) > 1 else None,
+        tracking_rmse=tracking,
+        realized_over_target=float(np.nanmean(realized)) / target if np.isfinite(realized).any() else None,
+        tracking_rmse_constant=beside,
+        tracking_ratio=_over(tracking, beside),
+        sharpe=_ratio(empyrical.sharpe_ratio, returns),
+        sortino=_ratio(empyrical.sortino_ratio, returns),
+        calmar=_ratio(empyrical.calmar_ratio, hourly),
+        drawdown=float(empyrical.max_drawdown(hourly)),
+        longest_drawdown_days=_longest_drawdown(book.equity) / DAY_HOURS,
+        cvar_95=float(empyrical.conditional_value_at_risk(days, 0.05)) if len(days) else None,
+        turnover=float(book.traded.sum()) / years,
+        fees=float(book.cost.sum()) / years,
+        mean_exposure=mean_exposure(book),
+        share_at_cap=float((held >= cap).mean()),
+        risk_off_share=float((held == 0).mean()),
+        exposure_changes=changes / years,
+        mean_holding_hours=len(held) / (changes + 1),
+        reference=reference_figures(returns, held[exists]),
+    )
+
+
+def part(book: Book, target: float, inside: NDArray[np.bool_]) -> Part:
+    """The figures of some of the hours, put end to end. Tracking looks back over what came before them."""
+    returns = book.returns[inside]
+    returns = returns[np.isfinite(returns)]
+    realized = realized_volatility(book.returns)[inside]
+    equity, weight = np.cumprod(np.append(1.0, 1 + returns)), book.weight[inside]
+    return Part(
+        hours=int(inside.sum()),
+        growth=float(equity[-1] - 1),
+        volatility_annualized=float(returns.std(ddof=1)) * ANNUAL if len(returns) > 1 else None,
+        tracking_rmse=_rmse(realized, target),
+        mean_exposure=float(np.nanmean(weight)) if np.isfinite(weight).any() else 0.0,
+        turnover=float(book.traded[inside].sum()) * HOURS_PER_YEAR / int(inside.sum()),
+        drawdown=float((equity / np.maximum.accumulate(equity) - 1).min()),
+    )
+
+
+def mean_exposure(book: Book) -> float:
+    """Mean weight of the hours that have a candle."""
+    return float(np.nanmean(book.weight)) if np.isfinite(book.weight).any() else 0.0
+
+
+def daily(book: Book) -> Array:
+    """Returns of whole UTC days, [days]; NaN of a day without a candle, and 0 once nothing is left."""
+    first = _first(book)
+    ends = book.equity[first + DAY_HOURS - 1 :: DAY_HOURS]
+    before = np.concatenate([[1.0 if first == 0 else book.equity[first - 1]], ends[:-1]])[: len(ends)]
+    returns = np.divide(ends, before, out=np.ones_like(before), where=before > 0) - 1
+    return np.where(_by_day(np.isfinite(book.weight), first).any(axis=1), returns, np.nan)
+
+
+def intervals(book: Book, constant: Book, target: float, *, seed: int) -> dict[str, Bounds]:
+    """Central 90 % intervals by name: what other orders of the same days would have shown.
+
+    Null where there are fewer than `LEAST_DAYS`, or where the figure does not exist of a tenth of what was drawn.
+    """
+    days, beside = daily(book), daily(constant)
+    errors = [_squared_by_day(one, target) for one in (book, constant)]
+    rows = np.stack([days, beside, *errors], axis=-1)
+    rows = rows[np.isfinite(rows).all(axis=-1)]
+    if len(rows) < LEAST_DAYS:
+        return dict.fromkeys(_RESAMPLED)
+    drawn = StationaryBootstrap(BLOCK_DAYS, rows, seed=np.random.default_rng(seed))
+    with np.errstate(all="ignore"):
+        found = drawn.apply(_resampled, REPETITIONS)
+    return {name: _central(values) for name, values in zip(_RESAMPLED, found.T, strict=True)}
+
+
+def _central(values: Array) -> Bounds:
+    exists = values[np.isfinite(values)]
+    if len(exists) < LEVEL * len(values):
+        return None
+    low, high = np.quantile(exists, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return low, high
+
+
+_RESAMPLED = (
+    "cagr", "volatility_annualized", "sharpe", "drawdown", "cvar_95", "tracking_rmse", "tracking_ratio",
+    "drawdown_over_constant", "cvar_95_over_constant",
+)  # fmt: skip
+
+
+def _resampled(rows: Array) -> Array:
+    days, beside, error, error_beside = rows.T
+    own, other = _drawdown(days), _drawdown(beside)
+    tail, tail_beside = _worst(days), _worst(beside)
+    sigma = days.std(ddof=1)
+    tracking = np.sqrt(error.mean())
+    return np.array(
+        [
+            np.prod(1 + days) ** (_DAYS_PER_YEAR / len(days)) - 1,
+            sigma * np.sqrt(_DAYS_PER_YEAR),
+            days.mean() / sigma * np.sqrt(_DAYS_PER_YEAR),
+            own,
+            tail,
+            tracking,
+            tracking / np.sqrt(error_beside.mean()),
+            own / other,
+            tail / tail_beside,
+        ]
+    )
+
+
+def _drawdown(returns: Array) -> np.float64:
+    equity = np.cumprod(1 + returns)
+    return np.float64((equity / np.maximum(np.maximum.accumulate(equity), 1.0) - 1).min())
+
+
+def _worst(returns: Array) -> np.float64:
+    count = max(int((len(returns) - 1) * 0.05), 0) + 1
+    return np.float64(np.partition(returns, count - 1)[:count].mean())
+
+
+def _squared_by_day(book: Book, target: float) -> Array:
+    """Mean over the hours of each whole day that have a 7-day volatility, NaN where none has."""
+    squared = (realized_volatility(book.returns) - target) ** 2
+    days = _by_day(squared, _first(book))
+    # Until the first 168 hours are full a day is not known in part.
+    known = np.isfinite(days) & (np.arange(len(days)) >= (TRACKING_HOURS - 1 - _first(book)) / DAY_HOURS)[:, None]
+    total, count = np.where(known, days, 0.0).sum(axis=1), known.sum(axis=1)
+    means: Array = np.divide(total, count, out=np.full(len(days), np.nan), where=count > 0)
+    return means
+
+
+def _by_day(values: NDArray[Any], first: int) -> NDArray[Any]:
+    """[days, 24], of whole UTC days."""
+    return values[first : first + max(len(values) - first, 0) // DAY_HOURS * DAY_HOURS].reshape(-1, DAY_HOURS)
+
+
+def _first(book: Book) -> int:
+    """Rows before the first midnight."""
+    return int(-(int(book.open_time[0]) // HOUR_MS) % DAY_HOURS)
+
+
+def _rmse(realized: Array, target: float) -> float | None:
+    return float(np.sqrt(np.nanmean((realized - target) ** 2))) if np.isfinite(realized).any() else None
+
+
+def _over(of: float | None, other: float | None) -> float | None:
+    """The ratio of two figures, where both and it exist."""
+    if of is None or other is None or other == 0:
+        return None
+    value = of / other
+    return value if math.isfinite(value) else None
+
+
+def _ratio(of: Any, returns: Array) -> float | None:
+    if len(returns) < 2:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            value = float(of(returns, annualization=HOURS_PER_YEAR))
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _longest_drawdown(equity: Array) -> int:
+    """Hours from a peak to the next, or to the end."""
+    below = equity < np.maximum(np.maximum.accumulate(equity), 1.0)
+    edges = np.diff(np.concatenate([[0], below.astype(np.int8), [0]]))
+    lengths = np.nonzero(edges == -1)[0] - np.nonzero(edges == 1)[0]
+    return int(lengths.max()) if len(lengths) else 0

@@ -1,0 +1,1 @@
+"""What a bundle carries beside its network, and `volcast train`, which gathers it."""

@@ -1,0 +1,78 @@
+"""The drift reference of a bundle, and thresholds under which its training range was mostly quiet.
+
+Rules of this room:
+- The reference is the training range's quantiles; 30 days of the same range are held against it, a week further each
+  time, and 10 days against the 90 before them. What those distances usually reach is what is usual.
+- A signal alarms where any measure reaches its threshold, so the thresholds are set together: each measure's 95 %
+  quantile, all times the one factor under which `QUIET_SHARE` of the weeks have no alarm.
+- Stored numbers are rounded, and the distances are taken to the rounded reference: the bundle is the same wherever
+  and with however many threads it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from stream.core.forecasting import drift
+from stream.core.forecasting.contract import Reference
+from stream.core.forecasting.windows import Array
+from training.data.dataset import Dataset
+
+STEP_HOURS = 7 * 24
+#: Share of the training range's weeks in which a signal stays quiet.
+QUIET_SHARE = 0.95
+#: No threshold is lower: weeks are few, and a tenth of a deviation is nothing.
+MIN_THRESHOLD = 0.1
+#: Of a range with fewer weeks than this nothing can be calibrated: one deviation.
+MIN_WEEKS = 20
+UNCALIBRATED_THRESHOLD = 1.0
+_REFERENCE_DIGITS = 6
+_THRESHOLD_DIGITS = 4
+
+
+def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]:
+    """Of the hours of [start, end), by measure."""
+    rows = slice(*np.searchsorted(data.open_time, (start_ms, end_ms)))
+    values = drift.measures(data.features, data.ohlcv)[rows]
+    known = drift.measured(values)
+    if not len(known):
+        raise ValueError(f"no hour of the range has the {drift.LOOKBACK_HOURS} hours of candles that drift looks back")
+    marks = np.maximum.accumulate(np.round(np.quantile(known, drift.levels(), axis=0), _REFERENCE_DIGITS), axis=0)
+    limits = thresholds(against(values, marks))
+    fast_limits = thresholds(against_before(values))
+    return {
+        name: Reference(tuple(marks[:, k].tolist()), float(limits[k]), float(fast_limits[k]))
+        for k, name in enumerate(drift.MEASURES)
+    }
+
+
+def thresholds(scores: Array) -> Array:
+    """One for each measure, from the distances of past weeks [n, k]."""
+    if len(scores) < MIN_WEEKS:
+        return np.full(scores.shape[-1], UNCALIBRATED_THRESHOLD)
+    usual = np.maximum(np.quantile(scores, QUIET_SHARE, axis=0), MIN_THRESHOLD)
+    factor = np.quantile(np.max(scores / usual, axis=1), QUIET_SHARE)
+    out: Array = np.maximum(np.round(usual * factor, _THRESHOLD_DIGITS), MIN_THRESHOLD)
+    return out
+
+
+def against(values: Array, marks: Array) -> Array:
+    """Distances of 30 days to `marks` [m, k], for each week of `values` [T, k] that has them: [n, k]."""
+    return _scored(values, drift.WINDOW_HOURS, lambda end: drift.slow_distances(values, end, marks))
+
+
+def against_before(values: Array) -> Array:
+    """Distances of 10 days to the 90 before, for each week of `values` [T, k] that has them: [n, k]."""
+    return _scored(values, drift.FAST_HOURS + drift.FAST_REFERENCE_HOURS, lambda end: drift.fast_distances(values, end))
+
+
+def weeks(first: int, end: int) -> Iterator[int]:
+    """Rows at which a week ends: `first`, and every 168 hours on, up to `end`."""
+    return iter(range(first, end + 1, STEP_HOURS))
+
+
+def _scored(values: Array, hours: int, score: Callable[[int], Array | None]) -> Array:
+    found = [scores for end in weeks(hours, len(values)) if (scores := score(end)) is not None]
+    return np.array(found).reshape(-1, values.shape[-1])

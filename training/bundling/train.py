@@ -1,0 +1,173 @@
+"""`volcast train`: from a candle file to a run directory that `volcast export` turns into a bundle.
+
+Rules of this room:
+- The run directory is the interface to export: `network.keras`, `contract.json`, `windows.npz`. It becomes a whole
+  run at once or stays what it was: files are written beside their places and renamed at the end, the contract last.
+  A run that was cut short cannot be exported.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stream.core.forecasting import contract, features
+from stream.core.forecasting.target import HORIZON_HOURS
+from stream.core.forecasting.windows import Array
+from training.bundling import describe, drift_rule, usual_errors
+from training.data import dataset
+from training.data.dataset import Dataset, DatasetError, Fold, Rows, load, require_rows, time_ms, walk_forward
+from training.models import fit, log_har
+from training.scoring import measures
+
+PARITY_WINDOWS = 1_000
+_VERSIONS = ("volcast", "keras", "numpy")
+
+
+def train(
+    candles: Path,
+    out: Path,
+    *,
+    symbol: str = "BTCUSDT",
+    pool: Path | None = None,
+    train_from: str = "2019-01-01",
+    train_until: str = "2024-01-01",
+    seed: int = 7,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """Fits the model on the candles of [train_from, train_until), labels included, and writes the run to `out`.
+
+    `pool`: candle file whose other pairs are learnt from too. `ValueError` with one line where a file or the range
+    does not serve. The summary's scores are flat names to numbers, of the folds.
+    """
+    began = time.monotonic()
+    start, end = time_ms(train_from), time_ms(train_until)
+    if start >= end:
+        raise DatasetError(f"the training range {train_from} to {train_until} is empty; swap or widen it")
+    data = load(Path(candles), symbol)
+    rows = require_rows(data, start, end)
+    folds = walk_forward(start, end)
+    for fold in folds:
+        require_rows(data, fold.start, fold.split)
+    pooled = (data, *(dataset.load_others(Path(pool), symbol) if pool else ()))
+    out = Path(out)
+    _require_writable(out)
+
+    model = fit.fitted(pooled, start, end, seed=seed, epochs=epochs)
+    learnt = tuple(one for one in pooled if one.symbol in model.symbols)
+    agreed = _contract(data, rows, folds, model, _training(learnt, start, end, model, seed))
+    given = rows[np.linspace(0, len(rows) - 1, min(len(rows), PARITY_WINDOWS)).astype(np.int64)]
+    _write(out, model, (data.features.sequences(given), data.features.static[given]), agreed)
+    return {
+        "run": str(out),
+        "symbol": data.symbol,
+        "symbols": model.symbols,
+        "rows": model.rows,
+        "seconds": round(time.monotonic() - began, 1),
+        "data_sha256": agreed.training.data_sha256,
+        "retransform": model.retransform.tolist(),
+        "scores": agreed.scores,
+    }
+
+
+def _training(data: tuple[Dataset, ...], start: int, end: int, model: fit.Fitted, seed: int) -> contract.Training:
+    scored = data[0]
+    used = np.nonzero((scored.open_time >= start) & (scored.open_time < end) & np.isfinite(scored.ohlcv[:, 3]))[0]
+    return contract.Training(
+        symbols=model.symbols,
+        trained_from=int(scored.open_time[used[0]]),
+        trained_until=int(scored.open_time[used[-1]]),
+        rows=model.rows,
+        data_sha256=dataset.sha256(data, start, end),
+        seed=seed,
+    )
+
+
+def _contract(
+    data: Dataset, rows: Rows, folds: tuple[Fold, ...], model: fit.Fitted, training: contract.Training
+) -> contract.Contract:
+    held_out, sigma = model.held_out
+    start, end = folds[0].start, folds[-1].end
+    har, (har_rows, har_sigma) = log_har.fit_unseen(data, rows, folds, log_har.WITH_CALENDAR)
+    # Both are asked about the held-out rows of the same folds.
+    assert np.array_equal(har_rows, held_out)
+    agreed = contract.Contract(
+        contract=contract.CONTRACT_VERSION,
+        features_version=features.VERSION,
+        sequence_names=features.SEQUENCE_NAMES,
+        static_names=features.STATIC_NAMES,
+        sequence_hours=features.SEQUENCE_HOURS,
+        horizons=HORIZON_HOURS,
+        har=har,
+        calibration=describe.calibration(data, held_out, sigma[:, 0]),
+        har_calibration=describe.calibration(data, har_rows, har_sigma),
+        regimes=describe.regimes(data, start, end),
+        reference=drift_rule.reference(data, start, end),
+        usual=usual_errors.usual(data, held_out, sigma[:, 0], har_sigma),
+        training=training,
+        scores=_fold_scores(data, folds, held_out, sigma),
+        versions={name: version(name) for name in _VERSIONS}
+        | {"tensorflow": fit.learning().tensorflow_version(), "python": platform.python_version()},
+    )
+    contract.check(agreed)
+    return agreed
+
+
+def _fold_scores(data: Dataset, folds: tuple[Fold, ...], rows: Rows, sigma: Array) -> dict[str, float]:
+    """ "folds.2.next_24h.rmse" and the like: the walk-forward's own figures, retransform taken from all of it."""
+    out = {}
+    for k, fold in enumerate(folds, 1):
+        inside = (data.open_time[rows] >= fold.split) & (data.open_time[rows] < fold.end)
+        for measure, value in measures.measures(data.labels[rows[inside], 0], sigma[inside, 0]).items():
+            if value is not None:
+                out[f"folds.{k}.next_24h.{measure}"] = value
+    return out
+
+
+def _require_writable(out: Path) -> None:
+    """Before minutes are spent: the directory is made, and takes a file."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
+def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contract.Contract) -> None:
+    """The run's files, complete or not there; the older run's stay where they cannot be written."""
+    sequence, static = windows
+    text = msgspec.json.format(msgspec.json.encode(agreed, order="sorted"), indent=1)
+    writers: dict[str, Callable[[Path], Any]] = {
+        "network.keras": model.network.save,
+        "windows.npz": lambda path: np.savez(path, sequence=sequence, static=static),
+        "contract.json": lambda path: path.write_bytes(text),
+    }
+    # Keras goes by the suffix.
+    beside = {name: out / f".part.{name}" for name in writers}
+    try:
+        for name, write in writers.items():
+            write(beside[name])
+            with beside[name].open("rb") as file:
+                os.fsync(file.fileno())
+        # From here on the older run is none: its contract goes first, the new one comes last.
+        (out / "contract.json").unlink(missing_ok=True)
+        for name, part in beside.items():
+            part.replace(out / name)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    finally:
+        for part in beside.values():
+            part.unlink(missing_ok=True)
+
+
+def _unwritable(out: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"{out}: the run cannot be written there: {error.strerror or error}; choose another --out")

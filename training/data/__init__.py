@@ -1,0 +1,1 @@
+"""Candles from the exchange or a file, as rows that can be learnt from and forecasts that can be scored."""

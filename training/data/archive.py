@@ -1,0 +1,171 @@
+"""The bulk archive's dialect, pure: which zips a period has, what their names, checksums and rows say.
+
+Source: binance-public-data, README and python/utility.py. Rows are those of REST, in ms or (since 2025) µs; spot files
+have no header, but one is passed over. A zip is what its checksum says and holds one CSV of its own name, or it is
+refused: `ArchiveError` says whose fault that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from stream.core.market import binance
+from stream.core.market.binance import WireError
+from stream.core.market.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
+
+DAY_MS = 24 * HOUR_MS
+#: A month of 1h candles has some 100 KB of text; a zip that claims or unpacks to more is a bomb.
+MAX_CSV_BYTES = 4 * 1024 * 1024
+_CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](\S+)\s*")
+#: All that reading a zip has been seen to raise on bytes that are none, or are packed in a way that is not known.
+_NO_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    IndexError,
+)
+
+
+class ArchiveError(ValueError):
+    """A file of the archive is not what it should be: the archive's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A month (`2024-03`) or a day (`2024-03-05`) of a symbol in the archive; times in [from_ms, to_ms)."""
+
+    symbol: str
+    label: str
+    from_ms: int
+    to_ms: int
+
+    @property
+    def monthly(self) -> bool:
+        return len(self.label) == len("2024-03")
+
+    @property
+    def name(self) -> str:
+        return f"{self.symbol}-{INTERVAL}-{self.label}.zip"
+
+    @property
+    def path(self) -> str:
+        folder = "monthly" if self.monthly else "daily"
+        return f"/data/spot/{folder}/klines/{self.symbol}/{INTERVAL}/{self.name}"
+
+    @property
+    def checksum_path(self) -> str:
+        return f"{self.path}.CHECKSUM"
+
+
+def plan(symbol: str, start_ms: int, end_ms: int, now_ms: int) -> list[Part]:
+    """The months that are over, then the days of this month that are over, as far as they touch [start_ms, end_ms).
+
+    The day that is not over, and what the archive turns out to lack, is for REST.
+    """
+    today_ms = now_ms - now_ms % DAY_MS
+    parts: list[Part] = []
+    at_ms = _month_start(start_ms)
+    while at_ms < min(end_ms, today_ms):
+        next_ms = _month_start(at_ms + 31 * DAY_MS)
+        if next_ms <= today_ms:
+            parts.append(Part(symbol, f"{_utc(at_ms):%Y-%m}", at_ms, next_ms))
+        else:
+            parts += _days(symbol, at_ms, today_ms, start_ms, end_ms)
+        at_ms = next_ms
+    return parts
+
+
+def days(month: Part, start_ms: int, end_ms: int) -> list[Part]:
+    """The days of a month that touch [start_ms, end_ms)."""
+    return _days(month.symbol, month.from_ms, month.to_ms, start_ms, end_ms)
+
+
+def _days(symbol: str, from_ms: int, to_ms: int, start_ms: int, end_ms: int) -> list[Part]:
+    return [
+        Part(symbol, f"{_utc(at_ms):%Y-%m-%d}", at_ms, at_ms + DAY_MS)
+        for at_ms in range(from_ms, to_ms, DAY_MS)
+        if at_ms < end_ms and at_ms + DAY_MS > start_ms
+    ]
+
+
+def _utc(ms: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+def _month_start(ms: int) -> int:
+    return int(_utc(ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()) * 1_000
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def parse_checksum(body: bytes, part: Part) -> str:
+    """The sha256 that a `.CHECKSUM` file (`sha256sum`'s format) gives for the part."""
+    found = _CHECKSUM.fullmatch(body[:300].decode("utf-8", "replace"))
+    if found is None or found[2] != part.name:
+        raise ArchiveError(f"{part.name}.CHECKSUM is no checksum of {part.name}")
+    return found[1].lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Closed candles of a part in order, and how many rows were set aside, by reason (`off_grid`, ...)."""
+
+    candles: tuple[Candle, ...]
+    set_aside: Counter[str]
+
+
+def decode(content: bytes, part: Part) -> Rows:
+    """The candles of a zip whose checksum was right."""
+    text = _csv(content, part)
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if lines and not lines[0][:1].isdigit():
+        del lines[0]
+    # The rows are those of a REST page, and mean the same: one reader for both.
+    body = b"[" + b",".join(b"[" + line + b"]" for line in lines) + b"]"
+    try:
+        page = binance.decode_klines(body, part.symbol, LATEST_MS)
+    except WireError as error:
+        raise ArchiveError(f"{part.name}: {error}") from None
+    for candle in page.candles:
+        if not part.from_ms <= candle.open_time < part.to_ms:
+            raise ArchiveError(f"{part.name}: a row of {_utc(candle.open_time):%Y-%m-%d %H:%M} is not of its period")
+    return Rows(page.candles, Counter(page.rejected))
+
+
+def _csv(content: bytes, part: Part) -> bytes:
+    wanted = part.name.removesuffix(".zip") + ".csv"
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as zipped:
+            members = zipped.infolist()
+            if [m.filename for m in members] != [wanted]:
+                raise ArchiveError(f"{part.name}: it does not hold {wanted} and nothing else")
+            if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ArchiveError(f"{part.name}: it is packed in a way that the archive does not use")
+            if members[0].file_size > MAX_CSV_BYTES:
+                raise ArchiveError(f"{part.name}: it unpacks to {members[0].file_size} bytes, {MAX_CSV_BYTES} at most")
+            with zipped.open(members[0]) as file:
+                # What the directory says of the size need not be true.
+                text = file.read(MAX_CSV_BYTES + 1)
+                if len(text) > MAX_CSV_BYTES:
+                    raise ArchiveError(f"{part.name}: it unpacks to over {MAX_CSV_BYTES} bytes")
+                return text
+    except ArchiveError:
+        raise
+    except _NO_ZIP as error:
+        raise ArchiveError(f"{part.name}: it is no zip that can be read: {error}") from None

@@ -1,0 +1,137 @@
+"""From a candle file to rows that can be learnt from, and their splits in time.
+
+Rules of this room:
+- A row belongs to a range only if its candle and all 24 hours of its label do: between the rows of a range and the
+  next range lies an embargo of 24 h, so no label reaches over a split.
+- The look-back may reach before a range: it is past wherever the row is.
+- A label that touches a missing hour is NaN, and each output is learnt from the rows that have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.adapters.candles import files
+from stream.core.forecasting import features as feature_room
+from stream.core.forecasting import target
+from stream.core.forecasting.contract import OUTPUT_WIDTH
+from stream.core.forecasting.features import LOOKBACK_HOURS, Features
+from stream.core.forecasting.target import HORIZON_HOURS, Targets
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+
+Rows = NDArray[np.int64]
+LABEL_HOURS = max(HORIZON_HOURS)
+#: A range with fewer rows than this teaches nothing: a linear model has 40 coefficients.
+MIN_ROWS = 500
+
+
+class DatasetError(ValueError):
+    """The candles do not hold what was asked for: the caller's choice of file or range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One symbol on the hourly grid: candles, features, and labels [T, 5].
+
+    `labels` are what the network's outputs mean: σ of the next 24 h, then √(mean squared return) per horizon.
+    """
+
+    symbol: str
+    open_time: NDArray[np.int64]
+    ohlcv: Array
+    features: Features
+    targets: Targets
+    labels: Array
+
+    def rows(self, start_ms: int, end_ms: int) -> Rows:
+        """Rows that may be forecast, whose candle and whole label lie in [start, end), and that have a label."""
+        last = end_ms - (LABEL_HOURS + 1) * HOUR_MS
+        inside = (self.open_time >= start_ms) & (self.open_time <= last)
+        return np.nonzero(inside & self.features.ready & np.isfinite(self.labels).any(axis=1))[0]
+
+    def sha256(self, start_ms: int, end_ms: int) -> str:
+        """Of the candles that rows of [start, end) can touch, look-back and labels included."""
+        used = (self.open_time >= start_ms - (LOOKBACK_HOURS - 1) * HOUR_MS) & (self.open_time < end_ms)
+        used &= np.isfinite(self.ohlcv[:, 3])
+        digest = hashlib.sha256(self.symbol.encode())
+        digest.update(self.open_time[used].astype("<i8").tobytes())
+        digest.update(self.ohlcv[used].astype("<f8").tobytes())
+        return digest.hexdigest()
+
+
+def load(path: Path, symbol: str) -> Dataset:
+    """The symbol's candles in `path` with their features and labels."""
+    symbol = symbol.upper()
+    return of_grid(symbol, *files.read(path, asked=symbol).grid(symbol))
+
+
+def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
+    """The datasets of every other symbol in `path`, in alphabetical order. `DatasetError` where there is none."""
+    table = files.read(path, default_symbol=None)
+    others = [name for name in table.symbols if name != symbol.upper()]
+    if not others:
+        raise DatasetError(f"{path}: no pair but {symbol.upper()} to learn from; leave the pool out or choose another")
+    return tuple(of_grid(name, *table.grid(name)) for name in others)
+
+
+def sha256(data: Sequence[Dataset], start_ms: int, end_ms: int) -> str:
+    """Of the candles of one symbol (`Dataset.sha256`), or of several in their order."""
+    digests = [one.sha256(start_ms, end_ms) for one in data]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:
+    """The same from an hourly grid (`stream.adapters.candles.files.CandleTable.grid`)."""
+    targets = target.labels(ohlcv[:, 3])
+    labels = np.stack([targets.next_24h, *(np.sqrt(targets.mean_square[h]) for h in HORIZON_HOURS)], axis=-1)
+    assert labels.shape[-1] == OUTPUT_WIDTH
+    return Dataset(symbol, open_time, ohlcv, feature_room.compute(open_time, ohlcv), targets, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One step of a walk forward: learn from [start, split), be scored on [split, end). ms."""
+
+    start: int
+    split: int
+    end: int
+
+
+def walk_forward(start_ms: int, end_ms: int) -> tuple[Fold, ...]:
+    """Three folds over [start, end): the last three fifths, each learnt from all that lies before it.
+
+    Of five years these are the last three years.
+    """
+    fifth = (end_ms - start_ms) // 5
+    marks = [start_ms + k * fifth // HOUR_MS * HOUR_MS for k in range(2, 5)]
+    return tuple(Fold(start_ms, a, b) for a, b in zip(marks, [*marks[1:], end_ms], strict=True))
+
+
+def time_ms(text: str) -> int:
+    """An ISO date or time as ms since the epoch; without an offset it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise DatasetError(f"{text!r} is no time; write a date such as 2024-01-01") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(moment.timestamp()) * 1_000
+
+
+def require_rows(data: Dataset, start_ms: int, end_ms: int) -> Rows:
+    """`Dataset.rows`, or `DatasetError` naming what the file holds where they are too few."""
+    rows = data.rows(start_ms, end_ms)
+    if len(rows) < MIN_ROWS:
+        first, last = (f"{datetime.fromtimestamp(t / 1e3, UTC):%Y-%m-%d}" for t in data.open_time[[0, -1]].tolist())
+        raise DatasetError(
+            f"only {len(rows)} hours of {data.symbol} with a known outcome in the range asked for, {MIN_ROWS} are "
+            f"needed; the file holds {first} to {last}: choose another range or fetch more"
+        )
+    return rows

@@ -1,0 +1,235 @@
+"""Fetch: closed candles of several symbols in one candle file. What the exchange never published is told, not filled.
+
+The file is a function of the parts beside it (`<file>.parts`), which outlive every interruption, and of what it held
+outside the period asked for, which stays in it. So a fetch resumes, extends and repairs by the same way it begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from stream.adapters.candles import files
+from stream.adapters.rest.archive import BinanceArchive
+from stream.adapters.rest.history import BinanceHistory
+from stream.core.market.binance import SYMBOL_PATTERN, UnknownSymbolError
+from stream.core.market.candle import HOUR_MS, Candle, grid_floor
+from stream.ports import Clock, UnreachableError
+from training.data.collect import Collector, Facts, Sleep, patiently
+from training.data.parts import FetchError, Parts
+
+__all__ = ["ARCHIVE_URL", "REST_URL", "FetchError", "Fetched", "Hole", "fetch", "fetching", "parts_of"]
+
+ARCHIVE_URL = "https://data.binance.vision"
+REST_URL = "https://api.binance.com"
+#: Others behind the same address, the daemon among them, need weight too.
+_WEIGHT_SHARE = 0.5
+#: Pauses from here on are told.
+_LONG_PAUSE_S = 5.0
+
+
+class Hole(msgspec.Struct, frozen=True):
+    """Hours that archive and REST do not have; `from_ms` and `to_ms` are the first and the last one's open time."""
+
+    from_ms: int
+    to_ms: int
+    hours: int
+
+
+class Series(msgspec.Struct, frozen=True):
+    """What was found of a symbol in the period that was asked for."""
+
+    symbol: str
+    first_open_time: int
+    last_open_time: int
+    archive_hours: int
+    rest_hours: int
+    holes: list[Hole]
+    facts: Facts
+    #: Candles that the file held in this period and the exchange does not have (any more): left out.
+    withdrawn: int
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """Candles in the file, how many of them it held before outside of what was asked for, and what was found."""
+
+    rows: int
+    kept: int
+    series: list[Series]
+
+
+def parts_of(out: Path) -> Path:
+    """The folder beside `out` that makes a fetch resumable; without it everything is fetched anew."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def fetch(
+    symbols: Sequence[str],
+    from_ms: int,
+    to_ms: int | None,
+    out: Path,
+    *,
+    rest_url: str = REST_URL,
+    archive_url: str = ARCHIVE_URL,
+    progress: Callable[[str, int, int], None] = lambda symbol, done, total: None,
+    waiting: Callable[[float], None] = lambda seconds: None,
+) -> Fetched:
+    """Candles that open in [from_ms, to_ms) and are closed, written to `out` at once or not at all.
+
+    `progress(symbol, hours done, hours in all)`; `waiting(seconds)` hears pauses that the exchange asked for.
+    `UnreachableError`, `FetchError` or `CandleFileError`; the same call again resumes.
+    """
+    return asyncio.run(
+        fetching(
+            symbols,
+            from_ms,
+            to_ms,
+            out,
+            rest_url=rest_url,
+            archive_url=archive_url,
+            progress=progress,
+            waiting=waiting,
+        )
+    )
+
+
+async def fetching(
+    symbols: Sequence[str],
+    from_ms: int,
+    to_ms: int | None,
+    out: Path,
+    *,
+    rest_url: str,
+    archive_url: str,
+    progress: Callable[[str, int, int], None] = lambda symbol, done, total: None,
+    waiting: Callable[[float], None] = lambda seconds: None,
+    clock: Clock | None = None,
+    sleep: Sleep = asyncio.sleep,
+) -> Fetched:
+    """`fetch` inside a running loop, with its clock and its way to wait."""
+
+    async def pause(seconds: float) -> None:
+        if seconds >= _LONG_PAUSE_S:
+            waiting(seconds)
+        await sleep(seconds)
+
+    clock = clock or Clock()
+    for symbol in symbols:
+        if not SYMBOL_PATTERN.fullmatch(symbol):
+            raise FetchError(f"--symbols: {symbol!r} is no symbol; they look like BTCUSDT")
+    # Before anything is asked: hours of fetching must not end at a file that is none, or at a place that is none.
+    before = await asyncio.to_thread(_held, out, symbols[0] if len(symbols) == 1 else None)
+    parts = Parts(parts_of(out))
+    found: dict[str, tuple[list[Candle], Collector]] = {}
+    async with (
+        BinanceHistory(rest_url, clock=clock, sleep=pause, weight_share=_WEIGHT_SHARE) as history,
+        BinanceArchive(archive_url, clock=clock, sleep=pause) as archive,
+    ):
+        now_ms = await patiently(history.server_time_ms, history, pause)
+        end_ms = grid_floor(now_ms if to_ms is None else min(to_ms, now_ms))
+        start_ms = -(-from_ms // HOUR_MS) * HOUR_MS
+        if start_ms >= end_ms:
+            raise FetchError("there is no closed candle in that period: choose an earlier --from or a later --to")
+        # All of them first: a wrong name must not show after hours.
+        listed = {symbol: await _listed(symbol, start_ms, history, pause) for symbol in symbols}
+        for symbol, first_ms in listed.items():
+            if first_ms is None or first_ms >= end_ms:
+                raise FetchError(f"the exchange has no candle of {symbol} in that period")
+            total = (end_ms - first_ms) // HOUR_MS
+            collector = Collector(
+                symbol,
+                first_ms,
+                end_ms,
+                now_ms,
+                archive=archive,
+                history=history,
+                parts=parts,
+                sleep=pause,
+                progress=partial(_tell, progress, symbol, total),
+            )
+            try:
+                series = await collector.collect()
+            except UnreachableError as error:
+                raise FetchError(f"{error}; what came so far is kept, the same command resumes") from None
+            if not series:
+                raise FetchError(f"the exchange has no candle of {symbol} in that period")
+            progress(symbol, total, total)
+            found[symbol] = (series, collector)
+    return await asyncio.to_thread(_write, out, before, found, start_ms, end_ms)
+
+
+async def _listed(symbol: str, start_ms: int, history: BinanceHistory, sleep: Sleep) -> int | None:
+    """The hour from which on the exchange has the symbol, at or after `start_ms`."""
+    try:
+        await patiently(partial(history.exchange_info, symbol), history, sleep)
+        first_ms = await patiently(partial(history.first_open_time, symbol, start_ms), history, sleep)
+    except UnknownSymbolError:
+        raise FetchError(f"--symbols: the exchange does not list {symbol}") from None
+    return None if first_ms is None else max(start_ms, grid_floor(first_ms))
+
+
+def _tell(progress: Callable[[str, int, int], None], symbol: str, total: int, done: int) -> None:
+    progress(symbol, min(done, total), total)
+
+
+def _held(out: Path, symbol: str | None) -> dict[str, list[Candle]]:
+    """What `out` holds by now, of `symbol` where it does not say of which; `CandleFileError` where it is there and no
+    candle file, or can never be written. `FetchError` where it holds what a candle file written anew would not."""
+    files.refuse_place(out)
+    if not out.exists():
+        return {}
+    table = files.read(out, default_symbol=symbol)
+    if table.off_hour:
+        raise FetchError(
+            f"{out}: it holds {table.off_hour} candle(s) off the hour, which would be lost: use another --out"
+        )
+    return {symbol: table[symbol] for symbol in table.symbols}
+
+
+def _write(
+    out: Path,
+    before: dict[str, list[Candle]],
+    found: dict[str, tuple[list[Candle], Collector]],
+    start_ms: int,
+    end_ms: int,
+) -> Fetched:
+    rows: list[Candle] = []
+    series: list[Series] = []
+    kept = 0
+    for symbol in sorted(before.keys() | found.keys()):
+        own, collector = found.get(symbol, ([], None))
+        here = {c.open_time for c in own}
+        held = before.get(symbol, [])
+        # What was not asked for stays as it is.
+        others = [c for c in held if collector is None or not start_ms <= c.open_time < end_ms]
+        kept += len(others)
+        rows += sorted([*others, *own], key=lambda c: c.open_time)
+        if collector is None:
+            continue
+        series.append(
+            Series(
+                symbol,
+                own[0].open_time,
+                own[-1].open_time,
+                len(own) - collector.rest_hours,
+                collector.rest_hours,
+                _holes(own),
+                collector.facts,
+                len({c.open_time for c in held} - {c.open_time for c in others} - here),
+            )
+        )
+    files.write(rows, out)
+    return Fetched(len(rows), kept, series)
+
+
+def _holes(series: Sequence[Candle]) -> list[Hole]:
+    return [
+        Hole(a.open_time + HOUR_MS, b.open_time - HOUR_MS, (b.open_time - a.open_time) // HOUR_MS - 1)
+        for a, b in pairwise(series)
+        if b.open_time - a.open_time > HOUR_MS
+    ]

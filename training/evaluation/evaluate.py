@@ -1,0 +1,188 @@
+"""`volcast evaluate`: what is scored, on what, and how it came about. The walk fills a panel, `scores` reads it.
+
+Two protocols (training/evaluation/walk.py): bundles as they are, on any period, or a walk forward in which everyone
+learns anew for each year. The figures are of hourly origins; what is tested is tested on one origin a day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from stream.core.market.candle import HOUR_MS
+from training import forecasters
+from training.data.dataset import Dataset, DatasetError, load, load_others, time_ms
+from training.data.holes import holes, told
+from training.data.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
+from training.evaluation import walk
+from training.evaluation.looks import Scoring
+from training.forecasters import Bundle
+from training.models.run import Run, load_run
+from training.scoring import scores
+from training.scoring.scores import Evaluation, Protocol, ScoredModel
+
+#: What each quantity is, for whoever reads the figures.
+MEANINGS = {
+    NEXT_24H: "headline: standard deviation (ddof 1) of the next 24 hourly log returns, none of them known",
+    "horizons": "root of the mean squared hourly log return over the next 1, 6, 12 and 24 hours",
+    ROLLING_24H_NEXT: "the reference project's quantity: standard deviation of the 24 returns that end one hour from "
+    "now; 23 of them are known, which flatters everybody",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The figures, and the panel that they are of."""
+
+    panel: Panel
+    evaluation: Evaluation
+
+
+def fixed(
+    candles: Path,
+    models: Sequence[Path],
+    *,
+    symbol: str = "BTCUSDT",
+    start: str = "2024-01-01",
+    end: str = "2025-01-01",
+    baselines: Sequence[str] = forecasters.CORE,
+    tests: bool = True,
+    progress: walk.Progress = lambda _what, _done, _total: None,
+) -> Scored:
+    """Bundles, or one run directory, over [start, end) of the candle file, beside `baselines` by name.
+
+    The baselines learn from the first model's training range, out of the same file.
+    `ValueError` with one line where a file, a name or the range does not serve.
+    """
+    start_ms, end_ms = _range(start, end)
+    chosen = forecasters.named(baselines)
+    predictors = _models(models)
+    data = load(Path(candles), symbol)
+    panel = walk.fixed(predictors, data, start_ms, end_ms, chosen, progress=progress)
+    described = [_described(name, bundle) for name, bundle in predictors.items()]
+    first = described[0]
+    protocol = Protocol(
+        "fixed",
+        f"The models as they are. Baselines that learn did so from {_day(first.trained_from)} to "
+        f"{_day(first.trained_until)}, the training range of {first.name}; har is the bundle's own.",
+    )
+    return _scored(panel, data, described, protocol, (start, end), tests)
+
+
+def walk_forward(
+    candles: Path,
+    years: Sequence[int],
+    *,
+    symbol: str = "BTCUSDT",
+    train_from: str = "2019-01-01",
+    pool: Path | None = None,
+    baselines: Sequence[str] = forecasters.CORE,
+    with_model: bool = True,
+    seed: int = 7,
+    tests: bool = True,
+    progress: walk.Progress = lambda _what, _done, _total: None,
+) -> Scored:
+    """Each of `years` forecast by what learnt from `train_from` until that year began, everyone anew for each year.
+
+    `pool`: a candle file of other symbols that the model learns from as well.
+    `ValueError` with one line where a file, a name or the range does not serve.
+    """
+    if not years:
+        raise DatasetError("a walk forward needs years, such as 2021,2022,2023")
+    period = (f"{years[0]}-01-01", f"{years[-1] + 1}-01-01")
+    _range(train_from, period[0])
+    data = load(Path(candles), symbol)
+    names = [*([walk.MODEL] if with_model else []), *baselines]
+    chosen = forecasters.named(
+        names, seed=seed, pool=load_others(pool, symbol) if pool is not None and with_model else ()
+    )
+    folds = walk.years(years, start_ms=time_ms(train_from))
+    panel = walk.walk_forward(data, folds, chosen, progress=progress)
+    described = [ScoredModel(walk.MODEL, f"volcast {version('volcast')}, seed {seed}")] if with_model else []
+    protocol = Protocol(
+        "walk_forward",
+        f"Each of {', '.join(map(str, years))} was forecast by what had learnt from {train_from} until that year "
+        "began, everyone anew for each year; 24 hours lie between what was learnt from and what is forecast."
+        + (f" The model also learnt from other pairs ({pool.name})." if pool is not None and with_model else ""),
+    )
+    return _scored(panel, data, described, protocol, period, tests)
+
+
+def scorings(scored: Scored) -> list[Scoring]:
+    """A line for the ledger per model."""
+    of = scored.evaluation
+    lines = []
+    for k, model in enumerate(of.models):
+        figures = of.next_24h[model.name]
+        lines.append(
+            Scoring(
+                model=model.version,
+                symbol=of.symbol,
+                start=of.start,
+                end=of.end,
+                protocol=of.protocol.kind,
+                rmse=float(figures["rmse"] or 0.0),
+                qlike=float(figures["qlike"] or 0.0),
+                r2=figures["r2"],
+                coverage=_coverage(of, model.name, first=k == 0),
+                data_sha256=of.data_sha256,
+            )
+        )
+    return lines
+
+
+def _coverage(of: Evaluation, name: str, *, first: bool) -> float | None:
+    """Of the model's headline interval; those of further models bear their names (training/evaluation/walk.py)."""
+    keys = [kind if first else f"{kind} of {name}" for kind in scores.INTERVALS]
+    return next((of.intervals[key].coverage for key in keys if key in of.intervals), None)
+
+
+def _scored(
+    panel: Panel,
+    data: Dataset,
+    models: Sequence[ScoredModel],
+    protocol: Protocol,
+    period: tuple[str, str],
+    tests: bool,
+) -> Scored:
+    known = data.features.realized_24h[(panel.open_time - data.open_time[0]) // HOUR_MS]
+    since, until = _range(*period)
+    inside = (data.open_time >= since) & (data.open_time < until)
+    jumps = told(holes(data.open_time[inside], data.ohlcv[inside, 0], data.ohlcv[inside, 3]))
+    evaluation = scores.score(
+        replace(panel, notes=(*panel.notes, *jumps)),
+        known,
+        models,
+        protocol,
+        period=period,
+        data_sha256=data.sha256(since, until),
+        tests=tests,
+    )
+    return Scored(panel, evaluation)
+
+
+def _models(paths: Sequence[Path]) -> dict[str, Bundle]:
+    folders = [path for path in paths if path.is_dir()]
+    if folders and len(paths) > 1:
+        raise DatasetError(f"{folders[0]}: a run is scored alone; export it to score it beside other models")
+    return {walk.MODEL: load_run(folders[0])} if folders else dict(walk.bundles(paths))
+
+
+def _described(name: str, bundle: Bundle) -> ScoredModel:
+    training = bundle.model.contract.training
+    version = f"run {bundle.model.version}" if isinstance(bundle, Run) else bundle.model.version
+    return ScoredModel(name, version, training.trained_from, training.trained_until, training.data_sha256)
+
+
+def _range(start: str, end: str) -> tuple[int, int]:
+    start_ms, end_ms = time_ms(start), time_ms(end)
+    if start_ms >= end_ms:
+        raise DatasetError(f"the range {start} to {end} is empty; swap or widen it")
+    return start_ms, end_ms
+
+
+def _day(time_ms: int | None) -> str:
+    return "" if time_ms is None else f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d}"

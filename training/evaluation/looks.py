@@ -1,0 +1,124 @@
+"""Every look at the test year, one JSON line each: what the model card counts, so that nobody looks for free.
+
+Rules of this room:
+- A line is added by each scoring whose period touches the test year, whatever comes of it, and none is ever removed.
+- The same scoring again is the same line, and the file stays as it is: a pipeline may be repeated.
+- The file is replaced whole, under a lock: a crash leaves the old one, two writers leave both lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from training.data.dataset import time_ms
+
+TEST_YEAR = ("2024-01-01", "2025-01-01")
+_DIGITS = 6
+
+
+class LedgerError(ValueError):
+    """The ledger cannot be read or written: the file's fault. One line, with the path and the cure."""
+
+
+class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Who was scored on what, and the figures of the next 24 h. `start`, `end`: ISO, the period scored."""
+
+    #: Version of the bundle, or what names a model that is refitted on the way.
+    model: str
+    symbol: str
+    start: str
+    end: str
+    protocol: str
+    rmse: float
+    qlike: float
+    r2: float | None = None
+    coverage: float | None = None
+    #: sha256 of the candles that were scored.
+    data_sha256: str | None = None
+    note: str | None = None
+
+
+def touches_test_year(start_ms: int, end_ms: int) -> bool:
+    """Whether [start, end), ms, shares an hour with the test year."""
+    return start_ms < time_ms(TEST_YEAR[1]) and end_ms > time_ms(TEST_YEAR[0])
+
+
+def read(path: Path) -> list[Scoring]:
+    """All scorings, oldest first; none where there is no file. `LedgerError` names the line that is none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LedgerError(f"{path}: the ledger cannot be read: {error.strerror}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(msgspec.json.decode(line, type=Scoring))
+        except msgspec.DecodeError as error:
+            raise LedgerError(
+                f"{path}: line {number} is no scoring: {error}; restore the file, for instance with `git restore`"
+            ) from None
+    return found
+
+
+def count(path: Path) -> int:
+    """How often the test year was looked at."""
+    return len(read(path))
+
+
+def append(path: Path, scorings: Sequence[Scoring]) -> int:
+    """Adds those that are not in it yet, figures to six digits; how many that were."""
+    path = Path(path)
+    try:
+        with _locked(path.absolute().parent):
+            before = read(path)
+            new: list[Scoring] = []
+            for scoring in map(_rounded, scorings):
+                if scoring not in before and scoring not in new:
+                    new.append(scoring)
+            if new:
+                _replace(path, b"".join(msgspec.json.encode(s) + b"\n" for s in [*before, *new]))
+            return len(new)
+    except OSError as error:
+        raise LedgerError(f"{path}: the ledger cannot be written: {error.strerror}") from None
+
+
+def _rounded(scoring: Scoring) -> Scoring:
+    """Sums differ in their last digits from machine to machine; that is no other scoring."""
+
+    def short(value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+    figures = {name: short(getattr(scoring, name)) for name in ("rmse", "qlike", "r2", "coverage")}
+    return msgspec.structs.replace(scoring, **figures)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

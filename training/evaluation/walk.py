@@ -1,0 +1,259 @@
+"""The honest protocol: who learns from what, who is asked about what, and all of it on the same rows.
+
+Rules of this room:
+- Two ways. `fixed`: bundles as they are, beside baselines that learn from the first bundle's own training range.
+  `walk_forward`: for each fold everyone learns anew from all that lies before its split, labels included (embargo).
+- Everyone is asked about the same rows. Who makes no forecast of a quantity, or of a row, has NaN or no column there.
+- Whatever a reader must know (a leak, a fit that did not converge, a baseline left out) is in `Panel.notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.adapters import predictor
+from stream.core.forecasting import serving
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+from training.data.dataset import Dataset, DatasetError, Fold, Rows, require_rows, time_ms
+from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, Interval, Panel, Watch
+from training.evaluation.adaptive import adaptive
+from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
+
+#: What is done next, how many steps are done, of how many.
+Progress = Callable[[str, int, int], None]
+#: Which of the scored rows, and who was fitted for them.
+Step = tuple[NDArray[np.bool_], Mapping[str, Fitted]]
+_DAY_MS = 24 * HOUR_MS
+#: The name of the model where there is one.
+MODEL = "model"
+
+
+def bundles(paths: Sequence[Path]) -> dict[str, predictor.Predictor]:
+    """Bundles by name: one alone is `model`, several are called by their files' stems, or where two stems are equal
+    by their versions. `ContractError` for a file that is none, `ForecasterError` for one that is there twice."""
+    loaded = [predictor.load(Path(path)) for path in paths]
+    stems = [MODEL] if len(loaded) == 1 else [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [p.model.version for p in loaded]
+    if len({p.model.version for p in loaded}) < len(loaded):
+        raise ForecasterError("the same bundle is given twice: " + ", ".join(str(path) for path in paths))
+    return dict(zip(names, loaded, strict=True))
+
+
+def fixed(
+    models: Mapping[str, Bundle],
+    data: Dataset,
+    start_ms: int,
+    end_ms: int,
+    forecasters: Iterable[Forecaster],
+    *,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Panel:
+    """Bundles scored on [start, end), beside `forecasters` that are fitted on the first bundle's training range.
+
+    `har` is not fitted: it is the first bundle's own, which it is served beside. A forecaster for which the file
+    does not hold enough of the training range is left out, and a note says so.
+    `DatasetError` where the period has too few rows.
+    """
+    forecasters = tuple(forecasters)
+    if not models:
+        raise ForecasterError("no model to score: name a bundle, or walk forward instead")
+    _refuse_same_names([*models, *(f.name for f in forecasters)])
+    require_installed(forecasters)
+    rows = require_rows(data, start_ms, end_ms)
+    first = next(iter(models.values())).model.contract
+    trained = (first.training.trained_from, first.training.trained_until + HOUR_MS)
+    notes = _range_notes(models, data, start_ms)
+    fitted: dict[str, Fitted] = {name: of_bundle(bundle) for name, bundle in models.items()}
+    for done, forecaster in enumerate(forecasters):
+        progress(f"fitting {forecaster.name}", done, len(forecasters))
+        try:
+            carried = forecaster.name == "har"
+            fitted[forecaster.name] = of_har(first.har) if carried else forecaster.fit(data, *trained)
+        except DatasetError as error:
+            notes.append(f"{forecaster.name} is left out: {error}")
+    progress("forecasting", len(forecasters), len(forecasters))
+    everywhere = np.ones(len(rows), np.bool_)
+    forecasts = _forecasts(data, rows, [(everywhere, fitted)])
+    intervals: dict[str, Interval] = {}
+    for k, name in enumerate(models):
+        for kind, interval in _intervals(data, rows, [(everywhere, fitted)], name, forecasts).items():
+            intervals[kind if k == 0 else f"{kind} of {name}"] = interval
+    watches = _watches(data, rows, [(everywhere, fitted)])
+    return _panel(data, rows, forecasts, intervals, [*notes, *_notes([("", fitted)])], watches)
+
+
+def walk_forward(
+    data: Dataset,
+    folds: Sequence[Fold],
+    forecasters: Iterable[Forecaster],
+    *,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Panel:
+    """Each fold's [split, end) forecast by what was fitted on its [start, split), joined to one panel.
+
+    Where one fold begins at the end of the one before, no row is lost between them: an outcome may reach into the
+    next fold, since nobody learns from it who is asked about it.
+    `DatasetError` where a fold has too few rows to learn from, or all of them too few to be scored.
+    """
+    forecasters = tuple(forecasters)
+    _refuse_same_names([f.name for f in forecasters])
+    require_installed(forecasters)
+    if not folds or any(a.end > b.split for a, b in pairwise(folds)):
+        raise DatasetError("the steps of a walk forward must follow each other in time; name each year once, in order")
+    rows = _scored(data, folds)
+    steps: list[Step] = []
+    fitted: dict[str, Fitted] = {}
+    for fold in folds:
+        require_rows(data, fold.start, fold.split)
+        fitted = {}
+        for forecaster in forecasters:
+            done = len(steps) * len(forecasters) + len(fitted)
+            progress(f"fitting {forecaster.name} before {_day(fold.split)}", done, len(folds) * len(forecasters))
+            fitted[forecaster.name] = forecaster.fit(data, fold.start, fold.split)
+        inside = (data.open_time[rows] >= fold.split) & (data.open_time[rows] < fold.end)
+        steps.append((inside, fitted))
+    progress("forecasting", len(folds) * len(forecasters), len(folds) * len(forecasters))
+    forecasts = _forecasts(data, rows, steps)
+    intervals = _intervals(data, rows, steps, MODEL, forecasts) if MODEL in fitted else {}
+    notes = _notes([(_day(fold.split), by_name) for fold, (_, by_name) in zip(folds, steps, strict=True)])
+    return _panel(data, rows, forecasts, intervals, notes, _watches(data, rows, steps))
+
+
+def years(names: Sequence[int], *, start_ms: int) -> tuple[Fold, ...]:
+    """One fold per calendar year (UTC), learnt from [start, the year's first hour)."""
+    marks = [(time_ms(f"{year}-01-01"), time_ms(f"{year + 1}-01-01")) for year in names]
+    return tuple(Fold(start_ms, split, end) for split, end in marks)
+
+
+def _scored(data: Dataset, folds: Sequence[Fold]) -> Rows:
+    """Rows of all folds; those that touch are one stretch, whose last row's label ends within it."""
+    stretches: list[tuple[int, int]] = []
+    for fold in folds:
+        if stretches and stretches[-1][1] == fold.split:
+            stretches[-1] = (stretches[-1][0], fold.end)
+        else:
+            stretches.append((fold.split, fold.end))
+    return np.concatenate([require_rows(data, start, end) for start, end in stretches])
+
+
+def _forecasts(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, dict[str, Array]]:
+    """By quantity and name, [n]; a quantity that nobody says is absent."""
+    out: dict[str, dict[str, Array]] = {quantity: {} for quantity in QUANTITIES}
+    for inside, fitted in steps:
+        for name, forecaster in fitted.items():
+            for quantity, sigma in forecaster.forecast(data, rows[inside]).items():
+                out[quantity].setdefault(name, np.full(len(rows), np.nan))[inside] = sigma
+    return {quantity: by_name for quantity, by_name in out.items() if by_name}
+
+
+def _intervals(
+    data: Dataset, rows: Rows, steps: Sequence[Step], name: str, forecasts: Mapping[str, Mapping[str, Array]]
+) -> dict[str, Interval]:
+    """Of the next 24 h of `name`, as every step's model knew its errors: `adaptive` is what a daemon gives, that learns
+    from the outcomes on the way; `static` is σ · exp(low), σ · exp(high) of the calibration that it starts from."""
+    said = forecasts[NEXT_24H][name]
+    parts: dict[str, list[Interval]] = {"adaptive": [], "static": []}
+    for inside, fitted in steps:
+        calibration = fitted[name].calibration
+        assert calibration is not None, f"{name} brings no calibration"
+
+        def sigma(asked: Rows, model: Fitted = fitted[name]) -> Array:
+            return model.forecast(data, asked)[NEXT_24H]
+
+        parts["adaptive"].append(adaptive(data, rows[inside], sigma, calibration))
+        low, high = (said[inside] * np.exp(bound) for bound in (calibration.low, calibration.high))
+        parts["static"].append(Interval(low, high, calibration.level))
+    return {
+        kind: Interval(np.concatenate([i.low for i in of]), np.concatenate([i.high for i in of]), of[-1].level)
+        for kind, of in parts.items()
+    }
+
+
+def _watches(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, tuple[Watch, ...]]:
+    """Of every forecaster that knows its usual errors, where `har` is there to be measured against.
+
+    The days before a step are forecast by who was fitted for it, as a daemon does that starts there.
+    """
+    out: dict[str, tuple[Watch, ...]] = {}
+    daily = data.features.ready & np.array([serving.is_daily(int(t)) for t in data.open_time], np.bool_)
+    for inside, fitted in steps:
+        if "har" not in fitted or not inside.any():
+            continue
+        first, last = (int(t) for t in data.open_time[rows[inside][[0, -1]]])
+        asked = np.nonzero(
+            daily & (data.open_time >= first - serving.DAYS * _DAY_MS - HOUR_MS) & (data.open_time <= last)
+        )[0]
+        har = fitted["har"].forecast(data, asked)[NEXT_24H]
+        for name, forecaster in fitted.items():
+            if forecaster.usual is None:
+                continue
+            said = forecaster.forecast(data, asked)[NEXT_24H]
+            watch = Watch(forecaster.usual, data.open_time[asked], data.labels[asked, 0], said, har, first, last)
+            out[name] = (*out.get(name, ()), watch)
+    return out
+
+
+def _panel(
+    data: Dataset,
+    rows: Rows,
+    forecasts: Mapping[str, Mapping[str, Array]],
+    intervals: Mapping[str, Interval],
+    notes: Sequence[str],
+    watches: Mapping[str, tuple[Watch, ...]],
+) -> Panel:
+    realized = dict(zip((NEXT_24H, *HORIZONS), data.labels[rows].T, strict=True))
+    realized[ROLLING_24H_NEXT] = data.targets.rolling_24h_next[rows]
+    return Panel(data.symbol, data.open_time[rows], realized, forecasts, intervals, tuple(notes), watches)
+
+
+def _notes(fitted: Sequence[tuple[str, Mapping[str, Fitted]]]) -> list[str]:
+    """What every step's fit noted is said once, what only some did with their dates."""
+    by_note: dict[str, list[str]] = {}
+    for when, forecasters in fitted:
+        for note in (note for f in forecasters.values() for note in f.notes):
+            by_note.setdefault(note, []).append(when)
+    return [
+        note if len(dates) == len(fitted) else f"{note} (fitted before {', '.join(dates)})"
+        for note, dates in by_note.items()
+    ]
+
+
+def _range_notes(models: Mapping[str, Bundle], data: Dataset, start_ms: int) -> list[str]:
+    """What makes a bundle's scores something else than a test on its own symbol's future."""
+    notes = []
+    (first, *others) = ((name, bundle.model.contract.training) for name, bundle in models.items())
+    begins = int(data.open_time[0])
+    if first[1].trained_from < begins <= first[1].trained_until:
+        notes.append(
+            f"the file begins on {_day(begins)}: the baselines learn from less than {first[0]} did, whose training "
+            f"range begins on {_day(first[1].trained_from)}"
+        )
+    for name, training in (first, *others):
+        if training.trained_until >= start_ms:
+            notes.append(
+                f"{name} learnt from candles up to {_day(training.trained_until)}: no test of the hours before"
+            )
+        if data.symbol not in training.symbols:
+            notes.append(f"{name} learnt from {', '.join(training.symbols)}, not from {data.symbol}")
+        if (training.trained_from, training.trained_until) != (first[1].trained_from, first[1].trained_until):
+            notes.append(f"{name} learnt from another range than {first[0]}; the baselines learn from {first[0]}'s")
+    return notes
+
+
+def _refuse_same_names(names: Sequence[str]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ForecasterError(
+            f"two forecasters are called {', '.join(sorted(twice))}; rename the file or leave one out"
+        )
+
+
+def _day(time: int) -> str:
+    return f"{datetime.fromtimestamp(time / 1_000, UTC):%Y-%m-%d}"

@@ -1,0 +1,1 @@
+"""What is fitted: the network, its linear base and log-HAR."""

@@ -1,0 +1,118 @@
+"""What a range of hours teaches: the model, and what it would have said inside that range unseen.
+
+Rules of this room:
+- Whatever is fitted is fitted inside the range: retransforms come from folds that walk forward in it. What lies
+  after it is not looked at: scoring is `volcast evaluate`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stream.core.forecasting.windows import Array
+from training.data import sample
+from training.data.dataset import Dataset, DatasetError, Rows, require_rows, walk_forward
+from training.models import linear
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A model that has learnt from one range. `sigma` says what it forecasts, for any symbol and time."""
+
+    network: keras.Model
+    #: Factors [5] that were taken into the network.
+    retransform: Array
+    #: Rows of the symbol that the model is for in the folds' held-out parts, in time order, and σ [m, 5] that models
+    #: said for them which had learnt only from what lies before their part; times `retransform`.
+    held_out: tuple[Rows, Array]
+    #: Symbols that it learnt from, the one that it is for first, and the number of their rows.
+    symbols: tuple[str, ...]
+    rows: int
+
+    def sigma(self, data: Dataset, rows: Rows) -> Array:
+        """Hourly σ [n, 5] for rows of any symbol: the next 24 h, then each horizon."""
+        return learning().predict(self.network, data, rows)  # type: ignore[no-any-return]
+
+
+def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7, epochs: int | None = None) -> Fitted:
+    """The model that the hours of [start, end) teach. `data[0]` is the symbol that it is for; it learns from the
+    others as well (training/data/sample.py). `epochs`: passes over the data; None for what was chosen.
+
+    Nothing outside of the range is looked at, labels included, but the look-back before it.
+    `DatasetError` where the range or a fold of it holds too few rows, or a symbol is there twice.
+    """
+    symbols = [one.symbol for one in data]
+    if len(set(symbols)) < len(symbols):
+        raise DatasetError(f"a symbol is there twice among {', '.join(symbols)}: it may be learnt from once")
+    scored, folds = data[0], walk_forward(start_ms, end_ms)
+    for fold in folds:
+        require_rows(scored, fold.start, fold.split)
+    learn = learning()
+    epochs = learn.EPOCHS if epochs is None else epochs
+    held_out, forecast = [], []
+    with _progress() as progress:
+        task = progress.add_task("training", total=(len(folds) + 1) * epochs)
+
+        def network_on(learnt: sample.Sample) -> keras.Model:
+            base = linear.fit_base(learnt)
+            return learn.train(learnt, base, seed=seed, epochs=epochs, on_epoch=lambda: progress.advance(task))
+
+        for fold in folds:
+            network = network_on(sample.of_range(data, fold.start, fold.split))
+            held_out.append(scored.rows(fold.split, fold.end))
+            forecast.append(np.exp(learn.predict(network, scored, held_out[-1])))
+        whole = sample.of_range(data, start_ms, end_ms)
+        network = network_on(whole)
+    rows, sigma = np.concatenate(held_out), np.concatenate(forecast)
+    factors = retransform(scored.labels[rows], sigma)
+    return Fitted(
+        learn.lstm.finished(network, np.log(factors)),
+        factors,
+        (rows, sigma * factors),
+        whole.symbols,
+        len(whole.weight),
+    )
+
+
+def retransform(realized: Array, forecast: Array) -> Array:
+    """Factors [5] on the outputs' σ, from out-of-fold rows [n, 5].
+
+    The expected σ is right on average: mean over mean. A horizon's σ² is an expected square, and the factor is the
+    one that QLIKE wants: the mean of realized square over forecast square.
+    """
+    factors = [linear.mean_ratio(realized[:, 0], forecast[:, 0])]
+    for k in range(1, realized.shape[1]):
+        known = np.isfinite(realized[:, k])
+        factors.append(float(np.sqrt(np.mean((realized[known, k] / forecast[known, k]) ** 2))))
+    return np.array(factors)
+
+
+def learning() -> Any:
+    """`training.models.learn`. TensorFlow is loaded here and not before: refusing a bad file must not take five
+    seconds."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it says so on stderr
+    from training.models import learn
+
+    return learn
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

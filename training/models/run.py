@@ -1,0 +1,66 @@
+"""A training run as a model that can be scored before it is exported: its Keras network behind a bundle's interface."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting import contract
+from stream.core.forecasting.contract import ContractError, Model
+from stream.extras import installing
+from training.data.dataset import DatasetError
+
+if TYPE_CHECKING:
+    import keras
+
+_ROWS = 4_096
+
+
+class Run:
+    """`run(sequence [n, 48, F], static [n, S]) -> volatility [n, 5]`, as a loaded bundle answers.
+
+    A run is no bundle yet and has no version of its own: `model.sha256` is its contract's.
+    """
+
+    def __init__(self, model: Model, network: keras.Model) -> None:
+        self.model = model
+        self._network = network
+
+    def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = [slice(first, first + _ROWS) for first in range(0, len(sequence), _ROWS)]
+        said = [self._network([sequence[p], static[p]], training=False)[contract.OUTPUT] for p in parts]
+        return np.concatenate([np.asarray(s, dtype=np.float32) for s in said])
+
+
+def load_run(folder: Path) -> Run:
+    """The finished run in `folder`. Loads TensorFlow. `ValueError` with one line where it is none."""
+    try:
+        text = (folder / "contract.json").read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{folder}: is no finished run: {error.strerror}; make one with `volcast train`") from None
+    try:
+        agreed = contract.read(text.decode())
+    except (ContractError, UnicodeDecodeError) as error:
+        raise ContractError(f"{folder}: {error}") from None
+    if importlib.util.find_spec("keras") is None:
+        raise DatasetError(
+            f"{folder}: scoring a run needs the extra 'train': {installing('train')} "
+            "(or score the bundle that was exported from it)"
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import keras
+
+    try:
+        # Keras's safe mode refuses code in the file.
+        network = keras.saving.load_model(folder / "network.keras", compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise DatasetError(f"{folder}: holds no Keras network: {cause}; run `volcast train` again") from None
+    return Run(Model(agreed, hashlib.sha256(text).hexdigest()), network)

@@ -1,0 +1,1 @@
+"""Evaluations for people: HTML, figures and the terminal's tables."""

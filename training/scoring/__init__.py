@@ -1,0 +1,1 @@
+"""Losses, tests of forecasts and figures, from a panel of forecasts."""

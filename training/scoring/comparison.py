@@ -1,0 +1,197 @@
+"""Whether one forecaster is better than another, or luckier: three tests, each on one forecast a day.
+
+Rules of this room:
+- Forecasts of one phase (made at one hour of the day) share no hour of outcome, so days are counted, not hours. Every
+  phase is tested; the median is reported with the spread, since a single phase is not a result.
+- The tests are statsmodels' and arch's. What is fixed here was fixed before any figure was seen.
+- What cannot be tested is said, with the reason; it is never a number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from itertools import combinations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting.windows import Array
+from training.scoring.groups import PHASES
+from training.scoring.measures import Scores, qlike_losses
+
+#: Newey-West lag. Loss differences of non-overlapping days are correlated through the week's season and through
+#: spells of unrest: one week. Between the rule 4 (T/100)^(2/9), 5 for a year, and T^(1/3), 8.
+HAC_LAG_DAYS = 7
+#: Fewer days than this are not tested: Newey-West over a week needs some weeks.
+MIN_DAYS = 30
+SET_LEVEL = 0.9
+SET_BLOCK_DAYS = 10
+SET_REPETITIONS = 1_000
+_SEED = 7
+_ROUNDING = 1e-9
+
+Mask = NDArray[np.bool_]
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Diebold-Mariano, two-sided, of a forecaster against another. A negative statistic is for the first.
+
+    Medians over the phases that could be tested, with the smallest and largest p; all null where `reason` says why.
+    """
+
+    phases: int
+    #: Of the median phase.
+    days: int
+    statistic: float | None = None
+    p: float | None = None
+    p_min: float | None = None
+    p_max: float | None = None
+    #: Mean QLIKE of the first less that of the second, over all rows.
+    difference: float | None = None
+    reason: str | None = None
+
+
+class ConfidenceSet(msgspec.Struct, frozen=True):
+    """Model confidence set (Hansen, Lunde & Nason 2011): who cannot be told from the best at the 90 % level."""
+
+    days: int
+    included: list[str] | None = None
+    #: Smallest size of the test at which each would leave the set.
+    p: Scores | None = None
+    reason: str | None = None
+
+
+class Regression(msgspec.Struct, frozen=True):
+    """Mincer-Zarnowitz: realized = a + b forecast. An honest forecast has a = 0 and b = 1.
+
+    Medians over the phases; standard errors are Newey-West's; `p` is of a = 0 and b = 1 together.
+    """
+
+    phases: int
+    a: float | None = None
+    b: float | None = None
+    a_error: float | None = None
+    b_error: float | None = None
+    b_min: float | None = None
+    b_max: float | None = None
+    r2: float | None = None
+    p: float | None = None
+    reason: str | None = None
+
+
+def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray[np.int64]) -> Comparison:
+    """Diebold & Mariano 1995 on QLIKE, with the correction of Harvey, Leybourne & Newbold 1997; [n] each.
+
+    A phase's forecasts are a day ahead of a day, one step of their own clock: the correction's horizon is 1.
+    """
+    from statsmodels.tsa.stattools import diebold_mariano_test
+
+    known = np.isfinite(realized) & np.isfinite(first) & np.isfinite(second)
+    results, days = [], []
+    losses = qlike_losses(realized[known], first[known]), qlike_losses(realized[known], second[known])
+    if known.any() and _differ_by_a_constant(*losses):
+        return _no_comparison("their losses differ by a constant: there is nothing to test")
+    by_phase = _by_phase(known, phase)
+    for rows in by_phase:
+        y, a, b = realized[rows], first[rows], second[rows]
+        if not _differ_by_a_constant(qlike_losses(y, a), qlike_losses(y, b)):
+            with np.errstate(all="ignore"):
+                done = diebold_mariano_test(
+                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike_losses, harvey_adj=True, horizon=1
+                )
+            if np.isfinite([done.statistic, done.pvalue]).all():
+                results.append((float(done.statistic), float(done.pvalue)))
+                days.append(int(rows.sum()))
+    if not results:
+        return _no_comparison("their losses hardly vary: there is nothing to test" if by_phase else _too_few())
+    statistic, p = np.array(results).T
+    return Comparison(
+        phases=len(results),
+        days=int(np.median(days)),
+        statistic=float(np.median(statistic)),
+        p=float(np.median(p)),
+        p_min=float(p.min()),
+        p_max=float(p.max()),
+        difference=float((losses[0] - losses[1]).mean()),
+    )
+
+
+def confidence_set(losses: Mapping[str, Array]) -> ConfidenceSet:
+    """Of daily losses [days] by forecaster, all known: the losses of one phase. Seeded, stationary bootstrap."""
+    from arch.bootstrap import MCS
+
+    names = list(losses)
+    days = len(losses[names[0]]) if names else 0
+    reason = None
+    if len(names) < 2:
+        reason = "a set of one: nothing to compare"
+    elif days < MIN_DAYS:
+        reason = _too_few()
+    else:
+        pairs = combinations(names, 2)
+        twins = [f"{a} and {b}" for a, b in pairs if _differ_by_a_constant(losses[a], losses[b])]
+        reason = f"the losses of {twins[0]} differ by a constant" if twins else None
+    if reason is not None:
+        return ConfidenceSet(days, reason=reason)
+    test = MCS(
+        np.column_stack([losses[name] for name in names]),
+        size=1 - SET_LEVEL,
+        reps=SET_REPETITIONS,
+        block_size=SET_BLOCK_DAYS,
+        method="R",
+        bootstrap="stationary",
+        seed=_SEED,
+    )
+    with np.errstate(all="ignore"):
+        test.compute()
+    p = test.pvalues["Pvalue"]
+    if not np.isfinite(p).all():
+        return ConfidenceSet(days, reason="the losses hardly vary: there is nothing to test")
+    return ConfidenceSet(
+        days, [names[i] for i in test.included], {name: float(p.loc[i]) for i, name in enumerate(names)}
+    )
+
+
+def mincer_zarnowitz(realized: Array, forecast: Array, phase: NDArray[np.int64]) -> Regression:
+    """Mincer & Zarnowitz 1969 on σ, [n] each."""
+    from statsmodels.regression.linear_model import OLS
+
+    results = []
+    for rows in _by_phase(np.isfinite(realized) & np.isfinite(forecast), phase):
+        y, f = realized[rows], forecast[rows]
+        if np.ptp(f) > 0 and np.ptp(y) > 0:
+            # Of forecasts that hardly vary the covariance is rounding: it has no rank, or its root does not exist.
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                line = OLS(y, np.column_stack([np.ones(len(f)), f])).fit(
+                    cov_type="HAC", cov_kwds={"maxlags": HAC_LAG_DAYS, "use_correction": True}, use_t=True
+                )
+                together = line.f_test((np.eye(2), np.array([0.0, 1.0])))
+                found = [*line.params, *line.bse, line.rsquared, float(together.pvalue)]
+            if np.isfinite(found).all():
+                results.append(found)
+    if not results:
+        return Regression(phases=0, reason=_too_few() + " of one phase, or nothing varies")
+    table = np.array(results)
+    a, b, a_error, b_error, r2, p = np.median(table, axis=0).tolist()
+    b_min, b_max = table[:, 1].min().item(), table[:, 1].max().item()
+    return Regression(len(results), a, b, a_error, b_error, b_min, b_max, r2, p)
+
+
+def _by_phase(known: Mask, phase: NDArray[np.int64]) -> list[Mask]:
+    """Rows of each phase that has enough known days."""
+    return [rows for k in range(PHASES) if (rows := known & (phase == k)).sum() >= MIN_DAYS]
+
+
+def _differ_by_a_constant(first: Array, second: Array) -> bool:
+    """Up to rounding: of a difference that is rounding, a test would find something."""
+    return bool(np.ptp(first - second) <= _ROUNDING * (first.mean() + second.mean()))
+
+
+def _no_comparison(reason: str) -> Comparison:
+    return Comparison(phases=0, days=0, reason=reason)
+
+
+def _too_few() -> str:
+    return f"fewer than {MIN_DAYS} days"

@@ -1,0 +1,205 @@
+"""What the watch over a forecaster would have said: of it as it was, and of its forecasts made too low or too high.
+
+Rules of this room:
+- The detectors and the choice of who is served are the daemon's own code (stream/core/forecasting/decay.py,
+  serving.py); nothing is decided here.
+- Each fit is watched anew, as a daemon starts anew with a new model. No day is watched twice.
+- Whoever was scored was sound: an alarm about its own forecasts is a false one.
+- A change is one factor on every forecast from some day on. It begins in turn on each day that enough days follow, with
+  what the detectors remember of the days before; a start at which an alarm held counts as not found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.core.forecasting import decay, serving
+from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+from training.data.panel import NEXT_24H, Panel, Watch
+from training.scoring.measures import qlike_losses
+
+#: Factors on the forecasts, and the matured days within which each shall be found.
+CHANGES = {"0.7": 21, "0.85": 45, "1.15": 45, "1.3": 45}
+#: A change that nobody repairs is looked at for so many matured days, from each tenth start.
+TOLD_DAYS = 180
+_TOLD_STEP = 10
+#: Factors with which the choice of who is served is looked at.
+FACTORS = ("1", "0.5", "0.7", "1.3", "2")
+MIN_DAYS = 90
+_DAY_MS = 24 * HOUR_MS
+_YEAR_DAYS = 365.25
+
+
+class FalseAlarm(msgspec.Struct, frozen=True):
+    """Dates (UTC) on which the forecast was made whose outcome raised it, and the first that counts as evidence."""
+
+    date: str
+    since: str
+    kind: str
+    days: int
+
+
+class Found(msgspec.Struct, frozen=True):
+    """How a change is found. `share` of the starts found within `within_days`; `median_days` of those that were.
+
+    `once_share`: of the starts from which anything is told in `TOLD_DAYS`, those from which it is told once.
+    """
+
+    within_days: int
+    starts: int
+    share: float | None
+    median_days: float | None
+    once_share: float | None
+
+
+class Served(msgspec.Struct, frozen=True):
+    """Who is served, by hours, and mean QLIKE of all of them: of what is served, of the forecaster, of `har`."""
+
+    har_share: float
+    served: float
+    model: float
+    har: float
+
+
+class DecayStudy(msgspec.Struct, frozen=True):
+    """Of one forecaster. Where `reason` says why not, figures are null or empty."""
+
+    days: int
+    false_alarms: list[FalseAlarm]
+    false_alarms_a_year: float | None
+    #: By factor on the forecasts.
+    changes: dict[str, Found]
+    serving: dict[str, Served]
+    reason: str | None = None
+
+
+def study(panel: Panel) -> dict[str, DecayStudy]:
+    """By forecaster, of those that know their usual errors; empty where none does or `har` is not there."""
+    return {name: _study(panel, name, watches) for name, watches in panel.watches.items()}
+
+
+def _study(panel: Panel, name: str, watches: Sequence[Watch]) -> DecayStudy:
+    days = sum(len(_matured(watch, 1.0)) for watch in watches)
+    if days < MIN_DAYS:
+        reason = f"{days} matured days are watched, {MIN_DAYS} are needed to say how often it alarms"
+        nothing = {factor: Found(within, 0, None, None, None) for factor, within in CHANGES.items()}
+        return DecayStudy(days, [], None, nothing, {}, reason)
+    alarms = [alarm for watch in watches for alarm in _watched(watch)[1]]
+    return DecayStudy(
+        days=days,
+        false_alarms=[FalseAlarm(_date(a.open_time), _date(a.since), a.kind, a.days) for a in alarms],
+        false_alarms_a_year=len(alarms) / _years(watches),
+        changes={factor: _found(watches, float(factor), within) for factor, within in CHANGES.items()},
+        serving={factor: _served(panel, name, watches, float(factor)) for factor in FACTORS},
+    )
+
+
+def _watched(watch: Watch) -> tuple[list[decay.Memory], list[decay.Alarm]]:
+    """What the detectors remember before each matured day, and what they raise."""
+    memory, before, alarms = decay.Memory(), [], []
+    for day in _matured(watch, 1.0):
+        before.append(memory)
+        memory, alarm = decay.step(watch.usual, memory, day)
+        if alarm is not None:
+            alarms.append(alarm)
+    return before, alarms
+
+
+def _found(watches: Sequence[Watch], factor: float, within: int) -> Found:
+    took: list[int | None] = []
+    told: list[int] = []
+    for watch in watches:
+        before, changed = _watched(watch)[0], _matured(watch, factor)
+        took += [
+            _days_to_alarm(watch, before[start], changed[start : start + within])
+            for start in range(len(changed) - within + 1)
+        ]
+        told += [
+            _alarms(watch, before[start], changed[start : start + TOLD_DAYS])
+            for start in range(0, len(changed) - TOLD_DAYS + 1, _TOLD_STEP)
+        ]
+    found = [days for days in took if days is not None]
+    told = [count for count in told if count]
+    return Found(
+        within,
+        len(took),
+        len(found) / len(took) if took else None,
+        float(np.median(found)) if found else None,
+        told.count(1) / len(told) if told else None,
+    )
+
+
+def _days_to_alarm(watch: Watch, memory: decay.Memory, days: Sequence[decay.Day]) -> int | None:
+    for count, day in enumerate(days, 1):
+        memory, alarm = decay.step(watch.usual, memory, day)
+        if alarm is not None:
+            return count
+    return None
+
+
+def _alarms(watch: Watch, memory: decay.Memory, days: Sequence[decay.Day]) -> int:
+    count = 0
+    for day in days:
+        memory, alarm = decay.step(watch.usual, memory, day)
+        count += alarm is not None
+    return count
+
+
+def _matured(watch: Watch, factor: float) -> list[decay.Day]:
+    """The days that are scored and whose outcome is known."""
+    excess, ratio = _excess(watch, factor), np.log(watch.realized / (factor * watch.forecast))
+    known = np.isfinite(excess) & (watch.open_time >= watch.first)
+    columns = (values[known].tolist() for values in (watch.open_time, excess, ratio))
+    return [decay.Day(*row) for row in zip(*columns, strict=True)]
+
+
+def _excess(watch: Watch, factor: float) -> Array:
+    """[n], NaN where an outcome or a forecast is not known."""
+    rows = zip(watch.realized.tolist(), (factor * watch.forecast).tolist(), watch.har.tolist(), strict=True)
+    return np.array([serving.excess(*row) if all(map(math.isfinite, row)) else math.nan for row in rows])
+
+
+def _served(panel: Panel, name: str, watches: Sequence[Watch], factor: float) -> Served:
+    """Each hour as the daemon would serve it: by the days whose outcomes are known when its candle closes."""
+    realized, said = panel.realized[NEXT_24H], factor * panel.forecasts[NEXT_24H][name]
+    har = panel.forecasts[NEXT_24H]["har"]
+    rows = np.isfinite(realized) & np.isfinite(said) & np.isfinite(har)
+    by_har = np.zeros(len(realized), np.bool_)
+    for watch in watches:
+        inside = (panel.open_time >= watch.first) & (panel.open_time <= watch.last)
+        by_har[inside] = behind(watch, factor, panel.open_time[inside])
+    served = np.where(by_har, har, said)[rows]
+    losses = (float(qlike_losses(realized[rows], sigma).mean()) for sigma in (served, said[rows], har[rows]))
+    return Served(float(by_har[rows].mean()), *losses)
+
+
+def behind(watch: Watch, factor: float, open_time: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[hours]: whether `har` is served while all forecasts are `factor` times themselves.
+
+    open_time: of the hours, ms. A day is known 24 hours after its candle.
+    """
+    number = watch.open_time // _DAY_MS
+    values = np.full(int(number[-1]) - int(number[0]) + 1, np.nan)
+    values[number - number[0]] = _excess(watch, factor)
+    answers = [serving.behind(values[max(end - serving.DAYS, 0) : end].tolist()) for end in range(len(values) + 1)]
+    # The newest day that is known closes its 24 hours with this candle or before it: so many lie behind.
+    known = (open_time + HOUR_MS) // _DAY_MS - 1 - number[0]
+    chosen: NDArray[np.bool_] = np.array(answers)[np.clip(known, 0, len(values))]
+    return chosen
+
+
+def _years(watches: Sequence[Watch]) -> float:
+    """The hours that are scored, and the last one's outcome."""
+    hours_ms = sum(watch.last - watch.first + HOUR_MS for watch in watches)
+    return (hours_ms + _DAY_MS) / _DAY_MS / _YEAR_DAYS
+
+
+def _date(open_time: int) -> str:
+    return f"{datetime.fromtimestamp((open_time + HOUR_MS) / 1_000, UTC):%Y-%m-%d}"

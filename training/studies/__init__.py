@@ -1,0 +1,1 @@
+"""What the drift signals are worth: how often they alarm, and which changes they find."""
