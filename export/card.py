@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stream.core.forecasting.contract import Contract
+from stream.errors import InputError
 
 _MEASURES = ("rmse", "mae", "qlike", "r2")
 _HEADLINE = "next_24h"
 
 
-class CardError(ValueError):
+class CardError(InputError):
     """The evaluation or the ledger is none, or is of another model: one line, with the path and the cure."""
 
 

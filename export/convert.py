@@ -13,12 +13,13 @@ import tf2onnx
 
 from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
 from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
+from stream.errors import InputError
 
 #: The newest that tf2onnx writes for every operator of this graph; its LSTM becomes one native LSTM node.
 OPSET = 17
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """The run cannot become a bundle: the run's fault. One line, with the path and the cure."""
 
 

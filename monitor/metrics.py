@@ -12,7 +12,7 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 
-from stream import ports
+from stream import telemetry
 from stream.core.deciding.policy import ANNUAL, REGIMES
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.decay import DecayKind
@@ -46,7 +46,7 @@ REJECTIONS = (
 
 
 class Metrics:
-    """An observer (`stream.ports.Observer`) with a registry. Not shared between nodes."""
+    """An observer (`stream.telemetry.Observer`) with a registry. Not shared between nodes."""
 
     def __init__(self, *, version: str, symbols: Sequence[str], model: Model) -> None:
         self.registry = CollectorRegistry()
@@ -154,44 +154,44 @@ class Metrics:
             self.ws_invalid.labels(reason)
         for kind in ("kline", "kline_closed", "reply", "server_shutdown"):
             self.ws_messages.labels(kind)
-        self._handlers: dict[type[ports.Fact], Callable[[Any], None]] = {
-            ports.FeedConnected: self._feed_connected,
-            ports.FeedDisconnected: self._feed_disconnected,
-            ports.FrameReceived: lambda f: self.ws_messages.labels(f.kind).inc(),
-            ports.FrameRejected: lambda f: self.ws_invalid.labels(f.reason).inc(),
-            ports.CandleDelivered: lambda f: self.delivery.observe(max(0.0, f.delay_s)),
-            ports.CandleRepeated: lambda f: (self.out_of_order if f.out_of_order else self.duplicates).inc(),
-            ports.CandleProcessed: self._candle,
-            ports.Resumed: self._resumed,
-            ports.GapDeclared: lambda f: self.gaps.inc(),
-            ports.FeedQuiet: lambda f: self.quiet.set(f.quiet),
-            ports.TradingObserved: lambda f: self.halted.labels(f.symbol).set(f.halted),
-            ports.CandleRevised: lambda f: self.revisions.labels(f.symbol).inc(),
-            ports.ForecastRevised: self._revised,
-            ports.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
-            ports.Inferred: lambda f: self.inference.observe(f.seconds),
-            ports.ForecastCommitted: self._forecast,
-            ports.ScoreChanged: self._score,
-            ports.DecayFound: lambda f: self.decays.labels(f.decay.symbol, f.decay.kind).inc(),
-            ports.ForecastFailed: lambda f: self.forecast_failures.labels(f.symbol).inc(),
-            ports.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
-            ports.BrokerConnected: lambda f: self.mqtt_connected.set(1),
-            ports.BrokerLost: lambda f: self.mqtt_connected.set(0),
-            ports.Published: lambda f: self.publishes.inc(),
-            ports.PublishFailed: lambda f: self.publish_failures.inc(),
-            ports.OutboxCounted: lambda f: self.outbox.set(f.messages),
-            ports.BackfillRequested: lambda f: self.backfills.inc(),
-            ports.BackfillFailed: lambda f: self.backfill_failures.inc(),
-            ports.WeightUsed: lambda f: self.weight.set(f.ratio),
-            ports.CommitFailed: lambda f: self.commit_failures.inc(),
-            ports.StorageMeasured: self._storage,
-            ports.LoopLagged: lambda f: self.lag.set(f.seconds),
-            ports.ClockCompared: lambda f: self.offset.set(f.offset_s),
-            ports.DriftFinished: self._drift,
-            ports.DriftFailed: lambda f: self.drift_failures.inc(),
+        self._handlers: dict[type[telemetry.Fact], Callable[[Any], None]] = {
+            telemetry.FeedConnected: self._feed_connected,
+            telemetry.FeedDisconnected: self._feed_disconnected,
+            telemetry.FrameReceived: lambda f: self.ws_messages.labels(f.kind).inc(),
+            telemetry.FrameRejected: lambda f: self.ws_invalid.labels(f.reason).inc(),
+            telemetry.CandleDelivered: lambda f: self.delivery.observe(max(0.0, f.delay_s)),
+            telemetry.CandleRepeated: lambda f: (self.out_of_order if f.out_of_order else self.duplicates).inc(),
+            telemetry.CandleProcessed: self._candle,
+            telemetry.Resumed: self._resumed,
+            telemetry.GapDeclared: lambda f: self.gaps.inc(),
+            telemetry.FeedQuiet: lambda f: self.quiet.set(f.quiet),
+            telemetry.TradingObserved: lambda f: self.halted.labels(f.symbol).set(f.halted),
+            telemetry.CandleRevised: lambda f: self.revisions.labels(f.symbol).inc(),
+            telemetry.ForecastRevised: self._revised,
+            telemetry.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
+            telemetry.Inferred: lambda f: self.inference.observe(f.seconds),
+            telemetry.ForecastCommitted: self._forecast,
+            telemetry.ScoreChanged: self._score,
+            telemetry.DecayFound: lambda f: self.decays.labels(f.decay.symbol, f.decay.kind).inc(),
+            telemetry.ForecastFailed: lambda f: self.forecast_failures.labels(f.symbol).inc(),
+            telemetry.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
+            telemetry.BrokerConnected: lambda f: self.mqtt_connected.set(1),
+            telemetry.BrokerLost: lambda f: self.mqtt_connected.set(0),
+            telemetry.Published: lambda f: self.publishes.inc(),
+            telemetry.PublishFailed: lambda f: self.publish_failures.inc(),
+            telemetry.OutboxCounted: lambda f: self.outbox.set(f.messages),
+            telemetry.BackfillRequested: lambda f: self.backfills.inc(),
+            telemetry.BackfillFailed: lambda f: self.backfill_failures.inc(),
+            telemetry.WeightUsed: lambda f: self.weight.set(f.ratio),
+            telemetry.CommitFailed: lambda f: self.commit_failures.inc(),
+            telemetry.StorageMeasured: self._storage,
+            telemetry.LoopLagged: lambda f: self.lag.set(f.seconds),
+            telemetry.ClockCompared: lambda f: self.offset.set(f.offset_s),
+            telemetry.DriftFinished: self._drift,
+            telemetry.DriftFailed: lambda f: self.drift_failures.inc(),
         }
 
-    def __call__(self, fact: ports.Fact) -> None:
+    def __call__(self, fact: telemetry.Fact) -> None:
         handler = self._handlers.get(type(fact))
         if handler is not None:
             handler(fact)
@@ -200,33 +200,33 @@ class Metrics:
         """Prometheus text format."""
         return generate_latest(self.registry)
 
-    def _feed_connected(self, fact: ports.FeedConnected) -> None:
+    def _feed_connected(self, fact: telemetry.FeedConnected) -> None:
         self.ws_connects.inc()
         self.ws_connected.set(1)
 
-    def _feed_disconnected(self, fact: ports.FeedDisconnected) -> None:
+    def _feed_disconnected(self, fact: telemetry.FeedDisconnected) -> None:
         self.ws_disconnects.labels(fact.reason).inc()
         self.ws_connected.set(fact.still_open)
 
-    def _candle(self, fact: ports.CandleProcessed) -> None:
+    def _candle(self, fact: telemetry.CandleProcessed) -> None:
         self.closed.labels(fact.symbol, fact.provenance).inc()
         self._took(fact)
 
-    def _resumed(self, fact: ports.Resumed) -> None:
+    def _resumed(self, fact: telemetry.Resumed) -> None:
         """Gauges say again what they said before the restart; nothing is counted twice."""
         self._took(fact)
         if fact.forecast is not None and fact.decision is not None:
             self._show(fact.forecast, fact.decision)
 
-    def _took(self, fact: ports.CandleProcessed | ports.Resumed) -> None:
+    def _took(self, fact: telemetry.CandleProcessed | telemetry.Resumed) -> None:
         self.last_close.labels(fact.symbol).set((fact.open_time + HOUR_MS) / 1_000)
         self.buffer.labels(fact.symbol).set(fact.buffer_hours)
 
-    def _forecast(self, fact: ports.ForecastCommitted) -> None:
+    def _forecast(self, fact: telemetry.ForecastCommitted) -> None:
         self.forecasts.labels(fact.forecast.symbol, fact.forecast.provenance).inc()
         self._show(fact.forecast, fact.decision)
 
-    def _revised(self, fact: ports.ForecastRevised) -> None:
+    def _revised(self, fact: telemetry.ForecastRevised) -> None:
         self.reissued.labels(fact.forecast.symbol).inc()
         if fact.newest:
             self._show(fact.forecast, fact.decision)
@@ -246,7 +246,7 @@ class Metrics:
         for regime in REGIMES:
             self.regime.labels(symbol, regime).set(regime == decision.regime)
 
-    def _score(self, fact: ports.ScoreChanged) -> None:
+    def _score(self, fact: telemetry.ScoreChanged) -> None:
         score = fact.score
         self.decay_detected.labels(score.symbol).set(score.decay.detected)
         for w in score.windows:
@@ -258,11 +258,11 @@ class Metrics:
             if w.coverage is not None:
                 self.live_coverage.labels(score.symbol, window).set(w.coverage)
 
-    def _storage(self, fact: ports.StorageMeasured) -> None:
+    def _storage(self, fact: telemetry.StorageMeasured) -> None:
         self.journal_bytes.set(fact.journal_bytes)
         self.free_bytes.set(fact.free_bytes)
 
-    def _drift(self, fact: ports.DriftFinished) -> None:
+    def _drift(self, fact: telemetry.DriftFinished) -> None:
         drift = fact.drift
         self.drift_runs.inc()
         self.drift_detected.labels(drift.symbol).set(drift.detected)

@@ -22,6 +22,7 @@ except KeyboardInterrupt:
 
 from stream.commands import environment, parameters, settings_flags
 from stream.commands.paths import PAGE_FILES, RUN_FILES, TABLE_SUFFIXES, DataDir, Folder, Input, Output
+from stream.errors import MisuseError, VolcastError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,39 +58,11 @@ class _Door(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(process.INTERRUPTED)
-        except _known_errors() as error:
+        except VolcastError as error:
             from stream import logs
-            from stream.ports import MisuseError
 
             logs.last_words(f"volcast: {' '.join(str(error).split())}")
             ctx.exit(2 if isinstance(error, MisuseError) else 1)
-
-
-def _known_errors() -> tuple[type[BaseException], ...]:
-    from stream.core.forecasting.contract import ContractError
-    from stream.core.forecasting.predictions import PredictorError
-    from stream.ports import JournalError, RefusedError, UnreachableError
-
-    known: list[type[BaseException]] = [ContractError, PredictorError, JournalError, RefusedError, UnreachableError]
-    # Only what the command has already imported can have been raised.
-    for module, name in (
-        ("stream.adapters.candles.files", "CandleFileError"),
-        ("stream.core.market.binance", "UnknownSymbolError"),
-        ("stream.core.deciding.policy_file", "PolicyError"),
-        ("stream.testing.broker", "BrokerError"),
-        ("stream.web", "PortInUseError"),
-        ("monitor.drift.detection", "DriftError"),
-        ("monitor.reports.report", "ReportError"),
-        ("training.data.dataset", "DatasetError"),
-        ("training.forecasters", "ForecasterError"),
-        ("training.evaluation.looks", "LedgerError"),
-        ("training.data.fetch", "FetchError"),
-        ("export.card", "CardError"),
-        ("export.convert", "ExportError"),
-    ):
-        if module in sys.modules:
-            known.append(getattr(sys.modules[module], name))
-    return tuple(known)
 
 
 @click.group(cls=_Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -107,7 +80,7 @@ def _one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) 
     if value is None:
         return None
     from stream.core.market.symbols import SymbolError, parse
-    from stream.ports import MisuseError
+    from stream.errors import MisuseError
 
     try:
         return parse(value)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from stream.core.market import symbols
-from stream.ports import MisuseError, RefusedError
+from stream.errors import MisuseError, RefusedError
 from stream.urls import Address, is_loopback, mask, parse
 
 CONFIG_FILE = Path("volcast.toml")

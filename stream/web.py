@@ -19,6 +19,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from stream.errors import RefusedError
+
 #: How long a request in flight may hold up a shutdown, in whole seconds (uvicorn takes no fractions).
 GRACE_S = 1
 #: Connections at a time, and at most this share of the files that the process may open.
@@ -29,7 +31,7 @@ _REQUEST_S, _ANSWER_S = 10.0, 60.0
 _BACKLOG = 32
 
 
-class PortInUseError(OSError):
+class PortInUseError(RefusedError, OSError):
     """Somebody else listens on that address."""
 
 

@@ -27,6 +27,7 @@ from stream.core.forecasting.contract import Contract
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import Drift, DriftFeature, FastDrift
+from stream.errors import VolcastError
 from stream.extras import installing
 
 METHOD = "wasserstein (normed)"
@@ -36,7 +37,7 @@ LEAST_HOURS = drift.WINDOW_HOURS + drift.LOOKBACK_HOURS - 1
 MOST_HOURS = LEAST_HOURS + drift.OWN_REFERENCE_HOURS
 
 
-class DriftError(RuntimeError):
+class DriftError(VolcastError, RuntimeError):
     """The run could not be made; one line for people."""
 
 

@@ -25,10 +25,11 @@ from typing import Protocol
 
 import msgspec
 
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Drift, DriftFeature
 from stream.extras import installing
-from stream.ports import Clock, DriftFailed, Observer
+from stream.telemetry import DriftFailed, Observer
 
 log = logging.getLogger(__name__)
 

@@ -31,13 +31,14 @@ from monitor.reports.regression import Matured, Regression
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
+from stream.errors import VolcastError
 
 #: What QLIKE is averaged over for the trend, and how many forecasts of it there must be.
 TREND_HOURS = 30 * 24
 _MIN_TREND_FORECASTS = 7 * 24
 
 
-class ReportError(RuntimeError):
+class ReportError(VolcastError, RuntimeError):
     """The report could not be made; one line for people."""
 
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from stream.ports import JournalError
+from stream.errors import JournalError
 
 LOCK_NAME = "journal.lock"
 

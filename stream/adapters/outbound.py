@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from stream import urls
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 #: The first that is set counts; the variable is also read in lower case, which goes first.
 _PROXY_VARIABLES = {

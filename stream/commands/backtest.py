@@ -18,8 +18,8 @@ from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
 from stream.core.deciding.policy import Policy
+from stream.errors import MisuseError, RefusedError
 from stream.extras import installing
-from stream.ports import MisuseError, RefusedError
 
 _FROM, _TO = "2024-01-01", "2025-01-01"
 _FIGURE_FORMS = ("png", "svg")

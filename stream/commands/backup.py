@@ -11,7 +11,7 @@ import click
 from stream.adapters.journal import files
 from stream.adapters.journal.store import FILE_NAME
 from stream.commands.paths import inputs_of, places_of, refuse_clashes
-from stream.ports import JournalError, RefusedError
+from stream.errors import JournalError, RefusedError
 
 
 def backup(data_dir: Path, file: Path) -> None:

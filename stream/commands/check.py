@@ -23,13 +23,14 @@ from stream.adapters.mqtt.broker import broker_client
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.commands.node import broker_tls, listen, model_path
 from stream.core.deciding.policy import PER_UNIT
 from stream.core.deciding.policy_file import PolicyError
 from stream.core.forecasting.contract import ContractError
 from stream.core.market import binance
 from stream.core.market.binance import UnknownSymbolError
-from stream.ports import Clock, JournalError, RefusedError, UnreachableError
+from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import BrokerError, EmbeddedBroker
 from stream.urls import mask

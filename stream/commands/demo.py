@@ -23,7 +23,7 @@ from stream.commands.outputs import write_json
 from stream.commands.run import stop_on_signals
 from stream.commands.tally import Tally, summary, tables
 from stream.core.market.candle import HOUR_MS
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 from stream.settings import Settings, plain_url
 from stream.testing.exchange import Exchange
 

@@ -21,7 +21,7 @@ from stream.commands.paths import inputs_of, places_of, refuse_clashes
 from stream.core.forecasting.contract import Contract, Model
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import Drift, DriftFeature
-from stream.ports import MisuseError, RefusedError
+from stream.errors import MisuseError, RefusedError
 
 _PIPE_WIDTH = 140
 

@@ -15,8 +15,8 @@ from stream.commands.exchange import refuse_empty_period
 from stream.commands.node import packaged_model
 from stream.commands.outputs import write, write_json
 from stream.commands.tables import show
+from stream.errors import MisuseError, RefusedError
 from stream.extras import installing
-from stream.ports import MisuseError, RefusedError
 
 if TYPE_CHECKING:
     from training.evaluation.evaluate import Scored

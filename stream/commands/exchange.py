@@ -16,7 +16,7 @@ from stream.commands.run import stop_on_signals
 from stream.core.deciding.accumulation import HISTORY_HOURS, OWN_HISTORY_HOURS
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.symbols import SymbolError, parse_list
-from stream.ports import MisuseError, RefusedError
+from stream.errors import MisuseError, RefusedError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from stream import urls
 from stream.commands.exchange import parse_time, refuse_empty_period
 from stream.commands.outputs import write_json
-from stream.ports import MisuseError, RefusedError
+from stream.errors import MisuseError, RefusedError
 from stream.settings import bare
 from training.data import fetch as room
 

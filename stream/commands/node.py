@@ -37,28 +37,21 @@ from stream.adapters.mqtt.recall import Recall
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas
 from stream.core.messages.builders import model_ref
+from stream.core.messages.records import Voice
 from stream.core.messages.schemas import NodeInfo
+from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.pipeline import learning
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
-from stream.ports import (
-    Clock,
-    Fact,
-    FanOut,
-    FrameRejected,
-    JournalError,
-    Observer,
-    RefusedError,
-    UnreachableError,
-    Voice,
-)
 from stream.settings import EMBEDDED, Settings
+from stream.telemetry import Fact, FanOut, FrameRejected, Observer
 from stream.testing.broker import EmbeddedBroker
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import click
 
 from stream.commands.exchange import refuse_empty_period
 from stream.commands.outputs import write_json
+from stream.errors import RefusedError
 from stream.extras import installing
-from stream.ports import RefusedError
 
 
 def utc(ms: int) -> str:

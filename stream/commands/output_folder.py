@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 _PREFIX, _SUFFIX = ".volcast-", ".part"
 #: What a file system without locks says. What a killed run has left stays there then.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 
 def write(option: str, file: Path, data: bytes) -> None:

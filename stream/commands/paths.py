@@ -147,7 +147,7 @@ def refuse_clashes(written: Iterable[Place], read: Iterable[Place]) -> None:
         for other in (*written[:index], *read):
             if _same(output, other):
                 # Only now: it loads numpy, and a daemon first says with how many threads.
-                from stream.ports import RefusedError
+                from stream.errors import RefusedError
 
                 raise RefusedError(
                     f"{output.label} {output.path}: would write over {other.label} {other.path}, which is the same "
@@ -203,7 +203,7 @@ def _resolved(path: Path) -> Path:
 
 def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
     """`RefusedError` where there is no place for `file`, said before the hours that its content may take."""
-    from stream.ports import RefusedError
+    from stream.errors import RefusedError
 
     refused = f"{label} {file}: cannot be written: "
     try:
@@ -228,7 +228,7 @@ def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
 
 
 def _refuse_unfillable(label: str, folder: Path) -> None:
-    from stream.ports import RefusedError
+    from stream.errors import RefusedError
 
     refused = f"{label} {folder}: cannot be written: "
     above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -239,7 +239,7 @@ def _refuse_unfillable(label: str, folder: Path) -> None:
 
 def _refuse_closed(refused: str, folder: Path, prefix: str) -> None:
     """Access rights say little of disks that are full or read-only, or lie on another machine: so a file is made."""
-    from stream.ports import RefusedError
+    from stream.errors import RefusedError
 
     try:
         handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)

@@ -27,7 +27,7 @@ from stream.core.deciding.operator import Issued
 from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.builders import close_time
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 
 def predict(

@@ -21,7 +21,7 @@ from stream.commands.output_folder import filled
 from stream.commands.outputs import write_json
 from stream.commands.paths import PAGE_FILES, Place, inputs_of, places_of, refuse_clashes
 from stream.core.market.candle import HOUR_MS
-from stream.ports import MisuseError
+from stream.errors import MisuseError
 
 if TYPE_CHECKING:
     from monitor.reports.drift import Period

@@ -23,7 +23,7 @@ from stream.core.messages import builders, scoring
 from stream.core.messages.schemas import Forecast
 from stream.core.messages.scoreboard import plausible
 from stream.core.messages.scoring import Outcome
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 #: Outcomes are read from the journal in pieces of so many hours.
 _PAGE_HOURS = 1_000

@@ -14,7 +14,7 @@ from rich.table import Table
 from stream.core.deciding.policy import ANNUAL
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decision, Drift, Forecast
-from stream.ports import (
+from stream.telemetry import (
     CandleProcessed,
     DriftFailed,
     DriftFinished,

@@ -13,11 +13,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from stream.clock import Clock
+from stream.core.market.answer import Answer
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import Candle
 from stream.core.market.exchange_time import ExchangeTime
+from stream.errors import UnreachableError
 from stream.pipeline.lane import Lane
-from stream.ports import Answer, BackfillFailed, BackfillRequested, Clock, History, Observer, UnreachableError
+from stream.ports import History
+from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 
+from stream.clock import Clock
+from stream.core.market.answer import Answer
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS
 from stream.core.market.exchange_time import ExchangeTime
+from stream.errors import UnreachableError
 from stream.pipeline.asking import Asking
 from stream.pipeline.lane import FLAT_HOURS, Lane
 from stream.pipeline.processing import Processor
 from stream.pipeline.revision import REVISED_HOURS
-from stream.ports import Answer, BackfillFailed, BackfillRequested, Clock, Observer, UnreachableError
+from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
 #: So long after each close, by the exchange's time, the past is due.
 _AFTER_CLOSE_MS = 30_000

@@ -15,38 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from stream.adapters.journal.store import SqliteJournal
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas
+from stream.core.messages.records import Outgoing, Retained, Voice
 from stream.core.messages.schemas import Drift, Feed, FeedStateName, NodeInfo
+from stream.errors import JournalError, UnreachableError
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
 from stream.pipeline.revision import EVENT_EXPIRY_S, Load
 from stream.pipeline.speaking import Speaker
-from stream.ports import (
-    Broker,
-    Clock,
+from stream.ports import Broker, History, Predictor
+from stream.ports import Feed as FeedPort
+from stream.telemetry import (
     ClockCompared,
     CommitFailed,
     DriftFinished,
-    History,
-    JournalError,
     Latest,
     LoopLagged,
     Observer,
-    Outgoing,
-    Predictor,
     Readiness,
-    Retained,
     StorageMeasured,
-    UnreachableError,
-    Voice,
-)
-from stream.ports import (
-    Feed as FeedPort,
 )
 
 log = logging.getLogger(__name__)

@@ -11,30 +11,28 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+from stream.clock import Clock
+from stream.core.market.answer import Answer
 from stream.core.market.binance import KlineUpdate, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import Absences, Verdict, judge, overdue
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages.schemas import FeedStateName
+from stream.errors import RefusedError, UnreachableError
 from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep, apart_s
 from stream.pipeline.audit import Audit
 from stream.pipeline.lane import FLAT_HOURS, Lane
 from stream.pipeline.processing import Due, Processor
 from stream.pipeline.warmup import LONGEST_WITNESS_HOURS, WITNESS_HOURS, Warmup
-from stream.ports import (
-    Answer,
+from stream.ports import History, Journal
+from stream.telemetry import (
     BackfillFailed,
     CandleDelivered,
     CandleRepeated,
-    Clock,
     FrameRejected,
-    History,
-    Journal,
     MissingCounted,
     Observer,
-    RefusedError,
     TradingObserved,
-    UnreachableError,
 )
 
 log = logging.getLogger(__name__)

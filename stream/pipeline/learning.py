@@ -15,10 +15,11 @@ import msgspec
 from stream.core.deciding.operator import RECENT_HOURS
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, revisions, schemas, scoring
+from stream.core.messages.records import Outgoing, Renumbering, Retained
 from stream.core.messages.revisions import Said
 from stream.core.messages.schemas import Decision, Forecast, Recent, Score, Scored
 from stream.core.messages.scoring import Outcome
-from stream.ports import Journal, Outgoing, Renumbering, Retained
+from stream.ports import Journal
 
 M = TypeVar("M", Forecast, Decision, Recent, Score)
 #: Where the broker, or the journal's copy, remembers.

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Event, Issued, Matured, Ready, State, give_up, step
 from stream.core.deciding.replay import predict_ready, warm
@@ -25,18 +26,20 @@ from stream.core.forecasting.predictions import Prediction
 from stream.core.market.candle import HOUR_MS, Candle, Provenance
 from stream.core.messages import builders, schemas, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.records import Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import Said
 from stream.core.messages.schemas import Decay, Forecast
 from stream.core.messages.scoring import Outcome
+from stream.errors import JournalError
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline import records as records_room
 from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
-from stream.ports import (
+from stream.ports import Journal, Predictor
+from stream.telemetry import (
     CandleProcessed,
     CandleRevised,
-    Clock,
     CommitFailed,
     ForecastCommitted,
     ForecastFailed,
@@ -44,15 +47,8 @@ from stream.ports import (
     ForecastScored,
     GapDeclared,
     Inferred,
-    Journal,
-    JournalError,
     Observer,
-    Outgoing,
-    Predictor,
-    Processed,
-    Record,
     Resumed,
-    Retained,
 )
 
 log = logging.getLogger(__name__)

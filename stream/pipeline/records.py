@@ -12,11 +12,11 @@ from stream.core.forecasting.contract import Model
 from stream.core.market.candle import Candle, Provenance
 from stream.core.messages import builders, schemas, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.records import Record
 from stream.core.messages.revisions import Said
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.pipeline.revision import EVENT_EXPIRY_S
-from stream.ports import Record
 
 
 @dataclass(frozen=True, slots=True)

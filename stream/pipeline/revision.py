@@ -28,10 +28,11 @@ from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import builders, schemas, scoreboard, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages.records import Processed, Revision
 from stream.core.messages.revisions import SAME, Said, line, same
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
-from stream.ports import Journal, Predictor, Processed, Revision
+from stream.ports import Journal, Predictor
 
 #: How far back REST is asked whether it still says the same.
 REVISED_HOURS = 48

@@ -12,26 +12,20 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from stream.clock import Clock
 from stream.core.deciding.operator import State
 from stream.core.forecasting.contract import Model
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import schemas, scoreboard
+from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.revisions import Said
 from stream.core.messages.schemas import Decay, PublishedScore, Score
 from stream.core.messages.scoreboard import Scoreboard
 from stream.core.messages.scoring import Outcome
+from stream.errors import JournalError
 from stream.logs import utc
-from stream.ports import (
-    Clock,
-    CommitFailed,
-    DecayFound,
-    Journal,
-    JournalError,
-    Observer,
-    Outgoing,
-    Retained,
-    ScoreChanged,
-)
+from stream.ports import Journal
+from stream.telemetry import CommitFailed, DecayFound, Observer, ScoreChanged
 
 log = logging.getLogger(__name__)
 

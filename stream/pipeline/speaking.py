@@ -15,26 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from stream.clock import Clock
 from stream.core.messages import schemas
+from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
+from stream.errors import HungUpError, JournalError, MessageRefusedError, UnreachableError
 from stream.pipeline.withheld import Withheld
-from stream.ports import (
-    Clock,
-    ForecastAcknowledged,
-    HungUpError,
-    Journal,
-    JournalError,
-    MessageRefusedError,
-    NodeChanged,
-    Observer,
-    OutboxCounted,
-    Outgoing,
-    Published,
-    Publisher,
-    PublishFailed,
-    Retained,
-    UnreachableError,
-)
+from stream.ports import Journal, Publisher
+from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
+from stream.errors import JournalError
 from stream.logs import utc
 from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep
 from stream.pipeline.lane import Lane
 from stream.pipeline.processing import Processor
-from stream.ports import Clock, CommitFailed, History, Journal, JournalError, Observer
+from stream.ports import History, Journal
+from stream.telemetry import CommitFailed, Observer
 
 log = logging.getLogger(__name__)
 

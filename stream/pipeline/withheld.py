@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from stream.ports import Outgoing
+from stream.core.messages.records import Outgoing
 
 log = logging.getLogger(__name__)
 

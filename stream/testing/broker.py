@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from stream.errors import RefusedError
 from stream.extras import installing
 from stream.web import bind
 
@@ -52,7 +53,7 @@ IotCoreBroker(config_path=sys.argv[1]).run_forever()
 """
 
 
-class BrokerError(RuntimeError):
+class BrokerError(RefusedError):
     """The embedded broker cannot run; the message is one line for people."""
 
 

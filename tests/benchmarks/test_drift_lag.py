@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from stream.adapters.candles import files
+from stream.clock import Clock
 from stream.commands import node
 from stream.commands.exchange import SIMULATED_FROM_MS
 from stream.core.market.candle import HOUR_MS
-from stream.ports import Clock, DriftFailed, DriftFinished, Fact, ForecastAcknowledged
 from stream.settings import Settings
+from stream.telemetry import DriftFailed, DriftFinished, Fact, ForecastAcknowledged
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.market import simulate
 

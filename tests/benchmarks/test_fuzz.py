@@ -18,8 +18,9 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from monitor.metrics import Metrics
 from stream.adapters.feed.client import BinanceFeed
+from stream.clock import Clock
 from stream.core.market.binance import KlineUpdate
-from stream.ports import Clock, Fact, FanOut, FeedDisconnected
+from stream.telemetry import Fact, FanOut, FeedDisconnected
 from stream.testing.sample_model import sample_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.real_data, pytest.mark.timeout(600)]

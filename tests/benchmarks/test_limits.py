@@ -20,12 +20,13 @@ import pytest
 from websockets.asyncio.client import connect
 
 from stream.adapters import predictor as predictors
+from stream.clock import Clock
 from stream.commands import node
 from stream.core.forecasting import features
 from stream.core.market import binance
 from stream.core.market.binance import KlineUpdate
-from stream.ports import Clock, Fact, ForecastAcknowledged, ForecastCommitted, Inferred
 from stream.settings import Settings
+from stream.telemetry import Fact, ForecastAcknowledged, ForecastCommitted, Inferred
 from stream.testing.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]

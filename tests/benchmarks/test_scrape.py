@@ -12,7 +12,7 @@ import pytest
 from monitor.http import server
 from monitor.metrics import Metrics
 from stream import web
-from stream.ports import Latest, Readiness
+from stream.telemetry import Latest, Readiness
 from stream.testing.sample_model import sample_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]

@@ -18,8 +18,9 @@ import pytest
 
 from stream.adapters.backoff import Backoff
 from stream.adapters.feed.client import BinanceFeed
+from stream.clock import Clock
 from stream.core.market.binance import KlineUpdate
-from stream.ports import CandleProcessed, Clock
+from stream.telemetry import CandleProcessed
 from stream.testing.exchange import Exchange
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3_600)]

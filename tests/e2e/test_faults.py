@@ -14,14 +14,14 @@ import msgspec
 import pytest
 from fault_harness import LONG, PACED, START, SYMBOLS, hour
 
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
-from stream.ports import (
+from stream.telemetry import (
     BackfillFailed,
     BackfillRequested,
     CandleProcessed,
     CandleRepeated,
     CandleRevised,
-    Clock,
     FeedConnected,
     FeedDisconnected,
     ForecastRevised,

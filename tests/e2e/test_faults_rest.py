@@ -16,7 +16,14 @@ import pytest
 from fault_harness import PACED, START, SYMBOLS, hour
 
 from stream.core.market.candle import Candle
-from stream.ports import BackfillFailed, BackfillRequested, CandleProcessed, FeedConnected, FrameRejected, GapDeclared
+from stream.telemetry import (
+    BackfillFailed,
+    BackfillRequested,
+    CandleProcessed,
+    FeedConnected,
+    FrameRejected,
+    GapDeclared,
+)
 from stream.testing.exchange import Exchange
 
 HOURS = 12

@@ -13,8 +13,9 @@ import pytest
 
 from stream.adapters.backoff import Backoff
 from stream.adapters.feed.client import BinanceFeed
+from stream.clock import Clock
 from stream.core.market.binance import KlineUpdate
-from stream.ports import CandleProcessed, Clock, Fact
+from stream.telemetry import CandleProcessed, Fact
 from stream.testing.exchange import Exchange
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")

@@ -23,7 +23,7 @@ from stream.adapters.mqtt.recall import Recall
 from stream.commands import backup, node
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import symbol_topic
-from stream.ports import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised
+from stream.telemetry import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised
 from stream.testing.exchange import Exchange
 
 BTC = ("BTCUSDT",)

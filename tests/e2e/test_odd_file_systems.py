@@ -13,7 +13,7 @@ from programs import need
 
 from stream.adapters.data_dir import LOCK_NAME, DataDirLock
 from stream.adapters.journal.store import SqliteJournal
-from stream.ports import JournalError
+from stream.errors import JournalError
 
 #: Where nobody answers, at once.
 NOBODY = ["--rest-url", "http://127.0.0.1:9", "--ws-url", "ws://127.0.0.1:9", "--mqtt-url", "mqtt://127.0.0.1:9"]

@@ -25,7 +25,7 @@ from repository import ROOT
 from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.mqtt.broker import Session, broker_client
 from stream.core.market.candle import HOUR_MS
-from stream.ports import UnreachableError
+from stream.errors import UnreachableError
 
 START = 1_704_067_200_000
 #: More than is played until a test has seen what it waits for and ends the tape.

@@ -13,14 +13,7 @@ from stream.core.deciding.replay import replay
 from stream.core.forecasting.contract import Model
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders
-from stream.ports import (
-    CandleRevised,
-    FeedConnected,
-    FeedDisconnected,
-    FeedQuiet,
-    ForecastRevised,
-    TradingObserved,
-)
+from stream.telemetry import CandleRevised, FeedConnected, FeedDisconnected, FeedQuiet, ForecastRevised, TradingObserved
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_predict
 

@@ -17,7 +17,7 @@ ENTRIES = {
     "export": ["export.bundle"],
 }
 #: How something is refused changes no figure.
-WITHOUT_FIGURES = {"stream.ports", "stream.extras"}
+WITHOUT_FIGURES = {"stream.clock", "stream.errors", "stream.extras"}
 
 
 @pytest.fixture(scope="module")

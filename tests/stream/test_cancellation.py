@@ -15,8 +15,9 @@ from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.mqtt.broker import MqttBroker, stand_by
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS
-from stream.ports import Clock, Publisher
+from stream.ports import Publisher
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate

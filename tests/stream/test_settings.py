@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stream.ports import MisuseError
+from stream.errors import MisuseError
 from stream.settings import Settings, SettingsError, load, unknown_variables
 from stream.urls import mask
 

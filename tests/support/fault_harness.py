@@ -28,6 +28,7 @@ from stream.adapters import predictor as predictors
 from stream.adapters.backoff import Backoff, ConnectBudget
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.clock import Clock
 from stream.commands import node
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
@@ -36,8 +37,8 @@ from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import builders
 from stream.core.messages.schemas import Decision, Forecast
-from stream.ports import CandleProcessed, Clock, Fact, OutboxCounted, Resumed
 from stream.settings import Settings
+from stream.telemetry import CandleProcessed, Fact, OutboxCounted, Resumed
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate

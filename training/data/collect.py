@@ -23,8 +23,8 @@ from stream.adapters.rest.archive import BinanceArchive
 from stream.adapters.rest.history import BinanceHistory
 from stream.core.market.binance import KLINES_PAGE
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.errors import UnreachableError
 from stream.logs import utc
-from stream.ports import UnreachableError
 from training.data.archive import ArchiveError, Part, days, decode, parse_checksum, plan, sha256
 from training.data.parts import FetchError, Parts
 

@@ -26,6 +26,7 @@ from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.target import HORIZON_HOURS, Targets
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
+from stream.errors import InputError
 
 Rows = NDArray[np.int64]
 LABEL_HOURS = max(HORIZON_HOURS)
@@ -33,7 +34,7 @@ LABEL_HOURS = max(HORIZON_HOURS)
 MIN_ROWS = 500
 
 
-class DatasetError(ValueError):
+class DatasetError(InputError):
     """The candles do not hold what was asked for: the caller's choice of file or range."""
 
 

@@ -17,9 +17,10 @@ import msgspec
 from stream.adapters.candles import files
 from stream.adapters.rest.archive import BinanceArchive
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.market.binance import SYMBOL_PATTERN, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
-from stream.ports import Clock, UnreachableError
+from stream.errors import UnreachableError
 from training.data.collect import Collector, Facts, Sleep, patiently
 from training.data.parts import FetchError, Parts
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stream.errors import VolcastError
 from training.data.archive import sha256
 
 
-class FetchError(RuntimeError):
+class FetchError(VolcastError, RuntimeError):
     """Nothing could be written; one line for people."""
 
 

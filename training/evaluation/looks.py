@@ -17,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
+from stream.errors import InputError
 from training.data.dataset import time_ms
 
 TEST_YEAR = ("2024-01-01", "2025-01-01")
 _DIGITS = 6
 
 
-class LedgerError(ValueError):
+class LedgerError(InputError):
     """The ledger cannot be read or written: the file's fault. One line, with the path and the cure."""
 
 

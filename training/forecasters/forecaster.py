@@ -13,6 +13,7 @@ from stream.core.forecasting import target
 from stream.core.forecasting.contract import Calibration, Usual
 from stream.core.forecasting.features import SIGMA_FLOOR
 from stream.core.forecasting.windows import Array
+from stream.errors import InputError
 from stream.extras import installing
 from training.data.dataset import Dataset, Rows
 from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
@@ -21,7 +22,7 @@ from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 Forecasts = Mapping[str, Array]
 
 
-class ForecasterError(ValueError):
+class ForecasterError(InputError):
     """A forecaster cannot be had: it has no such name, or what it needs is not installed or not writable."""
 
 

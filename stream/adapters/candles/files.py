@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from stream.adapters.candles import columns, formats, rules
 from stream.adapters.candles.columns import COLUMNS, OHLCV, OPTIONAL
 from stream.adapters.candles.formats import CandleFileError
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import Clock
 
 __all__ = ["DEFAULT_SYMBOL", "OHLCV", "CandleFileError", "CandleTable", "read", "refuse_place", "write", "write_table"]
 

@@ -21,6 +21,8 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from stream.errors import InputError
+
 #: A CSV of a million rows has 100 MB: what unpacks to more than this is no candle file.
 _MOST_BYTES = 1 << 30
 _SEPARATORS = (",", ";", "\t", "|")
@@ -34,7 +36,7 @@ _BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, Val
 _BROKEN_ZIP = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, *_BROKEN)
 
 
-class CandleFileError(ValueError):
+class CandleFileError(InputError):
     """The file is no candle file: its author's fault. The message is one line with the path, row, cause and cure."""
 
 

@@ -25,20 +25,13 @@ from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
 from stream.adapters.feed.control_frames import ControlFrames
 from stream.adapters.feed.silence import Silence
 from stream.adapters.outbound import Way, way_to
+from stream.clock import Clock
 from stream.core.market import binance
 from stream.core.market.binance import KlineUpdate, Reply, UnknownSymbolError, WireError
 from stream.core.market.candle import Candle
-from stream.ports import (
-    Clock,
-    FeedConnected,
-    FeedDisconnected,
-    FeedListener,
-    FeedQuiet,
-    FrameReceived,
-    FrameRejected,
-    Observer,
-    UnreachableError,
-)
+from stream.errors import UnreachableError
+from stream.ports import FeedListener
+from stream.telemetry import FeedConnected, FeedDisconnected, FeedQuiet, FrameReceived, FrameRejected, Observer
 
 log = logging.getLogger(__name__)
 

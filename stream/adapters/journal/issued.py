@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from stream.core.market.candle import HOUR_MS
+from stream.core.messages.records import Renumbering, Voice
 from stream.core.messages.scoring import Outcome
-from stream.ports import Renumbering, Voice
 
 #: Longer than the exchange is asked whether it still says the same (stream/pipeline/revision.py).
 _CORRECTED_HOURS = 72

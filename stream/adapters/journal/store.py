@@ -20,20 +20,12 @@ import msgspec
 from stream.adapters.data_dir import DataDirLock
 from stream.adapters.journal import access, files, issued, schema
 from stream.adapters.journal.schema import MIGRATIONS
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages.records import Outgoing, Processed, Record, Renumbering, Retained, Revision, Voice
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
-from stream.ports import (
-    Clock,
-    JournalError,
-    Outgoing,
-    Processed,
-    Record,
-    Renumbering,
-    Retained,
-    Revision,
-    Voice,
-)
+from stream.errors import JournalError
 
 log = logging.getLogger(__name__)
 

@@ -25,16 +25,9 @@ from stream.adapters.mqtt.client import Client as _Client
 from stream.adapters.mqtt.rivals import NO_ANSWER, Rivals
 from stream.adapters.outbound import authorities
 from stream.core.messages.schemas import CONTENT_TYPE
-from stream.ports import (
-    BrokerConnected,
-    BrokerLost,
-    HungUpError,
-    MessageRefusedError,
-    Observer,
-    Publisher,
-    RefusedError,
-    UnreachableError,
-)
+from stream.errors import HungUpError, MessageRefusedError, RefusedError, UnreachableError
+from stream.ports import Publisher
+from stream.telemetry import BrokerConnected, BrokerLost, Observer
 from stream.urls import parse
 
 log = logging.getLogger(__name__)

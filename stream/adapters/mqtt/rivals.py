@@ -18,7 +18,7 @@ import msgspec
 
 from stream.adapters.mqtt.client import Client
 from stream.core.messages.schemas import ROOT, node_topic
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 
 log = logging.getLogger(__name__)
 

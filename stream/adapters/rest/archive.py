@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from stream.adapters.rest.http_get import HttpGet, Sleep
-from stream.ports import Clock, UnreachableError
+from stream.clock import Clock
+from stream.errors import UnreachableError
 from stream.urls import mask
 
 #: Requests side by side: enough to hide the way, few enough to be a polite guest.

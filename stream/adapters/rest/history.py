@@ -19,11 +19,14 @@ from typing import Self
 
 from stream.adapters.outbound import Way
 from stream.adapters.rest.http_get import HttpGet, Sleep
+from stream.clock import Clock
 from stream.core.market import binance
+from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlinesPage, WireError
 from stream.core.market.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
 from stream.core.market.due_candles import lacking
-from stream.ports import Answer, Clock, FrameRejected, Observer, UnreachableError, WeightUsed
+from stream.errors import UnreachableError
+from stream.telemetry import FrameRejected, Observer, WeightUsed
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 #: The exchange's limit until exchangeInfo has told ours.

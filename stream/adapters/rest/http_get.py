@@ -16,7 +16,8 @@ from typing import Self
 import httpx
 
 from stream.adapters.outbound import Way, way_to
-from stream.ports import Clock, UnreachableError
+from stream.clock import Clock
+from stream.errors import UnreachableError
 from stream.urls import mask
 
 Sleep = Callable[[float], Awaitable[None]]

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from stream.core.deciding.policy import SOURCES, Policy, Thresholds
+from stream.errors import InputError
 
 #: It becomes part of ids, whose parts are separated by colons.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -23,7 +24,7 @@ _LARGEST_EXPOSURE = 10.0
 _LONGEST_HOURS = 168
 
 
-class PolicyError(ValueError):
+class PolicyError(InputError):
     """The policy makes no sense: its author's fault. The message names the file, the key and what would do."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from stream.core.forecasting import drift, features
 from stream.core.forecasting.target import HORIZON_HOURS
 from stream.core.forecasting.windows import Array
+from stream.errors import InputError
 
 METADATA_KEY = "volcast"
 CONTRACT_VERSION = 2
@@ -29,7 +30,7 @@ REGIME_QUANTILES = (1 / 3, 4 / 5)
 _REGIME_RATIO = 1.25
 
 
-class ContractError(ValueError):
+class ContractError(InputError):
     """The model file is wrong or made for another Volcast: the artifact's fault; refuse to start."""
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stream.core.forecasting import baselines, target
 from stream.core.forecasting.contract import OUTPUT_WIDTH, Model
 from stream.core.forecasting.features import SIGMA_FLOOR, Features
+from stream.errors import VolcastError
 
 Quality = Literal["good", "repaired", "degraded"]
 #: Up to this many of the 48 hours missing is `repaired`, beyond it `degraded`.
@@ -22,7 +23,7 @@ REPAIRED_GAPS = 2
 ForecastId = NewType("ForecastId", str)
 
 
-class PredictorError(RuntimeError):
+class PredictorError(VolcastError, RuntimeError):
     """The model gave something that is no volatility: its fault, or its runtime's."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from stream.core.market.candle import EARLIEST_MS, HOUR_MS, INTERVAL, LATEST_MS, Candle, CandleError, check, to_ms
+from stream.errors import InputError
 
 #: Rows in one REST page.
 KLINES_PAGE = 1_000
@@ -38,7 +39,7 @@ class WireError(ValueError):
         self.reason = reason
 
 
-class UnknownSymbolError(LookupError):
+class UnknownSymbolError(InputError, LookupError):
     """The exchange says that it does not list the symbol (code -1121)."""
 
 

@@ -24,7 +24,7 @@ from stream.core.forecasting import features
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import Candle
 from stream.core.messages.schemas import Drift
-from stream.ports import RefusedError
+from stream.errors import RefusedError
 from stream.testing.market import simulate
 
 pytestmark = pytest.mark.filterwarnings(

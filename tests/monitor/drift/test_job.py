@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from monitor.drift import job
+from stream.clock import Clock
 from stream.commands.node import packaged_model
 from stream.core.messages.schemas import Drift, DriftFeature, FastDrift
-from stream.ports import Clock, DriftFailed, Fact
+from stream.telemetry import DriftFailed, Fact
 
 START = 1_704_067_200_000
 DAY_S = 24 * 3_600

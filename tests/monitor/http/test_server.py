@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.http import server
 from monitor.metrics import Metrics
-from stream import ports, web
+from stream import telemetry, web
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued, State
 from stream.core.deciding.policy import Policy
@@ -27,7 +27,7 @@ from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, schemas
 from stream.core.messages.scoreboard import FORECASTERS, WINDOW_DAYS, Scoreboard
-from stream.ports import Latest, Readiness
+from stream.telemetry import Latest, Readiness
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -69,7 +69,7 @@ def facts() -> Facts:
 @pytest.fixture
 def metrics(facts: Facts) -> Metrics:
     metrics = Metrics(version="1.2.3", symbols=("BTCUSDT",), model=MODEL)
-    metrics(ports.ForecastCommitted(facts.forecasts[-1], facts.decision))
+    metrics(telemetry.ForecastCommitted(facts.forecasts[-1], facts.decision))
     return metrics
 
 
@@ -224,7 +224,7 @@ async def test_scores_are_served_and_counted(client: httpx.AsyncClient, metrics:
     finally:
         known, facts.known.score = facts.known.score, None
     assert (answer.status_code, answer.content) == (200, known)
-    metrics(ports.ScoreChanged(score(detected=True)))
+    metrics(telemetry.ScoreChanged(score(detected=True)))
     text = metrics.text().decode()
     for line in (
         'volcast_live_qlike{model="har",symbol="BTCUSDT",window="30d"} 0.3',
@@ -235,10 +235,10 @@ async def test_scores_are_served_and_counted(client: httpx.AsyncClient, metrics:
         'volcast_decay_detected{symbol="BTCUSDT"} 1.0',
     ):
         assert line in text, line
-    metrics(ports.ScoreChanged(score(detected=False)))
+    metrics(telemetry.ScoreChanged(score(detected=False)))
     assert 'volcast_decay_detected{symbol="BTCUSDT"} 0.0' in metrics.text().decode()
     har = msgspec.structs.replace(facts.forecasts[-1], serving="har")
-    metrics(ports.ForecastCommitted(har, facts.decision))
+    metrics(telemetry.ForecastCommitted(har, facts.decision))
     assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1.0' in metrics.text().decode()
 
 
@@ -348,5 +348,5 @@ def test_labels_of_configured_symbols_exist_from_the_start() -> None:
 def test_every_fact_that_is_told_is_known_to_the_metrics_or_is_no_number() -> None:
     metrics: Any = Metrics(version="1", symbols=(), model=MODEL)
     # Scores are in the journal and on MQTT; a gauge of single scores would only be noise.
-    silent = {ports.NodeChanged, ports.ForecastScored}
-    assert set(ports.Fact.__subclasses__()) - set(metrics._handlers) == silent
+    silent = {telemetry.NodeChanged, telemetry.ForecastScored}
+    assert set(telemetry.Fact.__subclasses__()) - set(metrics._handlers) == silent

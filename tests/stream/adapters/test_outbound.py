@@ -17,10 +17,12 @@ from stream import urls
 from stream.adapters import outbound
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.commands import check, node
 from stream.core.market.candle import HOUR_MS
-from stream.ports import Clock, Fact, FeedConnected, RefusedError
+from stream.errors import RefusedError
 from stream.settings import load
+from stream.telemetry import Fact, FeedConnected
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate

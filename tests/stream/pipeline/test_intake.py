@@ -11,24 +11,19 @@ import msgspec
 import pytest
 
 from stream.adapters.journal.store import SqliteJournal
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
+from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlineUpdate, SymbolInfo, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
+from stream.errors import UnreachableError
 from stream.pipeline.intake import Intake
 from stream.pipeline.lane import Lane
 from stream.pipeline.processing import Due, Processor
-from stream.ports import (
-    Answer,
-    CandleRepeated,
-    CandleRevised,
-    Clock,
-    Fact,
-    FrameRejected,
-    UnreachableError,
-)
+from stream.telemetry import CandleRepeated, CandleRevised, Fact, FrameRejected
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 

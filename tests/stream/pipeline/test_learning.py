@@ -9,18 +9,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_stream_mqtt import NOT_AUTHORIZED, Scripted
-from test_stream_revision import SYMBOL, Bench, bench, wrong
+from processor_bench import SYMBOL, Bench, bench, wrong
+from scripted_broker import NOT_AUTHORIZED, Scripted
 
 from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
 from stream.core.deciding.accumulation import anchor
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import schemas
+from stream.core.messages.records import Outgoing
 from stream.core.messages.schemas import Forecast, PublishedScore, Recent
 from stream.pipeline import learning
 from stream.pipeline.processing import Due
-from stream.ports import Outgoing
 from stream.testing.market import simulate_symbol
 
 pytestmark = pytest.mark.fault(42)

@@ -14,17 +14,17 @@ from stream.adapters.journal.store import SqliteJournal
 from stream.commands import node
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import Forecast
-from stream.ports import (
+from stream.errors import RefusedError
+from stream.settings import Settings
+from stream.telemetry import (
     CandleProcessed,
     CandleRepeated,
     Fact,
     ForecastCommitted,
     GapDeclared,
     OutboxCounted,
-    RefusedError,
     Resumed,
 )
-from stream.settings import Settings
 from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate

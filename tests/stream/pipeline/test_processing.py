@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream.adapters.journal.store import SqliteJournal
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import to_grid
@@ -20,21 +21,18 @@ from stream.core.forecasting import features
 from stream.core.forecasting.serving import is_daily
 from stream.core.forecasting.target import labels
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages.records import Outgoing, Record, Retained
 from stream.core.messages.schemas import Decay, DecayState, Score
 from stream.core.messages.scoreboard import Scoreboard
+from stream.errors import JournalError
 from stream.pipeline.processing import Due, Processor
-from stream.ports import (
-    Clock,
+from stream.telemetry import (
     CommitFailed,
     DecayFound,
     Fact,
     ForecastCommitted,
     ForecastFailed,
     ForecastScored,
-    JournalError,
-    Outgoing,
-    Record,
-    Retained,
     ScoreChanged,
 )
 from stream.testing.market import simulate

@@ -13,16 +13,17 @@ import msgspec
 import pytest
 
 from stream.adapters.journal.store import SqliteJournal
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import State
 from stream.core.deciding.policy import Policy
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import scoreboard
+from stream.core.messages.records import Processed, Record
 from stream.core.messages.schemas import Decay
 from stream.core.messages.scoring import Outcome
 from stream.pipeline.revision import _Restating
 from stream.pipeline.scorekeeping import Scorekeeper
-from stream.ports import Clock, Processed, Record
 from stream.testing.sample_model import sample_model
 
 START = 1_704_067_200_000

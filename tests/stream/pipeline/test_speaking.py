@@ -12,22 +12,13 @@ from typing import Any
 import pytest
 
 from stream.adapters.journal.store import SqliteJournal
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.messages.records import Outgoing, Record, Retained
+from stream.errors import HungUpError, MessageRefusedError, UnreachableError
 from stream.pipeline.speaking import Speaker
 from stream.pipeline.withheld import Withheld
-from stream.ports import (
-    Clock,
-    Fact,
-    HungUpError,
-    MessageRefusedError,
-    OutboxCounted,
-    Outgoing,
-    Published,
-    PublishFailed,
-    Record,
-    Retained,
-    UnreachableError,
-)
+from stream.telemetry import Fact, OutboxCounted, Published, PublishFailed
 
 T0 = 1_704_067_200_000
 

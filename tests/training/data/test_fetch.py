@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from stream.adapters.candles import files
 from stream.adapters.candles.files import CandleFileError
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import Clock, UnreachableError
+from stream.errors import UnreachableError
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 from training.data.fetch import Fetched, FetchError, fetching, parts_of

@@ -13,9 +13,10 @@ from dead_addresses import dead_addresses
 from stream.adapters.backoff import Backoff
 from stream.adapters.feed.client import ROTATE_AFTER_S, BinanceFeed
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.market.binance import KlineUpdate
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import Clock, Fact, FeedConnected, FeedDisconnected, FeedQuiet, FrameRejected
+from stream.telemetry import Fact, FeedConnected, FeedDisconnected, FeedQuiet, FrameRejected
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from stream.adapters.journal import files
 from stream.adapters.journal.schema import MIGRATIONS
 from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import Clock, JournalError
+from stream.errors import JournalError
 
 T0 = 1_704_067_200_000
 HOURS = 240
@@ -283,7 +284,7 @@ def test_a_second_damage_in_the_same_second_does_not_replace_the_first(tmp_path:
 
 
 def test_damage_that_shows_while_running_is_mended_and_the_same_commit_succeeds(sound: bytes, tmp_path: Path) -> None:
-    from stream.ports import Record
+    from stream.core.messages.records import Record
 
     path = tmp_path / FILE_NAME
     path.write_bytes(sound)

@@ -17,7 +17,8 @@ from stream.adapters.journal.access import stranger
 from stream.adapters.journal.schema import MIGRATIONS
 from stream.adapters.journal.store import FILE_NAME, SqliteJournal
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import JournalError, Record, Retained
+from stream.core.messages.records import Record, Retained
+from stream.errors import JournalError
 
 T0 = 1_704_067_200_000
 

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.ports import Clock, Fact, UnreachableError, WeightUsed
+from stream.errors import UnreachableError
+from stream.telemetry import Fact, WeightUsed
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate_symbol
 from stream.testing.wire import kline_row
