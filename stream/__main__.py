@@ -47,14 +47,14 @@ class _Door(click.Group):
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         try:
-            with parameters.told_in_one_line():
+            with parameters.errors_in_one_line():
                 return super().make_context(*args, **options)
         except KeyboardInterrupt:
             sys.exit(process.INTERRUPTED)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with parameters.told_in_one_line():
+            with parameters.errors_in_one_line():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(process.INTERRUPTED)

@@ -92,7 +92,7 @@ class Journal(Protocol):
         """Of one model, of the forecasts that close a UTC day, all of them, oldest first."""
         ...
 
-    def told_alarms(self, symbol: str, model_version: str) -> list[int]:
+    def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Open times of the alarms about one model that were told, oldest first."""
         ...
 
@@ -118,7 +118,7 @@ class Journal(Protocol):
 
     def renumber(self, change: Renumbering) -> None: ...
 
-    def spoke_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
+    def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """A bundle or a policy that has spoken here lately."""
         ...
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from stream import logs
 from stream.commands import node
-from stream.commands.exchange import Tape, close_market, make_tape
+from stream.commands.exchange import Playback, close_market, make_tape
 from stream.commands.outputs import write_json
 from stream.commands.run import stop_on_signals
 from stream.commands.tally import Tally, summary, tables
@@ -70,7 +70,7 @@ def demo(
 
 
 async def _demo(
-    tape: Tape,
+    tape: Playback,
     hours: int | None,
     seed: int,
     data_dir: Path,
@@ -101,7 +101,7 @@ async def _demo(
             time_scale=tape.speed or 0.0,
         )
 
-        async def beside(running: node.Node) -> None:
+        async def alongside(running: node.Node) -> None:
             nonlocal unwritten
             tally.drift = running.drift
             try:
@@ -111,7 +111,7 @@ async def _demo(
                 unwritten = error
                 stop.set()
 
-        await node.run(settings, stop, watch=tally, beside=beside)
+        await node.run(settings, stop, watch=tally, alongside=alongside)
         closing.cancel()
     if unwritten is not None:
         raise unwritten
@@ -119,7 +119,13 @@ async def _demo(
 
 
 async def _show(
-    running: node.Node, exchange: Exchange, tape: Tape, ends: bool, tally: Tally, console: Console, stop: asyncio.Event
+    running: node.Node,
+    exchange: Exchange,
+    tape: Playback,
+    ends: bool,
+    tally: Tally,
+    console: Console,
+    stop: asyncio.Event,
 ) -> None:
     for line in _addresses(running, exchange):
         console.print(line, highlight=False, soft_wrap=True)
@@ -138,7 +144,7 @@ async def _show(
     ending.result()
 
 
-async def _await_end(running: node.Node, exchange: Exchange, tape: Tape, tally: Tally, stop: asyncio.Event) -> None:
+async def _await_end(running: node.Node, exchange: Exchange, tape: Playback, tally: Tally, stop: asyncio.Event) -> None:
     """Sets `stop` once every candle of the tape is processed and spoken of, and drift has run for every symbol."""
     await exchange.finished.wait()
     ends_ms = tape.from_ms + tape.hours * HOUR_MS
@@ -189,7 +195,7 @@ def _addresses(running: node.Node, exchange: Exchange) -> list[str]:
 
 def _picture(running: node.Node, exchange: Exchange, tally: Tally, width: int) -> Group:
     clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime(exchange.now_ms() / 1_000))
-    line = f"exchange time {clock} UTC · {tally.issued} forecasts · node {running.daemon.speaker.state}"
+    line = f"exchange time {clock} UTC · {tally.issued} forecasts · node {running.daemon.publisher.state}"
     drift = tally.drift_line(running.daemon.symbols)
     return Group(*tables(tally, running.daemon.symbols, width), Text(f"{line} · drift: {drift}", style="dim"))
 

@@ -32,7 +32,7 @@ DEFAULT_SYMBOLS = ("BTCUSDT",)
 
 
 @dataclass(frozen=True, slots=True)
-class Tape:
+class Playback:
     """What will be played: `hours` candles from `from_ms` on; those before are history. `speed` None is max."""
 
     candles: dict[str, list[Candle]]
@@ -85,7 +85,7 @@ def parse_speed(text: str | None) -> float | None:
 
 def make_tape(
     candles: Path | None, from_: str | None, hours: int | None, speed: str | None, symbols: str | None, seed: int
-) -> Tape:
+) -> Playback:
     """The tape that the options describe; `RefusedError` or `CandleFileError` where they describe none."""
     pace = parse_speed(speed)
     if candles is None:
@@ -96,7 +96,7 @@ def make_tape(
         history = HISTORY_HOURS if names == DEFAULT_SYMBOLS else OWN_HISTORY_HOURS
         start = first - history * HOUR_MS
         simulated = simulate(names, start, history + length, seed, shift_after_hours=history + _SHIFT_AFTER_HOURS)
-        return Tape(simulated, first, length, pace)
+        return Playback(simulated, first, length, pace)
     from stream.adapters.candles import files
 
     asked = parse_symbols(symbols, ()) if symbols is not None else ()
@@ -109,7 +109,7 @@ def make_tape(
     if first > last:
         raise RefusedError(f"--from: {candles} ends at {datetime.fromtimestamp(last / 1_000, UTC):%Y-%m-%d %H:%M}")
     available = (last - first) // HOUR_MS + 1
-    return Tape(played, first, min(hours or available, available), pace)
+    return Playback(played, first, min(hours or available, available), pace)
 
 
 def exchange(
@@ -137,7 +137,7 @@ async def close_market(exchange: Exchange) -> None:
         exchange.fault("status", symbol=symbol, status="BREAK")
 
 
-async def _exchange(tape: Tape, seed: int, host: str, ws_port: int, rest_port: int) -> None:
+async def _exchange(tape: Playback, seed: int, host: str, ws_port: int, rest_port: int) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
     server = Exchange.replaying(

@@ -44,7 +44,7 @@ from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas
 from stream.core.messages.builders import model_ref
-from stream.core.messages.records import Voice
+from stream.core.messages.records import Issuer
 from stream.core.messages.schemas import NodeInfo
 from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.pipeline import learning
@@ -88,7 +88,7 @@ class _Ground:
     lock: DataDirLock
     journal: SqliteJournal
     predictor: predictors.Predictor
-    voice: Voice
+    issuer: Issuer
     model_path: Path
     policy: Policy
     drift_state: str
@@ -127,12 +127,12 @@ def _prepare(settings: Settings) -> _Ground:
             broker.start()
         undo.pop_all()
     drift_state = job.state(settings.drift_period_hours)
-    voice = Voice(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
+    issuer = Issuer(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
     return _Ground(
         lock,
         journal,
         predictor,
-        voice,
+        issuer,
         model,
         policy,
         drift_state,
@@ -176,10 +176,10 @@ async def run(
     stop: asyncio.Event,
     *,
     watch: Observer | None = None,
-    beside: Callable[[Node], Awaitable[None]] | None = None,
+    alongside: Callable[[Node], Awaitable[None]] | None = None,
     clock: Clock | None = None,
 ) -> None:
-    """Runs a node until `stop` is set. `watch` hears every fact; `beside` runs as long as the node does.
+    """Runs a node until `stop` is set. `watch` hears every fact; `alongside` runs as long as the node does.
 
     `RefusedError`, `ContractError`, `PolicyError`, `JournalError` or `BrokerError` (one line each) where it must
     not run.
@@ -187,7 +187,7 @@ async def run(
     clock = clock or Clock()
     ground = await asyncio.to_thread(_prepare, settings)
     try:
-        await _run(settings, ground, clock, stop, watch, beside)
+        await _run(settings, ground, clock, stop, watch, alongside)
     except BaseExceptionGroup as group:
         refused = group.subgroup((RefusedError, JournalError))
         if refused is None:
@@ -210,7 +210,7 @@ async def _run(
     clock: Clock,
     stop: asyncio.Event,
     watch: Observer | None,
-    beside: Callable[[Node], Awaitable[None]] | None,
+    alongside: Callable[[Node], Awaitable[None]] | None,
 ) -> None:
     model = ground.predictor.model
     metrics = Metrics(version=VERSION, symbols=settings.symbols, model=model)
@@ -221,7 +221,7 @@ async def _run(
         settings.rest_url,
         clock=clock,
         observe=observe,
-        told_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
+        reported_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
         weight_share=_WEIGHT_SHARE,
         patience_s=_PATIENCE_S,
         way=ground.rest_way,
@@ -250,14 +250,14 @@ async def _run(
             time_scale=settings.time_scale,
             clock=clock,
             observe=observe,
-            voice=ground.voice,
+            issuer=ground.issuer,
             load=partial(predictors.parse, name="a bundle in the journal"),
         )
         if not await _unless(stop, _preflight(settings, ground, history)):
             return
         mqtt_url = ground.broker.url if ground.broker else settings.mqtt_url
         # Nobody else is on a broker of our own.
-        ourselves = daemon.speaker.node_state("lost")
+        ourselves = daemon.publisher.node_state("lost")
         rivals = partial(
             Rivals, settings.instance, settings.symbols, session=ourselves.session, since_ms=ourselves.since
         )
@@ -309,8 +309,8 @@ async def _run(
             node = Node(daemon, http_url, mqtt_url, drift.state)
 
             async def accompany() -> None:
-                if beside is not None:
-                    await beside(node)
+                if alongside is not None:
+                    await alongside(node)
 
             await daemon.run(broker, stop, (accompany, drift.run))
         log.info("stopped")

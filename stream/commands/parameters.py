@@ -24,7 +24,7 @@ class _Misused(click.ClickException):
 
 
 @contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
     """Turns click's errors about usage into one line that names the command's help."""
     try:
         yield

@@ -24,7 +24,7 @@ def run(settings: Settings) -> None:
 async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
-    await node.run(settings, stop, beside=_settle)
+    await node.run(settings, stop, alongside=_settle)
 
 
 async def _settle(_: node.Node) -> None:

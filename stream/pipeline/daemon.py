@@ -20,15 +20,15 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas
-from stream.core.messages.records import Outgoing, Retained, Voice
+from stream.core.messages.records import Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, FeedStateName, NodeInfo
 from stream.errors import JournalError, UnreachableError
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Due, Processor
+from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.revision import EVENT_EXPIRY_S, Load
-from stream.pipeline.speaking import Speaker
 from stream.ports import Broker, History, Predictor
 from stream.ports import Feed as FeedPort
 from stream.telemetry import (
@@ -75,13 +75,13 @@ class Daemon:
         time_scale: float,
         clock: Clock,
         observe: Observer,
-        voice: Voice | None = None,
+        issuer: Issuer | None = None,
         load: Load | None = None,
     ) -> None:
-        """`voice` is kept in the journal, so that what it says can be corrected when another speaks; `load` makes a
+        """`issuer` is kept in the journal, so that what it says can be corrected when another speaks; `load` makes a
         predictor of a bundle that was kept so."""
         self._symbols = tuple(symbols)
-        self._voice = voice
+        self._issuer = issuer
         #: Whether the journal knows who speaks, and of what.
         self._kept = False
         self._data_dir = data_dir
@@ -113,7 +113,7 @@ class Daemon:
             offer=self._offer,
             load=load,
         )
-        self.speaker = Speaker(
+        self.publisher = EventPublisher(
             instance=instance,
             session=session,
             journal=journal,
@@ -132,29 +132,29 @@ class Daemon:
             time_scale=time_scale,
             clock=clock,
             observe=observe,
-            tell_feed=self._tell_feed,
+            notify_feed=self._notify_feed,
         )
 
     # --- run ---------------------------------------------------------------------------------------------------
 
     async def run(
-        self, broker: Broker, stop: asyncio.Event, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]] = ()
+        self, broker: Broker, stop: asyncio.Event, alongside: Iterable[Callable[[], Coroutine[Any, Any, None]]] = ()
     ) -> None:
-        """Until `stop` is set. `beside` are further tasks (HTTP, drift) that live as long as the daemon does.
+        """Until `stop` is set. `alongside` are further tasks (HTTP, drift) that live as long as the daemon does.
 
         A `RefusedError` or a defect in any of them ends all, as an exception group.
         """
         await self._load()
         try:
-            await self._run(broker, stop, beside)
+            await self._run(broker, stop, alongside)
         finally:
             await asyncio.to_thread(self.processor.close)
 
     async def _run(
-        self, broker: Broker, stop: asyncio.Event, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]]
+        self, broker: Broker, stop: asyncio.Event, alongside: Iterable[Callable[[], Coroutine[Any, Any, None]]]
     ) -> None:
         async with asyncio.TaskGroup() as group:
-            speaking = group.create_task(broker.run(self.speaker.session), name="broker")
+            speaking = group.create_task(broker.run(self.publisher.session), name="broker")
             listening = [
                 group.create_task(self.intake.run(), name="intake"),
                 group.create_task(self._listen(), name="feed"),
@@ -163,13 +163,13 @@ class Daemon:
             others = [
                 group.create_task(self._tick(), name="tick"),
                 group.create_task(self._measure_lag(), name="lag"),
-                group.create_task(self._tell_scores(), name="scores"),
-                *(group.create_task(task()) for task in beside),
+                group.create_task(self._publish_scores(), name="scores"),
+                *(group.create_task(task()) for task in alongside),
             ]
             await stop.wait()
             log.info("stopping")
             self._stopping = True
-            self.speaker.tell_state("stopping")
+            self.publisher.publish_state("stopping")
             for task in listening:
                 task.cancel()
             await asyncio.wait(listening)
@@ -177,7 +177,7 @@ class Daemon:
             working.cancel()
             await asyncio.wait([working], timeout=_STOP_S)
             await self._last_scores()
-            self.speaker.close()
+            self.publisher.close()
             await asyncio.wait([speaking], timeout=_STOP_S)
             for task in (speaking, *others):
                 task.cancel()
@@ -193,7 +193,7 @@ class Daemon:
             if symbol not in self._symbols
             for leaf in schemas.RETAINED_TOPICS
         ]
-        self.speaker.load(outbox, retained, gone)
+        self.publisher.load(outbox, retained, gone)
         await self._keep_terms()
 
     async def _keep_terms(self) -> None:
@@ -202,8 +202,8 @@ class Daemon:
             return
         try:
             await self.processor.in_journal(self._journal.configure, self._symbols)
-            if self._voice is not None:
-                await self.processor.in_journal(self._journal.keep_voice, self._voice)
+            if self._issuer is not None:
+                await self.processor.in_journal(self._journal.keep_issuer, self._issuer)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
         else:
@@ -211,18 +211,18 @@ class Daemon:
 
     async def learn(self, payloads: Mapping[str, bytes]) -> None:
         """Hears what the broker retains of our symbols, before anything is said on this connection."""
-        ours = self.speaker.retained_payload
+        ours = self.publisher.retained_payload
         for symbol in self._symbols:
             if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in learning.topics([symbol])):
                 continue
             try:
-                await self.processor.learn(symbol, payloads, self.speaker)
+                await self.processor.learn(symbol, payloads, self.publisher)
             except JournalError as error:
                 raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
-            self.speaker.offer([], learning.newer(payloads, symbol, ours))
+            self.publisher.offer([], learning.newer(payloads, symbol, ours))
 
     def introduce(self, info: NodeInfo) -> None:
-        self.speaker.introduce(info)
+        self.publisher.introduce(info)
 
     async def _listen(self) -> None:
         await self.intake.settled()
@@ -254,7 +254,7 @@ class Daemon:
             self._late = self._late and (waiting is not None or not self._queue.empty())
             self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
             self.intake.took()
-            self._tell_state()
+            self._publish_state()
 
     async def _tick(self) -> None:
         ticks = 0
@@ -264,10 +264,10 @@ class Daemon:
             if not self._stopping:
                 # Then the intake has ended, and repairs nothing any more.
                 self.intake.watch()
-            self._tell_state()
+            self._publish_state()
             now_ms = self.exchange_now_ms()
             if now_ms is not None:
-                self.speaker.time_is_known()
+                self.publisher.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
                 self._tell_doubt(now_ms)
             if self._journal.stuck is not None:
@@ -289,18 +289,18 @@ class Daemon:
             log.info("the exchange's time is settled: it is %s", utc(now_ms))
         self._doubting = doubt_ms is not None
 
-    async def _tell_scores(self) -> None:
+    async def _publish_scores(self) -> None:
         while True:
             await self.processor.scores_wait()
             # The messages of the candle first: scores take the processor from them.
             await asyncio.sleep(_SCORES_AFTER_S)
-            await self.processor.tell_scores()
+            await self.processor.publish_scores()
 
     async def _last_scores(self) -> None:
         """What is due is told before the end, unless the journal does not answer; the next start tells it too."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SCORES_AT_STOP_S):
-                await self.processor.tell_scores()
+                await self.processor.publish_scores()
 
     async def _measure_storage(self) -> None:
         await self._keep_terms()
@@ -321,9 +321,9 @@ class Daemon:
     # --- what others say ---------------------------------------------------------------------------------------
 
     def _offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
-        self.speaker.offer(events, retained)
+        self.publisher.offer(events, retained)
 
-    def _tell_feed(
+    def _notify_feed(
         self, symbol: str, state: FeedStateName, from_open_time: int | None, to_open_time: int | None
     ) -> None:
         now_ms = self._clock.wall_ms()
@@ -331,7 +331,7 @@ class Daemon:
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )
-        self.speaker.offer([], [Retained(schemas.symbol_topic(symbol, "feed"), schemas.encode(message))])
+        self.publisher.offer([], [Retained(schemas.symbol_topic(symbol, "feed"), schemas.encode(message))])
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
         """A finished drift run: durable like a forecast, and an event where one of its signals found something.
@@ -368,7 +368,7 @@ class Daemon:
     def readiness(self) -> Readiness:
         reasons: list[str] = []
         halted = tuple(s for s, lane in self.intake.lanes.items() if lane.halted)
-        if not self.speaker.connected:
+        if not self.publisher.connected:
             reasons.append("broker not connected")
         if failing := self.processor.failing or self._journal.stuck:
             reasons.append(failing)
@@ -390,7 +390,7 @@ class Daemon:
                 elif done < due:
                     reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
         served = self.processor.serving_baseline()
-        remarks = (*served.values(), *self.speaker.remarks)
+        remarks = (*served.values(), *self.publisher.remarks)
         return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
     def readiness_ok(self) -> bool:
@@ -402,7 +402,7 @@ class Daemon:
         idle = lane.warmed and lane.repairing is None and self._queue.empty()
         return lane.last_open_time if idle else None
 
-    def _tell_state(self) -> None:
+    def _publish_state(self) -> None:
         if self._stopping:
             return
         readiness = self.readiness()
@@ -410,18 +410,18 @@ class Daemon:
         reasons = tuple(r for r in readiness.reasons if r != "broker not connected")
         if not reasons:
             # A node that serves the baseline does what it shall; that it does is said all the same.
-            self.speaker.tell_state("ready", readiness.remarks)
-        elif self.speaker.state == "starting" and self.processor.failing is None:
-            self.speaker.tell_state("starting", reasons)
+            self.publisher.publish_state("ready", readiness.remarks)
+        elif self.publisher.state == "starting" and self.processor.failing is None:
+            self.publisher.publish_state("starting", reasons)
         else:
-            self.speaker.tell_state("degraded", (*reasons, *readiness.remarks))
+            self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
 
     def latest(self, symbol: str) -> Latest:
         found = Latest()
-        found.forecast = self.speaker.retained_payload(schemas.symbol_topic(symbol, "forecast"))
-        found.decision = self.speaker.retained_payload(schemas.symbol_topic(symbol, "decision"))
-        found.score = self.speaker.retained_payload(schemas.symbol_topic(symbol, "score"))
-        found.drift = self.speaker.retained_payload(schemas.symbol_topic(symbol, "drift"))
+        found.forecast = self.publisher.retained_payload(schemas.symbol_topic(symbol, "forecast"))
+        found.decision = self.publisher.retained_payload(schemas.symbol_topic(symbol, "decision"))
+        found.score = self.publisher.retained_payload(schemas.symbol_topic(symbol, "score"))
+        found.drift = self.publisher.retained_payload(schemas.symbol_topic(symbol, "drift"))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

@@ -15,7 +15,7 @@ from stream.clock import Clock
 from stream.core.market.answer import Answer
 from stream.core.market.binance import KlineUpdate, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
-from stream.core.market.due_candles import Absences, Verdict, judge, overdue
+from stream.core.market.due_candles import Absences, Order, judge, overdue
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages.schemas import FeedStateName
 from stream.errors import RefusedError, UnreachableError
@@ -68,10 +68,10 @@ class Intake:
         time_scale: float,
         clock: Clock,
         observe: Observer,
-        tell_feed: Callable[[str, FeedStateName, int | None, int | None], None],
+        notify_feed: Callable[[str, FeedStateName, int | None, int | None], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`tell_feed(symbol, state, from, to)` hears each change of a lane's state; `sleep` waits between two
+        """`notify_feed(symbol, state, from, to)` hears each change of a lane's state; `sleep` waits between two
         questions to REST."""
         self.lanes = {symbol: Lane(symbol, Absences(apart_s(time_scale))) for symbol in symbols}
         self._history = history
@@ -80,7 +80,7 @@ class Intake:
         self._time = exchange_time
         self._clock = clock
         self._observe = observe
-        self._tell_feed = tell_feed
+        self._notify_feed = notify_feed
         self._sleep = sleep
         self._grace_ms = int(max(_LATE_AFTER_MS, _LATE_AFTER_REAL_S * 1_000 * time_scale))
         self._group: asyncio.TaskGroup | None = None
@@ -178,20 +178,20 @@ class Intake:
             return
         # A symbol that never had a candle begins with what REST says, not with whatever comes first.
         begun = lane.last_open_time is not None
-        verdict = judge(lane.last_open_time, candle.open_time) if begun else Verdict.HOLE
-        if verdict is Verdict.DUE:
+        verdict = judge(lane.last_open_time, candle.open_time) if begun else Order.HOLE
+        if verdict is Order.DUE:
             # Also during a repair: a REST that does not answer must not hold up what the socket brings in order.
             self._pass_on(lane, Due(candle, "live", received_at_s))
             if not self._overdue(lane):
                 self._tell(lane, "halted" if lane.halted else "live")
             await self._room()
-        elif verdict is Verdict.HOLE:
+        elif verdict is Order.HOLE:
             if candle.open_time in lane.held:
                 self._observe(CandleRepeated(candle.symbol, candle.open_time, out_of_order=False))
             lane.held[candle.open_time] = (update, received_at_s)
             self._repair(lane)
         else:
-            out_of_order = verdict is Verdict.OUT_OF_ORDER
+            out_of_order = verdict is Order.OUT_OF_ORDER
             if lane.newest is not None and not out_of_order and candle.ohlcv != lane.newest.ohlcv:
                 # Twice, and not the same: REST says which it is.
                 Audit.doubt(lane)
@@ -381,7 +381,7 @@ class Intake:
     ) -> None:
         if (state, from_open_time, to_open_time) != lane.feed:
             lane.feed = (state, from_open_time, to_open_time)
-            self._tell_feed(lane.symbol, state, from_open_time, to_open_time)
+            self._notify_feed(lane.symbol, state, from_open_time, to_open_time)
 
 
 def unknown_symbol(symbol: str) -> RefusedError:

@@ -16,7 +16,7 @@ from stream.core.deciding.operator import RECENT_HOURS
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, revisions, schemas, scoring
 from stream.core.messages.records import Outgoing, Renumbering, Retained
-from stream.core.messages.revisions import Said
+from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decision, Forecast, Recent, Score, Scored
 from stream.core.messages.scoring import Outcome
 from stream.ports import Journal
@@ -27,10 +27,10 @@ _KINDS: dict[schemas.SymbolTopic, Any] = {"recent": Recent, "score": Score, "for
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
-def from_journal(symbol: str, journal: Journal, model_version: str) -> Said:
+def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHistory:
     """What this node has said, and what it had heard of others."""
     processed = journal.processed(symbol)
-    told = Said(highest=journal.highest_revision(symbol))
+    told = IssuedHistory(highest=journal.highest_revision(symbol))
     if processed is not None:
         since = processed.open_time - (RECENT_HOURS - 1) * HOUR_MS
         decisions = {d.forecast_id: d for d in _read(journal, "decisions", symbol, since, Decision)}
@@ -48,7 +48,7 @@ def topics(symbols: Sequence[str]) -> list[str]:
     return [schemas.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
 
 
-def heard(payloads: Mapping[str, bytes], symbol: str) -> Said:
+def heard(payloads: Mapping[str, bytes], symbol: str) -> IssuedHistory:
     def payload(leaf: schemas.SymbolTopic) -> bytes:
         return payloads.get(schemas.symbol_topic(symbol, leaf), b"")
 
@@ -79,15 +79,17 @@ def _age(message: Forecast | Decision | Recent | Score) -> tuple[int, int]:
 class Learnt:
     """What has been said, ours and theirs, and what of ours that still waits must be said otherwise."""
 
-    said: Said
+    said: IssuedHistory
     change: Renumbering | None
 
 
-def learn(symbol: str, own: Said, told: Said, pending: Sequence[Outgoing], journal: Journal) -> Learnt:
+def learn(
+    symbol: str, own: IssuedHistory, told: IssuedHistory, pending: Sequence[Outgoing], journal: Journal
+) -> Learnt:
     """`told`: what the broker retains. `pending`: what of ours nobody has heard yet."""
     if not _others_spoke(own, told):
         return Learnt(own, None)
-    theirs = Said().and_heard(told)
+    theirs = IssuedHistory().and_heard(told)
     waiting = _Waiting(symbol, pending)
     forecasts: list[tuple[Forecast, Forecast]] = []
     decisions: list[tuple[Decision, Decision]] = []
@@ -116,7 +118,7 @@ def learn(symbol: str, own: Said, told: Said, pending: Sequence[Outgoing], journ
     return Learnt(merged, Renumbering(tuple(forecasts), tuple(decisions), tuple(outcomes), payloads, retained))
 
 
-def _others_spoke(own: Said, told: Said) -> bool:
+def _others_spoke(own: IssuedHistory, told: IssuedHistory) -> bool:
     """Whether the broker knows anything that we have not said or heard."""
     if told.until > own.until or told.highest > own.highest:
         return True

@@ -27,7 +27,7 @@ from stream.core.market.candle import HOUR_MS, Candle, Provenance
 from stream.core.messages import builders, schemas, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
 from stream.core.messages.records import Outgoing, Processed, Record, Retained
-from stream.core.messages.revisions import Said
+from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decay, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
@@ -88,7 +88,7 @@ class _Turn:
     #: Alarms that the outcomes among them raised.
     decays: list[Decay]
     #: What has been said of each state's symbol once its record is committed.
-    said: list[Said]
+    said: list[IssuedHistory]
 
 
 class Processor:
@@ -115,7 +115,7 @@ class Processor:
         self._load = load
         self._states: dict[str, State] = {}
         #: By symbol: what has been said, by us and by others.
-        self._said: dict[str, Said] = {}
+        self._said: dict[str, IssuedHistory] = {}
         #: What the broker retains of symbols that have not their past yet.
         self._heard: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
         #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
@@ -130,7 +130,7 @@ class Processor:
             clock=clock,
             observe=observe,
             offer=offer,
-            said=lambda symbol: self._said.get(symbol, Said()),
+            said=lambda symbol: self._said.get(symbol, IssuedHistory()),
         )
         self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
@@ -219,12 +219,12 @@ class Processor:
             len(change.forecasts),
         )
 
-    def _recent(self, symbol: str, told: Said) -> Retained:
+    def _recent(self, symbol: str, told: IssuedHistory) -> Retained:
         model, now_ms = self._predictor.model, self._clock.wall_ms()
         message = builders.recent(symbol, self._states[symbol].recent, model, now_ms, told)
         return Retained(schemas.symbol_topic(symbol, "recent"), schemas.encode(message), RETAINED_EXPIRY_S)
 
-    async def _adopt(self, state: State, told: Said) -> None:
+    async def _adopt(self, state: State, told: IssuedHistory) -> None:
         """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
         waiting = await self._waiting_for_outcomes(state)
         await self._scores.adopt(state)
@@ -289,7 +289,7 @@ class Processor:
         """Until there are scores to tell."""
         await self._scores.waiting.wait()
 
-    async def tell_scores(self) -> None:
+    async def publish_scores(self) -> None:
         """Tells the scores that are due; a candle that comes meanwhile waits for a millisecond or two."""
         async with self._turn_lock:
             await self._scores.post()
@@ -346,7 +346,7 @@ class Processor:
         records: list[Record] = []
         states: list[State] = []
         decays: list[Decay] = []
-        said: list[Said] = []
+        said: list[IssuedHistory] = []
         for due, state, events in moved:
             issued: Issued | None = None
             prediction = predictions.get(state.symbol)

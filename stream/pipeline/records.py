@@ -13,7 +13,7 @@ from stream.core.market.candle import Candle, Provenance
 from stream.core.messages import builders, schemas, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
 from stream.core.messages.records import Record
-from stream.core.messages.revisions import Said
+from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.pipeline.revision import EVENT_EXPIRY_S
@@ -36,8 +36,8 @@ class Telling:
         issued: Issued | None,
         outcomes: tuple[Outcome, ...],
         decays: Sequence[Decay],
-        said: Said,
-    ) -> tuple[Record, Said]:
+        said: IssuedHistory,
+    ) -> tuple[Record, IssuedHistory]:
         """The record, and what has been said of the symbol once it is committed. `state` is that after the candle."""
         symbol = candle.symbol
         gap = next((e for e in told if isinstance(e, Gap)), None)
@@ -99,7 +99,7 @@ class Telling:
         )
         return record, said
 
-    def _words(self, issued: Issued, said: Said) -> tuple[Forecast, Decision]:
+    def _words(self, issued: Issued, said: IssuedHistory) -> tuple[Forecast, Decision]:
         forecast = builders.forecast(issued, self.model, self.provenance, self.now_ms)
         decision = builders.decision(issued, self.provenance, self.now_ms)
         if number := said.number(forecast, decision):

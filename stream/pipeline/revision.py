@@ -29,7 +29,7 @@ from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import builders, schemas, scoreboard, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
 from stream.core.messages.records import Processed, Revision
-from stream.core.messages.revisions import SAME, Said, line, same
+from stream.core.messages.revisions import SAME, IssuedHistory, line, same
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.ports import Journal, Predictor
@@ -53,12 +53,12 @@ class Restated:
 
     revision: Revision
     state: State
-    said: Said
+    said: IssuedHistory
     newest_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Voice:
+class _Issuer:
     """Who spoke: a model and the rules that it was used by."""
 
     predictor: Predictor
@@ -73,7 +73,7 @@ def restate(
     predictor: Predictor,
     issued_at: int,
     *,
-    said: Said | None = None,
+    said: IssuedHistory | None = None,
     load: Load | None = None,
 ) -> Restated | None:
     """What `told`, REST's answer about closed candles in order, changes; None where it is what was processed.
@@ -107,7 +107,7 @@ class _Restating:
         predictor: Predictor,
         issued_at: int,
         *,
-        said: Said | None = None,
+        said: IssuedHistory | None = None,
         load: Load | None = None,
     ) -> None:
         self._symbol = symbol
@@ -116,7 +116,7 @@ class _Restating:
         self._rules = rules
         self._predictor = predictor
         self._issued_at = issued_at
-        self._said = said or Said()
+        self._said = said or IssuedHistory()
         self._load = load
 
     def result(self, changed: Sequence[Candle], filled: tuple[int, ...]) -> Restated:
@@ -129,11 +129,11 @@ class _Restating:
         first = self._journal.first_forecast(symbol)
         # Nothing is forecast of hours before the one that this journal begins with.
         new = frozenset(t for t in filled if first is not None and t >= first)
-        ours = _Voice(self._predictor, self._rules)
+        ours = _Issuer(self._predictor, self._rules)
         former = list(self._former(forecasts, decisions, since))
         # A fresh start sees the last of these hours; the forecasts before the newest saw some earlier ones.
         needed = self._rules.history_hours(symbol)
-        seen = max(needed, *(voice.rules.history_hours(symbol) for voice in former), 0)
+        seen = max(needed, *(issuer.rules.history_hours(symbol) for issuer in former), 0)
         by_time = {
             c.open_time: c for c in self._journal.candles(symbol, newest - (seen + REVISED_HOURS) * HOUR_MS, newest)
         }
@@ -142,14 +142,14 @@ class _Restating:
 
         again: list[tuple[Forecast, Decision]] = []
         matured: dict[int, float] = {}
-        for voice in (*former, ours):
-            reach = newest - (voice.rules.history_hours(symbol) + REVISED_HOURS) * HOUR_MS
+        for issuer in (*former, ours):
+            reach = newest - (issuer.rules.history_hours(symbol) + REVISED_HOURS) * HOUR_MS
             past = [c for c in history if c.open_time > reach]
-            for _, event in replay(voice.rules, symbol, past, voice.predictor.model, voice.predictor, since=since):
+            for _, event in replay(issuer.rules, symbol, past, issuer.predictor.model, issuer.predictor, since=since):
                 if isinstance(event, Matured):
                     matured[event.open_time] = event.realized
                 if isinstance(event, Issued):
-                    pair = self._issued(event, voice, forecasts, decisions, new if voice is ours else frozenset())
+                    pair = self._issued(event, issuer, forecasts, decisions, new if issuer is ours else frozenset())
                     if pair is not None:
                         again.append(pair)
                         forecasts[pair[0].id], decisions[pair[1].id] = pair
@@ -180,7 +180,7 @@ class _Restating:
         )
         return Restated(revision, state, said, newest_id)
 
-    def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Voice]:
+    def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Issuer]:
         """Models and policies that said something of these hours and no longer speak."""
         pairs = {
             (forecast.model.version, decision.id.removeprefix(f"{forecast.id}:"))
@@ -199,12 +199,12 @@ class _Restating:
                     policy_version,
                 )
                 continue
-            yield _Voice(predictor, Rules.of(policy, predictor.model.contract))
+            yield _Issuer(predictor, Rules.of(policy, predictor.model.contract))
 
     def _former_model(self, version: str) -> Predictor | None:
         if version == self._predictor.model.version:
             return self._predictor
-        body = self._journal.spoke_by("bundles", version)
+        body = self._journal.issued_by("bundles", version)
         if body is None or self._load is None:
             return None
         try:
@@ -216,7 +216,7 @@ class _Restating:
     def _former_policy(self, version: str) -> Policy | None:
         if version == self._rules.policy.version:
             return self._rules.policy
-        body = self._journal.spoke_by("policies", version)
+        body = self._journal.issued_by("policies", version)
         try:
             return None if body is None else msgspec.json.decode(body, type=Policy)
         except msgspec.DecodeError:
@@ -229,14 +229,14 @@ class _Restating:
     def _issued(
         self,
         event: Issued,
-        voice: _Voice,
+        issuer: _Issuer,
         forecasts: dict[str, Forecast],
         decisions: dict[str, Decision],
         new: frozenset[int],
     ) -> tuple[Forecast, Decision] | None:
         """Forecast and decision to issue, with their revision; None where nothing changed, or where this voice never
         spoke of that hour."""
-        forecast = builders.forecast(event, voice.predictor.model, "backfill", self._issued_at)
+        forecast = builders.forecast(event, issuer.predictor.model, "backfill", self._issued_at)
         decision = builders.decision(event, "backfill", self._issued_at)
         spoken, decided = forecasts.get(forecast.id), decisions.get(decision.id)
         number = self._said.number(forecast, decision)
@@ -288,7 +288,7 @@ class _Restating:
             return ()
         known = {o.forecast_id: o for o in self._journal.daily_outcomes(self._symbol, model.version)}
         usual = model.contract.usual
-        told = self._journal.told_alarms(self._symbol, model.version)
+        told = self._journal.reported_alarms(self._symbol, model.version)
         _, raised = scoreboard.alarms(usual, sorted((known | corrected).values(), key=lambda o: o.open_time))
         return tuple(
             scoreboard.decay_message(self._symbol, usual, alarm, model.version, self._issued_at)
@@ -325,7 +325,7 @@ class _Restating:
         return tuple(events)
 
     def _retained(
-        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, said: Said
+        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, said: IssuedHistory
     ) -> tuple[tuple[str, bytes, int | None, int | None], ...]:
         symbol, model = self._symbol, self._predictor.model
         retained: list[tuple[str, bytes, int | None, int | None]] = []

@@ -18,7 +18,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import schemas, scoreboard
 from stream.core.messages.records import Outgoing, Retained
-from stream.core.messages.revisions import Said
+from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decay, PublishedScore, Score
 from stream.core.messages.scoreboard import Scoreboard
 from stream.core.messages.scoring import Outcome
@@ -42,7 +42,7 @@ class Scorekeeper:
         clock: Clock,
         observe: Observer,
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
-        said: Callable[[str], Said] = lambda symbol: Said(),
+        said: Callable[[str], IssuedHistory] = lambda symbol: IssuedHistory(),
     ) -> None:
         """`said` is what has been said of a symbol: its score tells how far that goes."""
         self._journal = journal
@@ -68,7 +68,7 @@ class Scorekeeper:
         hourly = self._journal.outcomes(state.symbol, newest - scoreboard.REACH_HOURS * HOUR_MS, newest)
         daily = self._journal.daily_outcomes(state.symbol, version)
         board = Scoreboard.of(self._model.contract.usual, version, hourly, daily)
-        return board, self._journal.told_alarms(state.symbol, version)
+        return board, self._journal.reported_alarms(state.symbol, version)
 
     def decays(self, symbol: str, outcomes: Sequence[Outcome]) -> list[Decay]:
         """Alarms that these outcomes, at most one of them its day's, will raise once they count, and that nobody was

@@ -78,7 +78,7 @@ async def test_loop_lag_while_drift_runs_and_a_report_is_made(
             ws_url=exchange[0], rest_url=exchange[1], mqtt_url=broker.url, http_port=0, data_dir=tmp_path / "var",
             time_scale=speed, drift_period_hours=24.0,
         )  # fmt: skip
-        await node.run(settings, watch.stop, watch=watch, beside=report)
+        await node.run(settings, watch.stop, watch=watch, alongside=report)
     lags_ms = sorted(1e3 * s for s in lags_s)
     p99 = lags_ms[int(0.99 * len(lags_ms))]
     worst_s = max(watch.delays_s)

@@ -66,7 +66,7 @@ async def test_soak(seed: int, broker: str, tmp_path: Path, monkeypatch: pytest.
     began_s = time.monotonic()
     watch = await stand.soak(
         broker, tmp_path, monkeypatch, seed=seed, symbols=SYMBOLS, hours=hours, faults=CANDLES // CANDLES_PER_FAULT,
-        beside=measure, timeout_s=3_000, brief=True,
+        alongside=measure, timeout_s=3_000, brief=True,
     )  # fmt: skip
     processed = len(watch.of(CandleProcessed))
     # A third in, everything that is loaded once is loaded.

@@ -147,7 +147,7 @@ async def test_one_mute_stream_is_subscribed_again_then_relieved_and_disturbs_no
 
     async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
         mute = once_live(exchange, 6, {"name": "mute", "symbol": "ETHUSDT"})
-        watch, ear = await stand.run(exchange, broker, tmp_path, beside=mute, until=relieved)
+        watch, ear = await stand.run(exchange, broker, tmp_path, alongside=mute, until=relieved)
         said = [(e.connection, e.method) for e in exchange.access_log.entries("frame")]
     assert said == [(1, "UNSUBSCRIBE"), (1, "SUBSCRIBE")]
     assert [(f.reason, f.still_open) for f in watch.of(FeedDisconnected)] == [("rotated", True)]
@@ -171,7 +171,7 @@ async def test_an_announced_shutdown_loses_nothing_and_asks_rest_for_nothing(
             return bool(exchange.access_log.entries("disconnect"))
 
         announce = once_live(exchange, 8, {"name": "shutdown", "framing": framing, "hours": 20})
-        watch, _ = await stand.run(exchange, broker, tmp_path, beside=announce, until=ended, stall_after_s=20.0)
+        watch, _ = await stand.run(exchange, broker, tmp_path, alongside=announce, until=ended, stall_after_s=20.0)
         entries = exchange.access_log.entries("connect", "disconnect")
     assert [f.reason for f in watch.of(FeedDisconnected)] == ["rotated"]
     assert [e.kind for e in entries[:3]] == ["connect", "connect", "disconnect"]
@@ -219,7 +219,7 @@ async def test_a_network_that_swallows_cuts_or_drips(trouble: Any, broker: str, 
             await watch.until(lambda: watch.live() >= live + 6)
 
         watch, _ = await stand.run(
-            exchange, broker, tmp_path, ws_url=relay.url, beside=meddle, until=lambda watch: True
+            exchange, broker, tmp_path, ws_url=relay.url, alongside=meddle, until=lambda watch: True
         )
     reasons = [f.reason for f in watch.of(FeedDisconnected)]
     assert trouble == "slow" or reasons
@@ -237,7 +237,7 @@ async def test_a_blocked_loop_is_measured_and_blames_nobody_else(broker: str, tm
             pass
 
     async with Exchange.replaying(tape, START, 20, 6_000.0) as exchange:
-        watch, _ = await stand.run(exchange, broker, tmp_path, beside=block, stall_after_s=5.0)
+        watch, _ = await stand.run(exchange, broker, tmp_path, alongside=block, stall_after_s=5.0)
     assert max(f.seconds for f in watch.of(LoopLagged)) > 5
     assert not watch.of(FeedDisconnected)
 
@@ -267,7 +267,7 @@ async def test_rest_answers_late_while_the_socket_goes_on_and_disagrees(broker: 
             wrong.extend((first + HOUR_MS, first + 2 * HOUR_MS))
             await watch.until(lambda: corrected(watch, wrong))
 
-        await stand.run(exchange, broker, tmp_path, beside=disagree, until=lambda watch: True)
+        await stand.run(exchange, broker, tmp_path, alongside=disagree, until=lambda watch: True)
 
 
 def corrected(watch: stand.Watch, wrong: list[int]) -> bool:
@@ -341,7 +341,7 @@ async def test_a_symbol_is_halted_or_delisted_and_comes_back(status: str, broker
             exchange.fault("status", symbol="ETHUSDT", status="TRADING")
             await watch.until(lambda: dict(watch.ear.feed)["ETHUSDT"] == "live" and not halted(watch))
 
-        watch, ear = await stand.run(exchange, broker, tmp_path, beside=halt_and_come_back, until=lambda watch: True)
+        watch, ear = await stand.run(exchange, broker, tmp_path, alongside=halt_and_come_back, until=lambda watch: True)
         missing = len(series) - len(exchange.tape.all("ETHUSDT"))
     assert {f.symbol for f in watch.of(TradingObserved) if f.halted} == {"ETHUSDT"}
     assert not halted(watch)
@@ -404,7 +404,7 @@ async def test_an_exchange_that_is_away_for_hours_is_waited_for_and_said_to_be(b
             await watch.until(lambda: dict(watch.ear.feed) == dict.fromkeys(SYMBOLS, "live"))
 
         watch, _ = await stand.run(
-            exchange, broker, tmp_path, ws_url=socket.url, rest_url=rest.url, beside=vanish, until=lambda watch: True
+            exchange, broker, tmp_path, ws_url=socket.url, rest_url=rest.url, alongside=vanish, until=lambda watch: True
         )
     assert "unreachable" in {f.reason for f in watch.of(FeedDisconnected)}
 
@@ -452,7 +452,7 @@ async def test_a_candle_that_the_exchange_revises_is_said_again(broker: str, tmp
             changed.append(exchange.fault("revise", symbol="BTCUSDT", hours_ago=5, factor=0.97)["revised"])
 
         watch, ear = await stand.run(
-            exchange, broker, tmp_path, beside=revise, until=lambda w: bool(w.of(ForecastRevised))
+            exchange, broker, tmp_path, alongside=revise, until=lambda w: bool(w.of(ForecastRevised))
         )
     assert [(f.symbol, f.open_time) for f in watch.of(CandleRevised)] == [("BTCUSDT", *changed)]
     again = watch.of(ForecastRevised)

@@ -162,7 +162,7 @@ async def test_a_journal_that_is_removed_under_the_node_is_put_back_before_the_n
         await asyncio.to_thread(remove)
 
     # The oracle: every word that was heard is in the journal, and every candle.
-    _, ear = await live(right, 0, HOURS - 1, broker, data_dir, beside=act, check=True)
+    _, ear = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, check=True)
     kept = await asyncio.to_thread(stand._said, data_dir)
     assert {key for key in ear.events if len(key[0].split(":")) in (6, 7) and "scored" not in key[0]} <= kept.keys()
     assert len([m for m in caplog.messages if "was removed under the running node" in m]) == 1
@@ -188,7 +188,7 @@ async def test_a_journal_that_is_replaced_under_the_node_is_left_alone_and_nothi
         await watch.until(lambda: bool(watch.of(CommitFailed)))
         watch.stop.set()
 
-    watch, _ = await live(right, 0, HOURS - 1, broker, data_dir, beside=act, settle=False)
+    watch, _ = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, settle=False)
     assert len(watch.of(CandleProcessed)) <= said + 1
     assert "restart the node" in watch.of(CommitFailed)[0].reason
     assert (data_dir / FILE_NAME).read_bytes() == b"another journal"

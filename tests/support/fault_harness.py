@@ -224,7 +224,7 @@ async def run(
     settle: bool | None = None,
     timeout_s: float = 300.0,
     symbols: tuple[str, ...] | None = None,
-    beside: Callable[[Watch], Any] | None = None,
+    alongside: Callable[[Watch], Any] | None = None,
     until: Callable[[Watch], bool] | None = None,
     brief: bool = False,
     since: int = START,
@@ -243,8 +243,8 @@ async def run(
 
     async def act() -> None:
         try:
-            if beside is not None:
-                await beside(watch)
+            if alongside is not None:
+                await alongside(watch)
             if until is not None:
                 await watch.until(lambda: until(watch))
                 exchange.fault("end")
@@ -443,7 +443,7 @@ async def soak(
     hours: int,
     faults: int,
     history: int = 100,
-    beside: Callable[[Watch], Any] | None = None,
+    alongside: Callable[[Watch], Any] | None = None,
     timeout_s: float = 300.0,
     brief: bool = False,
 ) -> Watch:
@@ -463,6 +463,6 @@ async def soak(
         for fault in draw(rng, hours, faults, symbols):
             exchange.fault(**fault)
         watch, _ = await run(
-            exchange, broker, data_dir, beside=beside, timeout_s=timeout_s, brief=brief, stall_after_s=0.4
+            exchange, broker, data_dir, alongside=alongside, timeout_s=timeout_s, brief=brief, stall_after_s=0.4
         )
     return watch

@@ -43,7 +43,7 @@ def constant(weight: float, decided: Array) -> Array:
 
 def oracle(policy: Policy, regimes: Regimes, open_time: NDArray[np.int64], next_24h: Array) -> Array:
     """Exposures of the policy on what then came, [n]; NaN where that is not known."""
-    memory, out = risk.Memory(), np.full(len(open_time), np.nan)
+    memory, out = risk.PolicyMemory(), np.full(len(open_time), np.nan)
     for t, sigma in enumerate(next_24h.tolist()):
         if sigma == sigma:
             seen = risk.Outlook(int(open_time[t]) // HOUR_MS, sigma, sigma, 0)

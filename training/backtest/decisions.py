@@ -4,7 +4,7 @@ Rules of this room:
 - A term is the time that one model is in charge of. Each begins as a daemon's start does, on the 120 days before it, so
   a walk forward is a daemon whose model is replaced each new year.
 - A term's model learns from what lies before it; where a bundle did not, `Term.note` says so.
-- All policies ride in one operator (`Rules.beside`): what each decides is what it decides alone.
+- All policies ride in one operator (`Rules.compared`): what each decides is what it decides alone.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
             regime[row] = REGIMES.index(event.verdict.regime)
             volatility[row], high[row] = event.prediction.volatility, event.interval.high
             exposure[policies[0].name][row] = event.verdict.exposure
-            for policy, memory in zip(policies[1:], event.beside, strict=True):
+            for policy, memory in zip(policies[1:], event.compared, strict=True):
                 exposure[policy.name][row] = memory.exposure
     opens, closes = data.ohlcv[inside, 0], data.ohlcv[inside, 3]
     return Decided(

@@ -108,7 +108,7 @@ def impact(book: Book, held: Array, constant: Book, target: float, cap: float) -
     # What is of the calendar's years and days: an hour without a return adds nothing and takes its time.
     hourly = np.where(exists, book.returns, 0.0)
     realized = realized_volatility(book.returns)
-    tracking, beside = (_rmse(sigma, target) for sigma in (realized, realized_volatility(constant.returns)))
+    tracking, compared = (_rmse(sigma, target) for sigma in (realized, realized_volatility(constant.returns)))
     changes = int(np.count_nonzero(np.diff(held)))
     days = daily(book)
     days = days[np.isfinite(days)]
@@ -117,8 +117,8 @@ def impact(book: Book, held: Array, constant: Book, target: float, cap: float) -
         volatility_annualized=float(returns.std(ddof=1)) * ANNUAL if len(returns) > 1 else None,
         tracking_rmse=tracking,
         realized_over_target=float(np.nanmean(realized)) / target if np.isfinite(realized).any() else None,
-        tracking_rmse_constant=beside,
-        tracking_ratio=_over(tracking, beside),
+        tracking_rmse_constant=compared,
+        tracking_ratio=_over(tracking, compared),
         sharpe=_ratio(empyrical.sharpe_ratio, returns),
         sortino=_ratio(empyrical.sortino_ratio, returns),
         calmar=_ratio(empyrical.calmar_ratio, hourly),
@@ -172,9 +172,9 @@ def intervals(book: Book, constant: Book, target: float, *, seed: int) -> dict[s
 
     Null where there are fewer than `LEAST_DAYS`, or where the figure does not exist of a tenth of what was drawn.
     """
-    days, beside = daily(book), daily(constant)
+    days, compared = daily(book), daily(constant)
     errors = [_squared_by_day(one, target) for one in (book, constant)]
-    rows = np.stack([days, beside, *errors], axis=-1)
+    rows = np.stack([days, compared, *errors], axis=-1)
     rows = rows[np.isfinite(rows).all(axis=-1)]
     if len(rows) < LEAST_DAYS:
         return dict.fromkeys(_RESAMPLED)
@@ -199,9 +199,9 @@ _RESAMPLED = (
 
 
 def _resampled(rows: Array) -> Array:
-    days, beside, error, error_beside = rows.T
-    own, other = _drawdown(days), _drawdown(beside)
-    tail, tail_beside = _worst(days), _worst(beside)
+    days, compared, error, error_beside = rows.T
+    own, other = _drawdown(days), _drawdown(compared)
+    tail, tail_beside = _worst(days), _worst(compared)
     sigma = days.std(ddof=1)
     tracking = np.sqrt(error.mean())
     return np.array(

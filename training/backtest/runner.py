@@ -153,10 +153,10 @@ def run(
         return plan, found
 
     matched = {name: match(book)[1] for name, book in books.items()}
-    beside = f"constant {measures.mean_exposure(books[judged.name]):.0%}"
-    plans[beside], books[beside] = match(books[judged.name])
-    matched[beside] = books[beside]
-    kinds[beside] = "benchmark"
+    compared = f"constant {measures.mean_exposure(books[judged.name]):.0%}"
+    plans[compared], books[compared] = match(books[judged.name])
+    matched[compared] = books[compared]
+    kinds[compared] = "benchmark"
     held = {name: _in_force(plan) for name, plan in plans.items()}
     by_name = {p.name: p for p in everyone}
     regime = _in_force(np.where(decided.regime < 0, np.nan, decided.regime))
@@ -203,7 +203,7 @@ def run(
             published(decided.closes, data.features.realized_24h[inside], steps) if steps is not None else {}
         ),
         holes=missing,
-        findings=_findings(lines, judged.name, beside),
+        findings=_findings(lines, judged.name, compared),
         notes=[
             *sorted({note for term in terms for note in (term.note, term.borrowed) if note}),
             *_borrowed(decided),
@@ -252,10 +252,10 @@ def _reasons(decided: Decided) -> dict[str, float]:
     return {code: count / len(decided.issued) for code, count in sorted(counts.items(), key=lambda c: -c[1])}
 
 
-def _findings(lines: Sequence[Line], name: str, beside: str) -> list[str]:
+def _findings(lines: Sequence[Line], name: str, compared: str) -> list[str]:
     """What the forecast buys and what it does not, from the figures and nothing else."""
     by_name = {line.name: line for line in lines}
-    own, other = by_name[name].impact, by_name[beside].impact
+    own, other = by_name[name].impact, by_name[compared].impact
     band = by_name[name].intervals
     found = [
         f"risk: the 7-day volatility misses its target by {number(own.tracking_rmse, 3)}, a constant weight of the "

@@ -26,7 +26,7 @@ QUANTITIES = (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class IntervalSeries:
     """Bounds of the next 24 h's σ, hourly: [n] each."""
 
     low: Array
@@ -62,7 +62,7 @@ class Panel:
     realized: Mapping[str, Array]
     forecasts: Mapping[str, Mapping[str, Array]]
     #: By name: "adaptive", "static"; where several bundles are scored, a further one's are "static of NAME".
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    intervals: Mapping[str, IntervalSeries] = field(default_factory=dict)
     #: What a reader must know before the figures, one line each: leaks, fits that did not converge, who is left out.
     notes: tuple[str, ...] = ()
     #: By forecaster, one per fit; of those that know their usual errors, and only beside `har`.

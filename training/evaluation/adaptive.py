@@ -14,10 +14,10 @@ from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.dataset import Dataset, Rows
-from training.data.panel import Interval
+from training.data.panel import IntervalSeries
 
 
-def adaptive(data: Dataset, rows: Rows, forecast: Callable[[Rows], Array], calibration: Calibration) -> Interval:
+def adaptive(data: Dataset, rows: Rows, forecast: Callable[[Rows], Array], calibration: Calibration) -> IntervalSeries:
     """Intervals of the next 24 h for `rows`, in time order. `forecast`: σ of the next 24 h for any rows, hourly.
 
     It is asked for the rows of the fold before the first of them too, as a daemon that starts there is.
@@ -42,7 +42,9 @@ def adaptive(data: Dataset, rows: Rows, forecast: Callable[[Rows], Array], calib
             since = (began - start) // HOUR_MS
             lead = np.full(max(-since, 0), np.nan)
             past = slice(max(since, 0), row)
-            memory = intervals.fold(calibration, began, np.append(lead, volatility[past]), np.append(lead, known[past]))
+            memory = intervals.accumulate(
+                calibration, began, np.append(lead, volatility[past]), np.append(lead, known[past])
+            )
         memory = intervals.passed(memory)
         earlier = float(volatility[row - DELAY_HOURS]) if row >= DELAY_HOURS else np.nan
         if np.isfinite(known[row]) and np.isfinite(earlier):
@@ -51,4 +53,4 @@ def adaptive(data: Dataset, rows: Rows, forecast: Callable[[Rows], Array], calib
             memory, given = intervals.give(calibration, memory, time, float(volatility[row]))
             if row in wanted:
                 low[wanted[row]], high[wanted[row]] = given.low, given.high
-    return Interval(low, high, calibration.level)
+    return IntervalSeries(low, high, calibration.level)

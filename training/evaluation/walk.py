@@ -22,7 +22,7 @@ from stream.core.forecasting import serving
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.dataset import Dataset, DatasetError, Fold, Rows, require_rows, time_ms
-from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, Interval, Panel, Watch
+from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, IntervalSeries, Panel, Watch
 from training.evaluation.adaptive import adaptive
 from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
 
@@ -81,7 +81,7 @@ def fixed(
     progress("forecasting", len(forecasters), len(forecasters))
     everywhere = np.ones(len(rows), np.bool_)
     forecasts = _forecasts(data, rows, [(everywhere, fitted)])
-    intervals: dict[str, Interval] = {}
+    intervals: dict[str, IntervalSeries] = {}
     for k, name in enumerate(models):
         for kind, interval in _intervals(data, rows, [(everywhere, fitted)], name, forecasts).items():
             intervals[kind if k == 0 else f"{kind} of {name}"] = interval
@@ -155,11 +155,11 @@ def _forecasts(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, di
 
 def _intervals(
     data: Dataset, rows: Rows, steps: Sequence[Step], name: str, forecasts: Mapping[str, Mapping[str, Array]]
-) -> dict[str, Interval]:
+) -> dict[str, IntervalSeries]:
     """Of the next 24 h of `name`, as every step's model knew its errors: `adaptive` is what a daemon gives, that learns
     from the outcomes on the way; `static` is σ · exp(low), σ · exp(high) of the calibration that it starts from."""
     said = forecasts[NEXT_24H][name]
-    parts: dict[str, list[Interval]] = {"adaptive": [], "static": []}
+    parts: dict[str, list[IntervalSeries]] = {"adaptive": [], "static": []}
     for inside, fitted in steps:
         calibration = fitted[name].calibration
         assert calibration is not None, f"{name} brings no calibration"
@@ -169,9 +169,9 @@ def _intervals(
 
         parts["adaptive"].append(adaptive(data, rows[inside], sigma, calibration))
         low, high = (said[inside] * np.exp(bound) for bound in (calibration.low, calibration.high))
-        parts["static"].append(Interval(low, high, calibration.level))
+        parts["static"].append(IntervalSeries(low, high, calibration.level))
     return {
-        kind: Interval(np.concatenate([i.low for i in of]), np.concatenate([i.high for i in of]), of[-1].level)
+        kind: IntervalSeries(np.concatenate([i.low for i in of]), np.concatenate([i.high for i in of]), of[-1].level)
         for kind, of in parts.items()
     }
 
@@ -204,7 +204,7 @@ def _panel(
     data: Dataset,
     rows: Rows,
     forecasts: Mapping[str, Mapping[str, Array]],
-    intervals: Mapping[str, Interval],
+    intervals: Mapping[str, IntervalSeries],
     notes: Sequence[str],
     watches: Mapping[str, tuple[Watch, ...]],
 ) -> Panel:

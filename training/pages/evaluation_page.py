@@ -25,7 +25,7 @@ from training.pages.html import (
     table,
 )
 from training.scoring.comparison import Comparison
-from training.scoring.decay import TOLD_DAYS
+from training.scoring.decay import REPORTED_DAYS
 from training.scoring.groups import PHASES
 from training.scoring.measures import MEASURES
 from training.scoring.scores import ByName, Evaluation
@@ -289,7 +289,7 @@ def _decay(of: Evaluation) -> list[str]:
         "<h3>What is found</h3>",
         paragraph(
             "Every forecast from some day on is multiplied by a factor. Found: the share of those days from which an "
-            f"alarm comes in time. Once: a change that stays is told no second time within {TOLD_DAYS} days."
+            f"alarm comes in time. Once: a change that stays is told no second time within {REPORTED_DAYS} days."
         ),
         table(["watched", "factor", "within days", "found", "median days", "once"], changed, _ours(of)),
         "<h3>Who is served</h3>",

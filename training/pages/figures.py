@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
-from training.data.panel import NEXT_24H, Interval, Panel
+from training.data.panel import NEXT_24H, IntervalSeries, Panel
 from training.pages.drawing import SIZE_INCHES, dates, rendered
 from training.scoring.groups import PHASES, phases, years
 from training.scoring.measures import inside, qlike_losses, rolling_coverage
@@ -165,7 +165,7 @@ def _daily(panel: Panel) -> tuple[Said, np.ndarray]:
     return head, head.rows & (phases(panel.open_time) == 0)
 
 
-def _interval(panel: Panel) -> Interval | None:
+def _interval(panel: Panel) -> IntervalSeries | None:
     return next((panel.intervals[name] for name in INTERVALS if name in panel.intervals), None)
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from training.data.panel import NEXT_24H
 from training.pages.html import NONE, number, p_value, share
 from training.scoring.comparison import Comparison
-from training.scoring.decay import TOLD_DAYS
+from training.scoring.decay import REPORTED_DAYS
 from training.scoring.measures import MEASURES, Scores
 from training.scoring.scores import ByName, Evaluation
 
@@ -123,7 +123,7 @@ def _found(of: Evaluation) -> Table:
     table = _table(
         "watched for decay: forecasts that are so many times themselves from some day on",
         "found: share of those days from which an alarm comes in time; median: days until it; once: share of alarms "
-        f"about a change that stays which are the only one in {TOLD_DAYS} days",
+        f"about a change that stays which are the only one in {REPORTED_DAYS} days",
         *("", "factor", "within days", "found", "median", "once"),
     )
     for name, study in of.decay.items():

@@ -28,7 +28,7 @@ from training.scoring.measures import qlike_losses
 #: Factors on the forecasts, and the matured days within which each shall be found.
 CHANGES = {"0.7": 21, "0.85": 45, "1.15": 45, "1.3": 45}
 #: A change that nobody repairs is looked at for so many matured days, from each tenth start.
-TOLD_DAYS = 180
+REPORTED_DAYS = 180
 _TOLD_STEP = 10
 #: Factors with which the choice of who is served is looked at.
 FACTORS = ("1", "0.5", "0.7", "1.3", "2")
@@ -49,7 +49,7 @@ class FalseAlarm(msgspec.Struct, frozen=True):
 class Found(msgspec.Struct, frozen=True):
     """How a change is found. `share` of the starts found within `within_days`; `median_days` of those that were.
 
-    `once_share`: of the starts from which anything is told in `TOLD_DAYS`, those from which it is told once.
+    `once_share`: of the starts from which anything is told in `REPORTED_DAYS`, those from which it is told once.
     """
 
     within_days: int
@@ -101,9 +101,9 @@ def _study(panel: Panel, name: str, watches: Sequence[Watch]) -> DecayStudy:
     )
 
 
-def _watched(watch: Watch) -> tuple[list[decay.Memory], list[decay.Alarm]]:
+def _watched(watch: Watch) -> tuple[list[decay.DecayMemory], list[decay.Alarm]]:
     """What the detectors remember before each matured day, and what they raise."""
-    memory, before, alarms = decay.Memory(), [], []
+    memory, before, alarms = decay.DecayMemory(), [], []
     for day in _matured(watch, 1.0):
         before.append(memory)
         memory, alarm = decay.step(watch.usual, memory, day)
@@ -122,8 +122,8 @@ def _found(watches: Sequence[Watch], factor: float, within: int) -> Found:
             for start in range(len(changed) - within + 1)
         ]
         told += [
-            _alarms(watch, before[start], changed[start : start + TOLD_DAYS])
-            for start in range(0, len(changed) - TOLD_DAYS + 1, _TOLD_STEP)
+            _alarms(watch, before[start], changed[start : start + REPORTED_DAYS])
+            for start in range(0, len(changed) - REPORTED_DAYS + 1, _TOLD_STEP)
         ]
     found = [days for days in took if days is not None]
     told = [count for count in told if count]
@@ -136,7 +136,7 @@ def _found(watches: Sequence[Watch], factor: float, within: int) -> Found:
     )
 
 
-def _days_to_alarm(watch: Watch, memory: decay.Memory, days: Sequence[decay.Day]) -> int | None:
+def _days_to_alarm(watch: Watch, memory: decay.DecayMemory, days: Sequence[decay.Day]) -> int | None:
     for count, day in enumerate(days, 1):
         memory, alarm = decay.step(watch.usual, memory, day)
         if alarm is not None:
@@ -144,7 +144,7 @@ def _days_to_alarm(watch: Watch, memory: decay.Memory, days: Sequence[decay.Day]
     return None
 
 
-def _alarms(watch: Watch, memory: decay.Memory, days: Sequence[decay.Day]) -> int:
+def _alarms(watch: Watch, memory: decay.DecayMemory, days: Sequence[decay.Day]) -> int:
     count = 0
     for day in days:
         memory, alarm = decay.step(watch.usual, memory, day)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
-from training.data.panel import Interval
+from training.data.panel import IntervalSeries
 
 #: By measure; None where it is not defined.
 Scores = dict[str, float | None]
@@ -55,12 +55,12 @@ def measures(realized: Array, forecast: Array) -> Scores:
     }
 
 
-def inside(realized: Array, interval: Interval) -> Mask:
+def inside(realized: Array, interval: IntervalSeries) -> Mask:
     """[n]: whether the outcome lies within its bounds, which count as inside."""
     return (realized >= interval.low) & (realized <= interval.high)
 
 
-def interval_measures(realized: Array, interval: Interval) -> dict[str, float]:
+def interval_measures(realized: Array, interval: IntervalSeries) -> dict[str, float]:
     """coverage (share of outcomes inside), width (mean ln high - ln low), width_hourly (mean high - low) and winkler.
 
     winkler: the interval score of Gneiting & Raftery (JASA 102, 2007), width plus 2/α times what an outcome lies
@@ -72,7 +72,7 @@ def interval_measures(realized: Array, interval: Interval) -> dict[str, float]:
     y, low, high = realized[known], interval.low[known], interval.high[known]
     outside = np.maximum(low - y, 0) + np.maximum(y - high, 0)
     return {
-        "coverage": float(inside(y, Interval(low, high, interval.level)).mean()),
+        "coverage": float(inside(y, IntervalSeries(low, high, interval.level)).mean()),
         "width": float(np.log(high / low).mean()),
         "width_hourly": float((high - low).mean()),
         "winkler": float((high - low + 2 / (1 - interval.level) * outside).mean()),

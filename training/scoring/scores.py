@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from stream.core.forecasting.windows import Array
-from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT, Interval, Panel
+from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT, IntervalSeries, Panel
 from training.scoring import comparison, decay
 from training.scoring.comparison import Comparison, ConfidenceSet, Regression
 from training.scoring.decay import DecayStudy
@@ -257,14 +257,14 @@ def _confidence_sets(of: Said, phase: np.ndarray) -> dict[str, ConfidenceSet]:
     }
 
 
-def _interval(panel: Panel, interval: Interval, masks: Mapping[str, Mapping[str, Mask]]) -> IntervalScores | None:
+def _interval(panel: Panel, interval: IntervalSeries, masks: Mapping[str, Mapping[str, Mask]]) -> IntervalScores | None:
     realized = panel.realized[NEXT_24H]
     known = np.isfinite(realized) & np.isfinite(interval.low) & np.isfinite(interval.high)
     if not known.any():
         return None
 
     def of(rows: Mask) -> dict[str, float]:
-        part = Interval(interval.low[rows], interval.high[rows], interval.level)
+        part = IntervalSeries(interval.low[rows], interval.high[rows], interval.level)
         return interval_measures(realized[rows], part)
 
     rolling = rolling_coverage(panel.open_time[known], inside(realized, interval)[known])

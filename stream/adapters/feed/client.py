@@ -289,7 +289,7 @@ class BinanceFeed:
                 # Counted from now: the time that delivery took is ours, not the exchange's silence.
                 silence.heard(candle, self._clock.monotonic_s())
                 self._hear(quiet=False)
-                if len(silence.heard_from) == len(self._symbols):
+                if len(silence.received_from) == len(self._symbols):
                     link.receiving.set()
                 if received_at_s - opened_at_s >= self._healthy_after_s:
                     self._backoff.healthy()
@@ -339,7 +339,7 @@ class BinanceFeed:
             if link.delivering or now_s - asked_s > period_s + _HELD_UP_S:
                 silence.excuse(now_s)
                 continue
-            if silence.heard_from and now_s - opened_at_s >= _OVERLAP_S:
+            if silence.received_from and now_s - opened_at_s >= _OVERLAP_S:
                 link.receiving.set()
             if silence.suspects(now_s) and await self._judge(link, silence, frames):
                 await link.end("stall")

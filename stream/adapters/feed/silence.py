@@ -22,7 +22,7 @@ class Silence:
         self._known = known
         self._quiet_since_s = dict.fromkeys(symbols, now_s)
         self._attempts: dict[str, int] = {}
-        self.heard_from: set[str] = set()
+        self.received_from: set[str] = set()
 
     def heard(self, candle: Candle, now_s: float) -> None:
         """A frame of that symbol came."""
@@ -30,7 +30,7 @@ class Silence:
             self._known[candle.symbol] = candle
             self._quiet_since_s[candle.symbol] = now_s
             self._attempts.pop(candle.symbol, None)
-            self.heard_from.add(candle.symbol)
+            self.received_from.add(candle.symbol)
 
     def excuse(self, now_s: float) -> None:
         """The silence was ours: we did not listen, or were not running."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages.records import Renumbering, Voice
+from stream.core.messages.records import Issuer, Renumbering
 from stream.core.messages.scoring import Outcome
 
 #: Longer than the exchange is asked whether it still says the same (stream/pipeline/revision.py).
@@ -24,14 +24,14 @@ def store_outcomes(db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
     db.executemany(query, [msgspec.structs.astuple(outcome) for outcome in outcomes])
 
 
-def keep_voice(db: sqlite3.Connection, voice: Voice) -> None:
+def keep_issuer(db: sqlite3.Connection, issuer: Issuer) -> None:
     """Keeps a model and a policy, and forgets those whose newest words are too old to be corrected."""
-    db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (voice.model_version, voice.bundle))
-    db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?)", (voice.policy_version, voice.policy))
+    db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (issuer.model_version, issuer.bundle))
+    db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?)", (issuer.policy_version, issuer.policy))
     since = "(SELECT coalesce(max(open_time), 0) FROM operator_state) - ?"
     for table, said, kept in (
-        ("bundles", "forecasts", voice.model_version),
-        ("policies", "decisions", voice.policy_version),
+        ("bundles", "forecasts", issuer.model_version),
+        ("policies", "decisions", issuer.policy_version),
     ):
         db.execute(
             f"DELETE FROM {table} WHERE version <> ? AND NOT EXISTS "

@@ -22,7 +22,7 @@ from stream.adapters.journal import access, files, issued, schema
 from stream.adapters.journal.schema import MIGRATIONS
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import Outgoing, Processed, Record, Renumbering, Retained, Revision, Voice
+from stream.core.messages.records import Issuer, Outgoing, Processed, Record, Renumbering, Retained, Revision
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
@@ -266,12 +266,12 @@ class SqliteJournal:
         ((first,),) = self._read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
         return None if first is None else int(first)
 
-    def keep_voice(self, voice: Voice) -> None:
+    def keep_issuer(self, issuer: Issuer) -> None:
         """What speaks from now on. Forgets what spoke so long ago that nothing of it is corrected any more."""
         with self._transaction() as db:
-            issued.keep_voice(db, voice)
+            issued.keep_issuer(db, issuer)
 
-    def spoke_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
+    def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """A bundle or a policy that has spoken here lately."""
         rows = self._read(f"SELECT body FROM {table} WHERE version = ?", (version,))
         return bytes(rows[0][0]) if rows else None
@@ -440,7 +440,7 @@ class SqliteJournal:
         )
         return [Outcome(*row) for row in rows]
 
-    def told_alarms(self, symbol: str, model_version: str) -> list[int]:
+    def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Open times of the alarms about one model that were told, oldest first."""
         query = "SELECT open_time FROM alarms WHERE symbol = ? AND model_version = ? ORDER BY open_time"
         return [int(open_time) for (open_time,) in self._read(query, (symbol, model_version))]

@@ -48,13 +48,13 @@ class BinanceHistory:
         *,
         clock: Clock,
         observe: Observer = lambda fact: None,
-        told_time: Callable[[int, float], None] = lambda server_ms, asked_s: None,
+        reported_time: Callable[[int, float], None] = lambda server_ms, asked_s: None,
         sleep: Sleep = asyncio.sleep,
         weight_share: float | None = None,
         patience_s: float = float("inf"),
         way: Way | None = None,
     ) -> None:
-        """`told_time` hears every server time as it arrives, with the monotonic time when it was asked for. With a
+        """`reported_time` hears every server time as it arrives, with the monotonic time when it was asked for. With a
         `weight_share` a minute's silence follows each answer that says that this share of the weight of a minute, which
         all clients of an address have in common, is used up. A ban that lasts longer than `patience_s` is
         `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
@@ -62,7 +62,7 @@ class BinanceHistory:
         self._clock = clock
         self._wordings = itertools.count()
         self._observe = observe
-        self._told_time = told_time
+        self._reported_time = reported_time
         self._weight_share = weight_share
         self._weight_limit = _WEIGHT_PER_MINUTE
 
@@ -85,7 +85,7 @@ class BinanceHistory:
             server_ms = binance.decode_time(await self._get("/api/v3/time", {}))
         except WireError as error:
             raise UnreachableError(str(error)) from None
-        self._told_time(server_ms, asked_s)
+        self._reported_time(server_ms, asked_s)
         return server_ms
 
     async def exchange_info(self, symbol: str) -> ExchangeInfo:

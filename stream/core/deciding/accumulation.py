@@ -1,10 +1,10 @@
 """What the operator remembers since its anchor, computed from nothing: intervals, policies, who is served, own regimes.
 
 Rules of this room:
-- A fold begins at `anchor(t)`, a multiple of 30 days, 60 to 90 days back, and starts over when the anchor moves. So a
-  fresh start and a daemon that ran for a year agree: both come to the same by the same hours.
-- Carrying a memory on by one hour and folding all hours up to it are the same additions in the same order; the laws in
-  tests/stream/core/deciding/test_operator.py hold the two against each other.
+- An accumulation begins at `anchor(t)`, a multiple of 30 days, 60 to 90 days back, and starts over when the anchor
+  moves. So a fresh start and a daemon that ran for a year agree: both come to the same by the same hours.
+- Carrying a memory on by one hour and accumulating all hours up to it are the same additions in the same order; the
+  laws in tests/stream/core/deciding/test_operator.py hold the two against each other.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from stream.core.market.candle import HOUR_MS
 #: All the candles that a forecast and its decision can depend on: 120 days.
 HISTORY_HOURS = 2_880
 ANCHOR_STEP_HOURS = 720
-#: The fold covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
-FOLD_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
-#: A symbol that the bundle does not describe has the regimes of its own forecasts of so many hours before its fold,
-#: once nearly all of them are known. Each fifth hour is looked at: every hour of the week as often as any other, at a
-#: fifth of the model calls of a fresh start.
+#: The accumulation covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
+ACCUMULATION_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
+#: A symbol that the bundle does not describe has the regimes of its own forecasts of so many hours before its
+#: accumulation, once nearly all of them are known. Each fifth hour is looked at: every hour of the week as often as
+#: any other, at a fifth of the model calls of a fresh start.
 OWN_REGIME_HOURS = 180 * 24
 _OWN_STEP_HOURS = 5
 _MIN_OWN_FORECASTS = 170 * 24 // _OWN_STEP_HOURS
@@ -53,7 +53,7 @@ class Rules(msgspec.Struct, frozen=True):
     har_calibration: Calibration
     described: str
     #: Further policies that are carried along to be compared; nothing is said about them.
-    beside: tuple[risk.Policy, ...] = ()
+    compared: tuple[risk.Policy, ...] = ()
     #: Whose forecasts must be remembered: the model's, har's, and what policies act on otherwise.
     sources: tuple[str, ...] = ("model", "har")
 
@@ -62,17 +62,17 @@ class Rules(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "sources", ("model", "har", *sorted(others)))
 
     @classmethod
-    def of(cls, policy: risk.Policy, contract: Contract, beside: tuple[risk.Policy, ...] = ()) -> Rules:
+    def of(cls, policy: risk.Policy, contract: Contract, compared: tuple[risk.Policy, ...] = ()) -> Rules:
         described = contract.training.symbols[0]
-        return cls(policy, contract.regimes, contract.calibration, contract.har_calibration, described, beside)
+        return cls(policy, contract.regimes, contract.calibration, contract.har_calibration, described, compared)
 
     @property
     def policies(self) -> tuple[risk.Policy, ...]:
-        return (self.policy, *self.beside)
+        return (self.policy, *self.compared)
 
-    def said_hours(self, symbol: str) -> int:
+    def sigma_hours(self, symbol: str) -> int:
         """Hours whose forecasts the operator of a symbol keeps."""
-        return FOLD_HOURS if symbol == self.described else FOLD_HOURS + OWN_REGIME_HOURS
+        return ACCUMULATION_HOURS if symbol == self.described else ACCUMULATION_HOURS + OWN_REGIME_HOURS
 
     def history_hours(self, symbol: str) -> int:
         """Candles that a forecast and its decision can depend on: 120 days, and 300 where its regimes are its own."""
@@ -80,14 +80,15 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
-    """Where everything stands after the hours of the fold but for the newest forecast, which is not there yet."""
+class Accumulated:
+    """Where everything stands after the hours of the accumulation but for the newest forecast, which is not there
+    yet."""
 
-    calibrated: intervals.Memory
-    #: None where `har` was never served in the fold.
-    har_calibrated: intervals.Memory | None
+    calibrated: intervals.IntervalMemory
+    #: None where `har` was never served in the accumulation.
+    har_calibrated: intervals.IntervalMemory | None
     #: One for each of `Rules.policies`.
-    memories: tuple[risk.Memory, ...]
+    memories: tuple[risk.PolicyMemory, ...]
     #: Newest last, at most `serving.DAYS`: excess of the forecasts that close a day, NaN where one has no outcome.
     days: tuple[float, ...]
     #: One for each of `Rules.sources`: thresholds are of what they are held against, or a source that says more than
@@ -97,13 +98,13 @@ class Folded:
 
 
 def anchor(open_time: int) -> int:
-    """Where the fold behind a decision on this candle begins (ms, open time)."""
-    oldest = open_time // HOUR_MS - (FOLD_HOURS - ANCHOR_STEP_HOURS)
+    """Where the accumulation behind a decision on this candle begins (ms, open time)."""
+    oldest = open_time // HOUR_MS - (ACCUMULATION_HOURS - ANCHOR_STEP_HOURS)
     return oldest // ANCHOR_STEP_HOURS * ANCHOR_STEP_HOURS * HOUR_MS
 
 
 def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArray[np.bool_]:
-    """[n]: the hours whose forecasts a fold from `start` on and its regimes depend on.
+    """[n]: the hours whose forecasts an accumulation from `start` on and its regimes depend on.
 
     own: whether the regimes are the symbol's own (`Contract.describes` says no).
     """
@@ -114,40 +115,44 @@ def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArr
     return asked
 
 
-def fold(rules: Rules, symbol: str, start: int, said: Array, realized: Array, before: Array) -> Folded:
+def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: Array, before: Array) -> Accumulated:
     """From nothing over the hours from `start` on, the newest included, whose own forecast is not there yet.
 
     said: [sources + 1, n], σ by source (`Rules.sources`) and the missing hours of the last 48. realized: [>= n], what
-    is known at each hour of the 24 that end with it. before: [sources + 1, m], the same as `said` of the hours before
-    `start`, for the regimes. Hourly σ, NaN where there is none.
+    is known at each hour of the 24 that end with it. before: [sources + 1, m], the same as `sigmas` of the
+    hours before `start`, for the regimes. Hourly σ, NaN where there is none.
     """
-    past = realized[-said.shape[1] :]
+    past = realized[-sigmas.shape[1] :]
     regimes, regimes_from = _regimes(rules, symbol, start, before)
-    calibrated, highs = intervals.folded(rules.calibration, start, said[0], past)
-    days, har_served = _served(start, said, past)
-    har_calibrated: intervals.Memory | None = None
-    volatility = said[0]
+    calibrated, highs = intervals.accumulated(rules.calibration, start, sigmas[0], past)
+    days, har_served = _served(start, sigmas, past)
+    har_calibrated: intervals.IntervalMemory | None = None
+    volatility = sigmas[0]
     if har_served.any():
-        har_calibrated, har_highs = intervals.folded(rules.har_calibration, start, said[1], past)
-        volatility, highs = np.where(har_served, said[1], said[0]), np.where(har_served, har_highs, highs)
-    memories = _policies(rules, regimes, start, said, volatility, highs, har_served)
-    return Folded(calibrated, har_calibrated, memories, days, regimes, regimes_from)
+        har_calibrated, har_highs = intervals.accumulated(rules.har_calibration, start, sigmas[1], past)
+        volatility, highs = (
+            np.where(har_served, sigmas[1], sigmas[0]),
+            np.where(har_served, har_highs, highs),
+        )
+    memories = _policies(rules, regimes, start, sigmas, volatility, highs, har_served)
+    return Accumulated(calibrated, har_calibrated, memories, days, regimes, regimes_from)
 
 
-def har_intervals(rules: Rules, start: int, said: Array, realized: Array) -> intervals.Memory:
-    """The memory of har's intervals over the same hours, for a `har` that is served for the first time in a fold."""
-    return intervals.fold(rules.har_calibration, start, said[1], realized[-said.shape[1] :])
+def har_intervals(rules: Rules, start: int, sigmas: Array, realized: Array) -> intervals.IntervalMemory:
+    """The memory of har's intervals over the same hours, for a `har` that is served for the first time in an
+    accumulation."""
+    return intervals.accumulate(rules.har_calibration, start, sigmas[1], realized[-sigmas.shape[1] :])
 
 
-def _served(start: int, said: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
+def _served(start: int, sigmas: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
     """The days as they stand at the end, and [n] whether `har` was served at each hour."""
-    first, hours = start // HOUR_MS, said.shape[1]
+    first, hours = start // HOUR_MS, sigmas.shape[1]
     har_served = np.zeros(hours, np.bool_)
     days: list[float] = []
     # Hours whose candle closes a day: then the outcome of the day before becomes known.
     for k in range((23 - first) % 24, hours, 24):
         known = k >= intervals.DELAY_HOURS
-        model, har = (float(said[row, k - intervals.DELAY_HOURS]) if known else math.nan for row in (0, 1))
+        model, har = (float(sigmas[row, k - intervals.DELAY_HOURS]) if known else math.nan for row in (0, 1))
         days.append(excess(float(realized[k]), model, har))
         har_served[k:] = serving.behind(days)
     return tuple(days[-serving.DAYS :]), har_served
@@ -184,15 +189,15 @@ def _policies(
     rules: Rules,
     regimes: tuple[Regimes, ...],
     start: int,
-    said: Array,
+    sigmas: Array,
     volatility: Array,
     highs: Array,
     har_served: NDArray[np.bool_],
-) -> tuple[risk.Memory, ...]:
+) -> tuple[risk.PolicyMemory, ...]:
     """The memories of all policies after these hours; `volatility` and `highs` are of what was served."""
     first = start // HOUR_MS
-    rows = [k for k, sigma in enumerate(said[0].tolist()) if sigma == sigma]
-    columns = {name: said[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
+    rows = [k for k, sigma in enumerate(sigmas[0].tolist()) if sigma == sigma]
+    columns = {name: sigmas[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
     columns["model"] = volatility[rows].tolist()
     relative, gaps = (highs[rows] / volatility[rows]).tolist(), [int(g) for g in columns["gaps"]]
     seen = {
@@ -208,4 +213,4 @@ def _policies(
         by_who = [regimes_for(rules, policy, regimes, har) for har in (False, True)]
         return [by_who[har] for har in served]
 
-    return tuple(risk.fold(policy, limits(policy), seen[policy.forecast]) for policy in rules.policies)
+    return tuple(risk.accumulate(policy, limits(policy), seen[policy.forecast]) for policy in rules.policies)

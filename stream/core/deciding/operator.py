@@ -4,7 +4,7 @@
 `Ready`; whoever drives it computes features and predicts, many symbols in one call, and hands the prediction
 back. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
 
-Everything that intervals, decisions and the choice of who is served remember is a fold over a finite history
+Everything that intervals, decisions and the choice of who is served remember is an accumulation over a finite history
 (stream/core/deciding/accumulation.py), so a fresh start and a daemon that ran for a year agree.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from stream.core.deciding import accumulation
 from stream.core.deciding import policy as risk
-from stream.core.deciding.accumulation import FOLD_HOURS, RegimesFrom, Rules, Serving, anchor
+from stream.core.deciding.accumulation import ACCUMULATION_HOURS, RegimesFrom, Rules, Serving, anchor
 from stream.core.forecasting import intervals, serving, target
 from stream.core.forecasting.contract import Regimes
 from stream.core.forecasting.features import LOOKBACK_HOURS, MIN_RETURNS_24H, SIGMA_FLOOR
@@ -51,24 +51,24 @@ class State(msgspec.Struct, frozen=True):
     window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
     #: [sources + 1, Rules.said_hours], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
     #: newest last, NaN where there was no forecast. None before the first.
-    said: Array | None = None
-    #: Open time of the newest column of `said`.
-    said_until: int = 0
+    sigmas: Array | None = None
+    #: Open time of the newest column of `sigmas`.
+    forecast_until: int = 0
     #: [FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
-    realized: Array = msgspec.field(default_factory=lambda: np.full(FOLD_HOURS, np.nan))
+    realized: Array = msgspec.field(default_factory=lambda: np.full(ACCUMULATION_HOURS, np.nan))
     awaiting: bool = False
     anchor: int = 0
-    memory: risk.Memory = risk.Memory()
-    #: Memories of `Rules.beside`.
-    beside: tuple[risk.Memory, ...] = ()
+    memory: risk.PolicyMemory = risk.PolicyMemory()
+    #: Memories of `Rules.compared`.
+    compared: tuple[risk.PolicyMemory, ...] = ()
     #: None until the first forecast.
-    calibrated: intervals.Memory | None = None
+    calibrated: intervals.IntervalMemory | None = None
     #: The same around `har`; None while it has not been served since the anchor.
-    har_calibrated: intervals.Memory | None = None
-    #: As `Folded.days`; whoever they speak for is served.
+    har_calibrated: intervals.IntervalMemory | None = None
+    #: As `Accumulated.days`; whoever they speak for is served.
     days: tuple[float, ...] = ()
     serving: Serving = "model"
-    #: As `Folded.regimes`; None until the first forecast.
+    #: As `Accumulated.regimes`; None until the first forecast.
     regimes: tuple[Regimes, ...] | None = None
     regimes_from: RegimesFrom = "bundle"
     recent: tuple[RecentForecast, ...] = ()
@@ -76,7 +76,7 @@ class State(msgspec.Struct, frozen=True):
     @property
     def volatilities(self) -> Array:
         """[Rules.said_hours], the model's σ by hour; the newest is that of the newest forecast."""
-        return np.full(FOLD_HOURS, np.nan) if self.said is None else self.said[0]
+        return np.full(ACCUMULATION_HOURS, np.nan) if self.sigmas is None else self.sigmas[0]
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -121,15 +121,15 @@ class Issued(msgspec.Struct, frozen=True):
     #: As it is served: while `har` is, its σ are har's.
     prediction: Prediction
     interval: intervals.Interval
-    verdict: risk.Verdict
+    verdict: risk.Ruling
     serving: Serving
     #: What the model said of the next 24 h.
     model_volatility: float
     #: What the verdict's regime was found by.
     regimes: Regimes
     regimes_from: RegimesFrom = "bundle"
-    #: Where the policies of `Rules.beside` stand after it.
-    beside: tuple[risk.Memory, ...] = ()
+    #: Where the policies of `Rules.compared` stand after it.
+    compared: tuple[risk.PolicyMemory, ...] = ()
 
 
 Event = Gap | Matured | Ready | Insufficient | Issued
@@ -143,10 +143,10 @@ def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, 
 
 
 def remember(rules: Rules, state: State, prediction: Prediction) -> State:
-    """The state after a forecast from before the fold: nothing is decided, own regimes are found by it."""
-    said = _said_before(rules, state, prediction.open_time)
-    said[:, -1] = _column(rules, prediction)
-    return msgspec.structs.replace(state, said=said, said_until=prediction.open_time, awaiting=False)
+    """The state after a forecast from before the accumulation: nothing is decided, own regimes are found by it."""
+    sigmas = _past_before(rules, state, prediction.open_time)
+    sigmas[:, -1] = _column(rules, prediction)
+    return msgspec.structs.replace(state, sigmas=sigmas, forecast_until=prediction.open_time, awaiting=False)
 
 
 def give_up(state: State) -> State:
@@ -174,7 +174,7 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
     calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
     har_calibrated = None if state.har_calibrated is None else intervals.passed(state.har_calibrated, hours)
     realized = math.nan
-    model, har = _said_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
+    model, har = _past_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
     if returns == intervals.DELAY_HOURS:
         outcomes[-1] = realized = target.realized(closes)
         events.append(Matured(state.symbol, candle.open_time - intervals.DELAY_HOURS * HOUR_MS, realized))
@@ -195,13 +195,13 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
         symbol=state.symbol,
         last_open_time=candle.open_time,
         window=window,
-        said=state.said,
-        said_until=state.said_until,
+        sigmas=state.sigmas,
+        forecast_until=state.forecast_until,
         realized=outcomes,
         awaiting=ready,
         anchor=state.anchor,
         memory=state.memory,
-        beside=state.beside,
+        compared=state.compared,
         calibrated=calibrated,
         har_calibrated=har_calibrated,
         days=days,
@@ -220,57 +220,57 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     ):
         raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
     now = prediction.open_time
-    said = _said_before(rules, state, now)
+    sigmas = _past_before(rules, state, now)
     calibrated, har_calibrated, days = state.calibrated, state.har_calibrated, state.days
-    memory, beside, start = state.memory, state.beside, anchor(now)
+    memory, compared, start = state.memory, state.compared, anchor(now)
     regimes, regimes_from = state.regimes, state.regimes_from
     # This hour included: its own forecast is not there yet, and its outcome is learnt from.
     past = slice(-1 - (now - start) // HOUR_MS, None)
     if start != state.anchor or calibrated is None or regimes is None:
-        before = said[:, : past.start]
-        found = accumulation.fold(rules, state.symbol, start, said[:, past], state.realized, before)
+        before = sigmas[:, : past.start]
+        found = accumulation.accumulate(rules, state.symbol, start, sigmas[:, past], state.realized, before)
         calibrated, har_calibrated, days = found.calibrated, found.har_calibrated, found.days
         memory, *others = found.memories
-        beside = tuple(others)
+        compared = tuple(others)
         regimes, regimes_from = found.regimes, found.regimes_from
     har_served = serving.behind(days)
     if har_served and har_calibrated is None:
-        har_calibrated = accumulation.har_intervals(rules, start, said[:, past], state.realized)
-    said[:, -1] = _column(rules, prediction)
+        har_calibrated = accumulation.har_intervals(rules, start, sigmas[:, past], state.realized)
+    sigmas[:, -1] = _column(rules, prediction)
     calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
     if har_calibrated is not None:
         har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
         interval = around_har if har_served else interval
-    said_by_model = prediction
+    model_prediction = prediction
     if har_served:
         prediction = _as_har(prediction, state.window)
-    # What policies see of each source is what `said` keeps of it and a later fold will show them again: of the headline
-    # what is served, of everything else what was predicted.
-    seen = msgspec.structs.replace(prediction, rolling_24h_next=said_by_model.rolling_24h_next)
+    # What policies see of each source is what `sigmas` keeps of it and a later accumulation will show them
+    # again: of the headline what is served, of everything else what was predicted.
+    seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
     limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
     memory, verdict = risk.decide(rules.policy, limits, memory, risk.outlook(rules.policy, seen, interval.high))
-    if rules.beside:
-        beside = tuple(
+    if rules.compared:
+        compared = tuple(
             risk.advance(
                 policy,
                 accumulation.regimes_for(rules, policy, regimes, har_served),
                 before_it,
                 risk.outlook(policy, seen, interval.high),
             )
-            for policy, before_it in zip(rules.beside, beside, strict=True)
+            for policy, before_it in zip(rules.compared, compared, strict=True)
         )
     who: Serving = "har" if har_served else "model"
     after = State(
         symbol=state.symbol,
         last_open_time=state.last_open_time,
         window=state.window,
-        said=said,
-        said_until=now,
+        sigmas=sigmas,
+        forecast_until=now,
         realized=state.realized,
         awaiting=False,
         anchor=start,
         memory=memory,
-        beside=beside,
+        compared=compared,
         calibrated=calibrated,
         har_calibrated=har_calibrated,
         days=days,
@@ -281,14 +281,16 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     )
     if rules.policy.thresholds is not None:
         limits = rules.policy.thresholds.hourly
-    return after, (Issued(prediction, interval, verdict, who, said_by_model.volatility, limits, regimes_from, beside),)
+    return after, (
+        Issued(prediction, interval, verdict, who, model_prediction.volatility, limits, regimes_from, compared),
+    )
 
 
-def _said_before(rules: Rules, state: State, open_time: int) -> Array:
-    """`State.said` up to this hour, whose own forecast is not there yet."""
-    if state.said is None:
-        return np.full((len(rules.sources) + 1, rules.said_hours(state.symbol)), np.nan)
-    return _later(state.said, (open_time - state.said_until) // HOUR_MS)
+def _past_before(rules: Rules, state: State, open_time: int) -> Array:
+    """`State.sigmas` up to this hour, whose own forecast is not there yet."""
+    if state.sigmas is None:
+        return np.full((len(rules.sources) + 1, rules.sigma_hours(state.symbol)), np.nan)
+    return _later(state.sigmas, (open_time - state.forecast_until) // HOUR_MS)
 
 
 def _column(rules: Rules, prediction: Prediction) -> list[float]:
@@ -326,12 +328,12 @@ def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float
     return (*days, *missed, newest)[-serving.DAYS :]
 
 
-def _said_at(state: State, open_time: int) -> tuple[float, float]:
-    """σ of the model and of har of an earlier candle of the fold, NaN where there was none."""
-    back = (state.said_until - open_time) // HOUR_MS
-    if state.said is None or open_time < state.anchor or not 0 <= back < FOLD_HOURS:
+def _past_at(state: State, open_time: int) -> tuple[float, float]:
+    """σ of the model and of har of an earlier candle of the accumulation, NaN where there was none."""
+    back = (state.forecast_until - open_time) // HOUR_MS
+    if state.sigmas is None or open_time < state.anchor or not 0 <= back < ACCUMULATION_HOURS:
         return math.nan, math.nan
-    return float(state.said[0, -1 - back]), float(state.said[1, -1 - back])
+    return float(state.sigmas[0, -1 - back]), float(state.sigmas[1, -1 - back])
 
 
 def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:

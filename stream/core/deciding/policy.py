@@ -96,7 +96,7 @@ def _version(policy: Policy) -> str:
     return f"{policy.name}-{hashlib.sha256(msgspec.json.encode(policy)).hexdigest()[:8]}"
 
 
-class Memory(msgspec.Struct, frozen=True):
+class PolicyMemory(msgspec.Struct, frozen=True):
     """What the policy remembers from one forecast to the next. Hours are counted since the epoch; -1: none yet."""
 
     exposure: float = 0.0
@@ -126,7 +126,7 @@ class Reason(msgspec.Struct, frozen=True):
     values: dict[str, float] = {}
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Ruling(msgspec.Struct, frozen=True):
     """The numbers of a decision, before it is given an id and times."""
 
     policy_version: str
@@ -152,7 +152,7 @@ def _index(sigma: float, regimes: Regimes) -> int:
     return 2 if sigma >= regimes.high_from else 1 if sigma >= regimes.medium_from else 0
 
 
-def advance(policy: Policy, regimes: Regimes, memory: Memory, seen: Outlook) -> Memory:
+def advance(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> PolicyMemory:
     """The memory after a forecast. This is the policy; `decide` only explains it."""
     hour, sigma = seen.hour, seen.volatility
     if policy.thresholds is not None:
@@ -187,7 +187,7 @@ def advance(policy: Policy, regimes: Regimes, memory: Memory, seen: Outlook) -> 
         move = held and wanted > exposure and wanted - exposure >= policy.no_trade_band
     if move:
         exposure, changed = wanted, hour
-    return Memory(exposure, index, off, log_calm, hour, changed, until)
+    return PolicyMemory(exposure, index, off, log_calm, hour, changed, until)
 
 
 def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
@@ -198,15 +198,15 @@ def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
     return min(policy.max_exposure, policy.target_volatility_annualized / (max(sigma, math.exp(log_calm)) * ANNUAL))
 
 
-def fold(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> Memory:
+def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> PolicyMemory:
     """The memory after these, from nothing; `regimes` of each."""
-    memory = Memory()
+    memory = PolicyMemory()
     for limits, each in zip(regimes, seen, strict=False):
         memory = advance(policy, limits, memory, each)
     return memory
 
 
-def decide(policy: Policy, regimes: Regimes, memory: Memory, seen: Outlook) -> tuple[Memory, Verdict]:
+def decide(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> tuple[PolicyMemory, Ruling]:
     """`advance`, with a verdict that says why."""
     after = advance(policy, regimes, memory, seen)
     if after.exposure == memory.exposure:
@@ -215,7 +215,7 @@ def decide(policy: Policy, regimes: Regimes, memory: Memory, seen: Outlook) -> t
         action = "risk_off"
     else:
         action = "increase" if after.exposure > memory.exposure else "reduce"
-    return after, Verdict(
+    return after, Ruling(
         policy_version=policy.version,
         regime=REGIMES[after.regime],
         exposure=after.exposure,
@@ -226,7 +226,9 @@ def decide(policy: Policy, regimes: Regimes, memory: Memory, seen: Outlook) -> t
     )
 
 
-def _reasons(policy: Policy, regimes: Regimes, before: Memory, after: Memory, seen: Outlook) -> tuple[Reason, ...]:
+def _reasons(
+    policy: Policy, regimes: Regimes, before: PolicyMemory, after: PolicyMemory, seen: Outlook
+) -> tuple[Reason, ...]:
     sigma, annualized = seen.volatility, seen.volatility * ANNUAL
     wanted = _wanted(policy, after.regime, sigma, after.log_calm)
     steps = policy.thresholds
@@ -268,11 +270,11 @@ def _reasons(policy: Policy, regimes: Regimes, before: Memory, after: Memory, se
     return tuple(reasons)
 
 
-def _braked(after: Memory, seen: Outlook) -> bool:
+def _braked(after: PolicyMemory, seen: Outlook) -> bool:
     return seen.hour < after.braked_until_hour or seen.gaps > REPAIRED_GAPS
 
 
-def _limits(policy: Policy, after: Memory, seen: Outlook, wanted: float) -> list[Reason]:
+def _limits(policy: Policy, after: PolicyMemory, seen: Outlook, wanted: float) -> list[Reason]:
     """What stands above the target: risk-off and the brake."""
     reasons = []
     if after.off:

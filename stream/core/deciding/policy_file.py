@@ -1,7 +1,7 @@
 """A policy's TOML as a `Policy`, or one line that names the key at fault. Text in, policy out; no file is read here.
 
 Every key of `Policy` may stand in the file, and no other; what is left out has its default. Limits keep the policy's
-memory well inside the 60 days that a decision's fold has at least.
+memory well inside the 60 days that a decision's accumulation has at least.
 """
 
 from __future__ import annotations

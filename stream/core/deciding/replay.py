@@ -62,7 +62,7 @@ def replay(
     """Drives a fresh operator over `candles` and yields each event with the state after it.
 
     Forecasts begin with the first candle that opens at or after `since` (default: the first there is); the
-    hours that its decision's fold needs are run before it and not yielded.
+    hours that its decision's accumulation needs are run before it and not yielded.
     """
     grid, ohlcv = to_grid(candles)
     if not len(grid):
@@ -85,14 +85,16 @@ def drive(
     state = State(symbol)
     start = anchor(since) if since is not None else None
     for candle in candles:
-        # The look-back before the fold fills the window; of what it would forecast, own regimes depend on some hours.
+        # The look-back before the accumulation fills the window; of what it would forecast, own regimes depend on some
+        # hours.
         state, events = step(rules, state, candle)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
         if not any(isinstance(e, Ready) for e in events):
             continue
         prediction = predictions.get(candle.open_time)
         if prediction is None:
-            # Before the fold nobody asked; within it the model gave no usable answer. Both are as if never forecast.
+            # Before the accumulation nobody asked; within it the model gave no usable answer. Both are as if never
+            # forecast.
             state = give_up(state)
             continue
         if start is not None and candle.open_time < start:

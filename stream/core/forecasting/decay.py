@@ -101,7 +101,7 @@ class Sum(msgspec.Struct, frozen=True):
 _NOTHING = (Sum(), Sum(), Sum())
 
 
-class Memory(msgspec.Struct, frozen=True):
+class DecayMemory(msgspec.Struct, frozen=True):
     """Plain data. `alarm` is the one that holds."""
 
     alarm: Alarm | None = None
@@ -116,7 +116,7 @@ class Memory(msgspec.Struct, frozen=True):
     last_open_time: int | None = None
 
 
-def step(usual: Usual, memory: Memory, day: Day) -> tuple[Memory, Alarm | None]:
+def step(usual: Usual, memory: DecayMemory, day: Day) -> tuple[DecayMemory, Alarm | None]:
     """The memory after a day, and the alarm that it raised."""
     if memory.last_open_time is not None and day.open_time <= memory.last_open_time:
         return memory, None
@@ -154,7 +154,7 @@ def step(usual: Usual, memory: Memory, day: Day) -> tuple[Memory, Alarm | None]:
             level, spacing, sums = evidence.level, 0, _NOTHING
     if alarm is None:
         level += _LEVEL_WEIGHT * ratio
-    return Memory(alarm, sums, bundle_sums, level, spacing, day.open_time), raised
+    return DecayMemory(alarm, sums, bundle_sums, level, spacing, day.open_time), raised
 
 
 def _three(sums: Iterable[Sum]) -> tuple[Sum, Sum, Sum]:

@@ -3,8 +3,8 @@
 Rules of this room:
 - What happened after a forecast is known 24 hours later. Until then it changes nothing, here as in life.
 - Weekday and weekend are calibrated apart: their errors differ, and pooled intervals fail one of them.
-- The memory is a fold from the bundle's starting calibration over a finite history, so a fresh start agrees with a
-  daemon that ran for a year.
+- The memory is an accumulation from the bundle's starting calibration over a finite history, so a fresh start agrees
+  with a daemon that ran for a year.
 
 Scores are residuals log(realized / forecast). Bounds are their empirical quantiles over the starting residuals and
 what was learnt since, at miss rates that each tail adapts: rate += GAMMA × (aimed - missed) (Gibbs & Candès 2021,
@@ -52,7 +52,7 @@ class Group(msgspec.Struct, frozen=True):
     miss_above: float
 
 
-class Memory(msgspec.Struct, frozen=True):
+class IntervalMemory(msgspec.Struct, frozen=True):
     groups: tuple[Group, Group]
     #: log bounds relative to the forecast, by hour: [DELAY_HOURS + 1, 2], the newest last, NaN where none was given.
     given: Array = msgspec.field(default_factory=lambda: np.full((DELAY_HOURS + 1, 2), np.nan))
@@ -64,7 +64,7 @@ def group_of(open_time: int) -> int:
     return int((middle // _DAY_HOURS + _EPOCH_WEEKDAY) % 7 >= 5)
 
 
-def start(calibration: Calibration) -> Memory:
+def start(calibration: Calibration) -> IntervalMemory:
     """The memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
     parts: tuple[list[float], list[float]] = ([], [])
     for k, residual in enumerate(calibration.residuals):
@@ -72,19 +72,21 @@ def start(calibration: Calibration) -> Memory:
             parts[group_of(calibration.residuals_from + k * HOUR_MS)].append(residual)
     rate = (1 - calibration.level) / 2
     weekday, weekend = (Group(np.sort(np.array(p, np.float64)), rate, rate) for p in parts)
-    return Memory((weekday, weekend))
+    return IntervalMemory((weekday, weekend))
 
 
-def passed(memory: Memory, hours: int = 1) -> Memory:
+def passed(memory: IntervalMemory, hours: int = 1) -> IntervalMemory:
     """The memory when the next candle is `hours` later: what was given moves on by as many rows."""
     given = np.empty_like(memory.given)
     kept = max(len(given) - hours, 0)
     given[:kept] = memory.given[len(given) - kept :]
     given[kept:] = np.nan
-    return Memory(memory.groups, given)
+    return IntervalMemory(memory.groups, given)
 
 
-def learn(calibration: Calibration, memory: Memory, open_time: int, volatility: float, realized: float) -> Memory:
+def learn(
+    calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float, realized: float
+) -> IntervalMemory:
     """The memory after the outcome, known at this candle, of the forecast of 24 hours before (`volatility`)."""
     residual = math.log(realized / volatility)
     index = group_of(open_time - DELAY_HOURS * HOUR_MS)
@@ -97,10 +99,12 @@ def learn(calibration: Calibration, memory: Memory, open_time: int, volatility: 
     residuals = np.empty(len(group.residuals) + 1)
     residuals[:at], residuals[at], residuals[at + 1 :] = group.residuals[:at], residual, group.residuals[at:]
     learnt = Group(residuals, below, above)
-    return Memory((learnt, memory.groups[1]) if index == 0 else (memory.groups[0], learnt), memory.given)
+    return IntervalMemory((learnt, memory.groups[1]) if index == 0 else (memory.groups[0], learnt), memory.given)
 
 
-def give(calibration: Calibration, memory: Memory, open_time: int, volatility: float) -> tuple[Memory, Interval]:
+def give(
+    calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float
+) -> tuple[IntervalMemory, Interval]:
     """The interval for the forecast of this candle, and the memory of having given it."""
     group = memory.groups[group_of(open_time)]
     if len(group.residuals) < MIN_RESIDUALS:
@@ -111,22 +115,24 @@ def give(calibration: Calibration, memory: Memory, open_time: int, volatility: f
         high = max(_quantile(group.residuals, 1 - group.miss_above), 0.0)
     given = memory.given.copy()
     given[-1] = low, high
-    return Memory(memory.groups, given), Interval(
+    return IntervalMemory(memory.groups, given), Interval(
         volatility * math.exp(low), volatility * math.exp(high), calibration.level
     )
 
 
-def fold(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> Memory:
+def accumulate(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> IntervalMemory:
     """The memory after a stretch of hours, from nothing: rows are hours from `open_time` on.
 
     `volatility`: the forecast of each hour's candle; `realized`: what is known at it of the 24 hours that end with
     it. Both [n], hourly σ, NaN where there is none.
     """
-    return folded(calibration, open_time, volatility, realized)[0]
+    return accumulated(calibration, open_time, volatility, realized)[0]
 
 
-def folded(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> tuple[Memory, Array]:
-    """`fold`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
+def accumulated(
+    calibration: Calibration, open_time: int, volatility: Array, realized: Array
+) -> tuple[IntervalMemory, Array]:
+    """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
     memory, highs = start(calibration), np.full(len(volatility), np.nan)
     for k, (spoken, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
         memory = passed(memory)

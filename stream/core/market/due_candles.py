@@ -17,20 +17,20 @@ from enum import Enum
 from stream.core.market.candle import HOUR_MS
 
 
-class Verdict(Enum):
+class Order(Enum):
     DUE = "due"
     DUPLICATE = "duplicate"  # the newest one again
     OUT_OF_ORDER = "out_of_order"  # older than the newest
     HOLE = "hole"  # at least one hour between it and the newest is missing
 
 
-def judge(last_open_time: int | None, open_time: int) -> Verdict:
+def judge(last_open_time: int | None, open_time: int) -> Order:
     """What a candle that opens at `open_time` is to a symbol whose newest opened at `last_open_time`."""
     if last_open_time is None or open_time == last_open_time + HOUR_MS:
-        return Verdict.DUE
+        return Order.DUE
     if open_time == last_open_time:
-        return Verdict.DUPLICATE
-    return Verdict.OUT_OF_ORDER if open_time < last_open_time else Verdict.HOLE
+        return Order.DUPLICATE
+    return Order.OUT_OF_ORDER if open_time < last_open_time else Order.HOLE
 
 
 def overdue(last_open_time: int | None, exchange_now_ms: int, grace_ms: int) -> bool:

@@ -15,7 +15,7 @@ from stream.core.deciding.operator import Gap, Issued, RecentForecast
 from stream.core.deciding.policy import ANNUAL, Reason
 from stream.core.forecasting.contract import Model
 from stream.core.market.candle import HOUR_MS, Provenance
-from stream.core.messages.revisions import Said, newest_lines
+from stream.core.messages.revisions import IssuedHistory, newest_lines
 from stream.core.messages.schemas import (
     Baselines,
     Decision,
@@ -102,7 +102,7 @@ def _of_the_operator(issued: Issued) -> Iterator[Reason]:
 
 
 def recent(
-    symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, said: Said | None = None
+    symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, said: IssuedHistory | None = None
 ) -> Recent:
     """The last hours as they were published, and as the operator sees them (`entries`) where nothing was."""
     lines = lines_of(entries, said.lines if said else {})
@@ -116,8 +116,8 @@ def recent(
 
 
 def lines_of(entries: tuple[RecentForecast, ...], said: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
-    """What was published is repeated, whatever a restart, another fold or another model now makes of that hour; only
-    its outcome is what the candles now say."""
+    """What was published is repeated, whatever a restart, another accumulation or another model now makes of that
+    hour; only its outcome is what the candles now say."""
     lines = dict(said)
     for e in entries:
         before = lines.get(e.open_time)

@@ -92,7 +92,7 @@ class Renumbering(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class Issuer:
     """A model and a policy, whole: what was said by them is corrected by them, also when others speak now."""
 
     model_version: str

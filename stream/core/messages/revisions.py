@@ -32,7 +32,7 @@ _M = TypeVar("_M", Recent, PublishedScore, Forecast, Decision)
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
-class Said(msgspec.Struct, frozen=True):
+class IssuedHistory(msgspec.Struct, frozen=True):
     """`lines` by open time; those without `issued` were shown and never issued. `until` is the newest hour that was
     issued, 0 before the first; `highest` the highest revision of anything, and `heard` what it was when others were
     last heard."""
@@ -77,7 +77,7 @@ class Said(msgspec.Struct, frozen=True):
         told = (before.realized, before.volatility, before.low, before.high)
         return number if close(told, (outcome.realized, outcome.volatility, outcome.low, outcome.high)) else number + 1
 
-    def after(self, pairs: Iterable[tuple[Forecast, Decision]], outcomes: Iterable[Outcome] = ()) -> Said:
+    def after(self, pairs: Iterable[tuple[Forecast, Decision]], outcomes: Iterable[Outcome] = ()) -> IssuedHistory:
         """With these words, issued with the revisions that they carry."""
         lines, until, highest = dict(self.lines), self.until, self.highest
         for forecast, decision in pairs:
@@ -90,9 +90,9 @@ class Said(msgspec.Struct, frozen=True):
             if before is not None and before.issued is not None and _model(before) == outcome.model_version:
                 issued = msgspec.structs.replace(before.issued, score_revision=outcome.score_revision)
                 lines[outcome.open_time] = msgspec.structs.replace(before, realized=outcome.realized, issued=issued)
-        return Said(newest_lines(lines), until, highest, self.heard)
+        return IssuedHistory(newest_lines(lines), until, highest, self.heard)
 
-    def and_heard(self, heard: Said) -> Said:
+    def and_heard(self, heard: IssuedHistory) -> IssuedHistory:
         """With what others have said. Of one hour the higher revision counts, and ours where they are even."""
         lines = dict(self.lines)
         for open_time, told in heard.lines.items():
@@ -100,7 +100,7 @@ class Said(msgspec.Struct, frozen=True):
             if ours is None or _rank(told) > _rank(ours):
                 lines[open_time] = told
         highest = max(self.highest, heard.highest)
-        return Said(newest_lines(lines), max(self.until, heard.until), highest, highest)
+        return IssuedHistory(newest_lines(lines), max(self.until, heard.until), highest, highest)
 
 
 def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = None) -> RecentEntry:
@@ -146,23 +146,23 @@ def newest_lines(lines: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
     return {t: e for t, e in lines.items() if t >= oldest}
 
 
-def heard(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> Said:
+def heard(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> IssuedHistory:
     """What retained topics tell; each may be empty, or written by anybody."""
-    told = Said()
+    told = IssuedHistory()
     if (said := _decoded(recent, Recent)) is not None:
         lines = {e.open_time: e for e in said.forecasts}
         issued = {t: e.issued.revision for t, e in lines.items() if e.issued is not None}
         highest = max((said.highest_revision, *issued.values()))
-        told = _believed(told, Said(newest_lines(lines), max(issued, default=0), highest))
+        told = _believed(told, IssuedHistory(newest_lines(lines), max(issued, default=0), highest))
     if (score_said := _decoded(score, PublishedScore)) is not None:
-        told = _believed(told, Said({}, score_said.issued_until, score_said.highest_revision))
+        told = _believed(told, IssuedHistory({}, score_said.issued_until, score_said.highest_revision))
     newest, decided = _decoded(forecast, Forecast), _decoded(decision, Decision)
     if newest is not None and decided is not None and decided.forecast_id == newest.id:
-        told = _believed(told, Said().after([(newest, decided)]))
+        told = _believed(told, IssuedHistory().after([(newest, decided)]))
     return told
 
 
-def _believed(known: Said, told: Said) -> Said:
+def _believed(known: IssuedHistory, told: IssuedHistory) -> IssuedHistory:
     """Both, unless no node of ours can have said the second."""
     return known.and_heard(told) if 0 <= told.highest <= _MOST and 0 <= told.until < _LATEST else known
 

@@ -50,9 +50,9 @@ def _said(outcome: Outcome) -> list[float]:
     return [getattr(outcome, field) for field in _FIELDS]
 
 
-def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.Memory, tuple[decay.Alarm, ...]]:
+def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.DecayMemory, tuple[decay.Alarm, ...]]:
     """Where the detectors stand after the daily ones among these, in time order, and what they raised on the way."""
-    memory, raised = decay.Memory(), []
+    memory, raised = decay.DecayMemory(), []
     for day in filter(None, map(day_of, outcomes)):
         memory, alarm = decay.step(usual, memory, day)
         if alarm is not None:
@@ -96,7 +96,7 @@ class Scoreboard:
         self._realized = np.full(_HOURS, np.nan)
         self._said = np.full((len(FORECASTERS), _HOURS), np.nan)
         self._covered = np.full(_HOURS, np.nan)
-        self.memory = decay.Memory()
+        self.memory = decay.DecayMemory()
 
     @classmethod
     def of(cls, usual: Usual, model_version: str, hourly: Iterable[Outcome], daily: Iterable[Outcome]) -> Scoreboard:
@@ -115,7 +115,7 @@ class Scoreboard:
         self._place(outcome)
         self.memory, _ = self._step(outcome)
 
-    def _step(self, outcome: Outcome) -> tuple[decay.Memory, decay.Alarm | None]:
+    def _step(self, outcome: Outcome) -> tuple[decay.DecayMemory, decay.Alarm | None]:
         day = day_of(outcome) if outcome.model_version == self._version else None
         return (self.memory, None) if day is None else decay.step(self._usual, self.memory, day)
 

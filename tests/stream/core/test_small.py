@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.core.market.candle import HOUR_MS, Candle, CandleError, check, grid_floor, to_ms
-from stream.core.market.due_candles import Absences, Verdict, judge, lacking, overdue
+from stream.core.market.due_candles import Absences, Order, judge, lacking, overdue
 from stream.core.market.exchange_time import ExchangeTime
 
 T0 = 1_704_067_200_000
@@ -17,14 +17,14 @@ T0 = 1_704_067_200_000
 
 @pytest.mark.parametrize(
     ("hours", "verdict"),
-    [(1, Verdict.DUE), (0, Verdict.DUPLICATE), (-1, Verdict.OUT_OF_ORDER), (2, Verdict.HOLE), (500, Verdict.HOLE)],
+    [(1, Order.DUE), (0, Order.DUPLICATE), (-1, Order.OUT_OF_ORDER), (2, Order.HOLE), (500, Order.HOLE)],
 )
-def test_the_ledger_judges_by_the_hour(hours: int, verdict: Verdict) -> None:
+def test_the_ledger_judges_by_the_hour(hours: int, verdict: Order) -> None:
     assert judge(T0, T0 + hours * HOUR_MS) is verdict
 
 
 def test_whatever_comes_first_is_due() -> None:
-    assert judge(None, T0) is Verdict.DUE
+    assert judge(None, T0) is Order.DUE
     assert overdue(None, T0, 0)
 
 

@@ -37,11 +37,11 @@ BEGIN_MS = START + (NEWEST + 1) * HOUR_MS + 60_000
 class Rest:
     """Knows the candles up to its own time, less what it lags behind, and answers while it is reachable."""
 
-    def __init__(self, candles: list[Candle], now_ms: Callable[[], int], told_time: Callable[[int], None]) -> None:
+    def __init__(self, candles: list[Candle], now_ms: Callable[[], int], reported_time: Callable[[int], None]) -> None:
         self.candles_ = candles
         self._now_ms = now_ms
         self.lag_ms = 0
-        self.told_time = told_time
+        self.reported_time = reported_time
         self.reachable = True
         self.status = "TRADING"
         self.knows = True
@@ -57,7 +57,7 @@ class Rest:
 
     async def server_time_ms(self) -> int:
         await self._answer()
-        self.told_time(self.now_ms)
+        self.reported_time(self.now_ms)
         return self.now_ms
 
     async def exchange_info(self, symbol: str) -> ExchangeInfo:
@@ -72,7 +72,7 @@ class Rest:
 
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
         self.asked_for_candles += 1
-        self.told_time(self.now_ms)
+        self.reported_time(self.now_ms)
         await self._answer()
         last = 2**60 if to_open_time is None else to_open_time
         shown = self.now_ms - self.lag_ms
@@ -128,7 +128,7 @@ class Stand:
             time_scale=1.0,
             clock=clock,
             observe=self.facts.append,
-            tell_feed=lambda symbol, state, first, last: self.states.append(state),
+            notify_feed=lambda symbol, state, first, last: self.states.append(state),
             sleep=self._sleep,
         )
 

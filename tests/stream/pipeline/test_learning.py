@@ -99,7 +99,7 @@ async def others(folder: Path, *, spoilt: int, first: int = 50, last: int = 90) 
         await start(made, TAPE[:first])
         await go_on(made, [wrong(c, 0.97) if h == spoilt else c for h, c in enumerate(TAPE[:last])][first:])
         assert await made.processor.revise(SYMBOL, TAPE[last - 40 : last]) == 1
-        await made.processor.tell_scores()
+        await made.processor.publish_scores()
         return {topic: item.payload for topic, item in made.retained.items()}
 
 
@@ -205,7 +205,7 @@ async def test_a_restart_hears_itself_and_learns_nothing(tmp_path: Path) -> None
     async with bench(tmp_path) as made:
         await start(made, TAPE[:50])
         await go_on(made, TAPE[50:120])
-        await made.processor.tell_scores()
+        await made.processor.publish_scores()
         retained = {topic: item.payload for topic, item in made.retained.items()}
     async with bench(tmp_path) as made:
         broker = Broker(made)

@@ -248,7 +248,7 @@ async def resumed(data_dir: Path, model: Model, past: Sequence[Candle]):  # type
     try:
         before = await made.processor.in_journal(made.journal.processed, "BTCUSDT")
         await made.processor.warm("BTCUSDT", past, before)
-        await made.processor.tell_scores()
+        await made.processor.publish_scores()
         yield made
     finally:
         await asyncio.to_thread(made.processor.close)
@@ -274,7 +274,7 @@ async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path
             assert [g.decay.detected for g in gauges] == [since != first]
             for candle in tape[since:until]:
                 await made.processor.process([Due(candle, "live", 0.0)])
-                await made.processor.tell_scores()
+                await made.processor.publish_scores()
             alarms += [f.decay for f in made.facts if isinstance(f, DecayFound)]
             events += [e.topic for e in made.offered if e.topic.endswith("event/decay.detected")]
             scores = told_scores(made)
@@ -307,7 +307,7 @@ async def test_a_new_model_starts_with_a_score_of_its_own(tmp_path: Path) -> Non
     async with resumed(tmp_path, Model(), tape[:80]) as made:
         for candle in tape[80:120]:
             await made.processor.process([Due(candle, "live", 0.0)])
-            await made.processor.tell_scores()
+            await made.processor.publish_scores()
         assert told_scores(made)[-1].windows
     other = Model()
     other.model = msgspec.structs.replace(other.model, sha256="cd" * 32)
@@ -317,7 +317,7 @@ async def test_a_new_model_starts_with_a_score_of_its_own(tmp_path: Path) -> Non
         assert (first.model_version, first.open_time, first.windows) == (other.model.version, None, ())
         for candle in tape[120:130]:
             await made.processor.process([Due(candle, "live", 0.0)])
-            await made.processor.tell_scores()
+            await made.processor.publish_scores()
         # Outcomes of the old model's forecasts come, and are not its own.
         assert {s.windows for s in told_scores(made)} == {()}
 
@@ -327,15 +327,15 @@ async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Pa
     async with resumed(tmp_path, Model(), tape[:100]) as made:
         for candle in tape[100:125]:
             await made.processor.process([Due(candle, "live", 0.0)])
-            await made.processor.tell_scores()
+            await made.processor.publish_scores()
         # One at the start, which says who is served, and one with the first outcome.
         assert [len(s.windows) for s in told_scores(made)] == [0, 15]
         made.journal.posts = False
         await made.processor.process([Due(tape[125], "live", 0.0)])
-        await made.processor.tell_scores()
+        await made.processor.publish_scores()
         assert made.failed.is_set()
         assert made.processor.failing is None
         made.journal.posts = True
         await made.processor.process([Due(tape[126], "live", 0.0)])
-        await made.processor.tell_scores()
+        await made.processor.publish_scores()
         assert [s.windows[0].matured for s in told_scores(made)[1:]] == [1, 3]

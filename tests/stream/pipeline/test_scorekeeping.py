@@ -110,8 +110,8 @@ def test_an_alarm_that_only_a_revision_raises_is_told_once_with_it(journal: Sqli
     assert (found.kind, found.open_time, found.since) == (expected.kind, expected.open_time, expected.since)
     journal.commit([record(DAYS[-1], found)])
     assert restating(journal)._decays([msgspec.structs.replace(DAYS[-1], score_revision=2)]) == ()
-    assert journal.told_alarms("BTCUSDT", MODEL.version) == [found.open_time]
-    assert journal.told_alarms("BTCUSDT", "another") == []
+    assert journal.reported_alarms("BTCUSDT", MODEL.version) == [found.open_time]
+    assert journal.reported_alarms("BTCUSDT", "another") == []
 
 
 def test_a_damaged_row_stops_no_start(journal: SqliteJournal) -> None:

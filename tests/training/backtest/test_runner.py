@@ -249,9 +249,9 @@ def test_every_figure_is_there_for_everyone_and_is_a_number() -> None:
     } < set(names)
     json.dumps(msgspec.to_builtins(of), allow_nan=False)
     own = of.line("target-40")
-    beside = next(line for line in of.lines if line.name.startswith("constant "))
-    assert beside.impact.mean_exposure == pytest.approx(own.impact.mean_exposure, abs=2e-3)
-    assert own.impact.tracking_rmse_constant == pytest.approx(beside.impact.tracking_rmse)
+    compared = next(line for line in of.lines if line.name.startswith("constant "))
+    assert compared.impact.mean_exposure == pytest.approx(own.impact.mean_exposure, abs=2e-3)
+    assert own.impact.tracking_rmse_constant == pytest.approx(compared.impact.tracking_rmse)
     assert of.line(BUY_AND_HOLD).impact.exposure_changes == 0
     for line in of.lines:
         assert all(low <= high for low, high in line.intervals.values())
@@ -358,9 +358,9 @@ def test_2021_to_2024_real_candles(real_data: Path) -> None:
     terms = list(decisions.yearly(data, linear, 1_546_300_800_000, (2021, 2022, 2023, 2024)))
     of = runner.run(data, table["BTCUSDT"], terms, [policies.load()]).backtest
     own = of.lines[0].impact
-    beside = next(line for line in of.lines if line.name.startswith("constant ")).impact
-    assert own.tracking_rmse <= 0.60 * beside.tracking_rmse
+    compared = next(line for line in of.lines if line.name.startswith("constant ")).impact
+    assert own.tracking_rmse <= 0.60 * compared.tracking_rmse
     assert own.turnover <= 25
-    assert own.drawdown >= beside.drawdown
-    assert own.cvar_95 >= beside.cvar_95
+    assert own.drawdown >= compared.drawdown
+    assert own.cvar_95 >= compared.cvar_95
     assert 0.001 < own.risk_off_share < 0.05

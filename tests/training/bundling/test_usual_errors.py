@@ -110,7 +110,7 @@ def test_errors_that_never_vary_have_a_deviation_that_days_can_be_held_against()
     same = np.full(len(rows), 1e-5)
     usual = usual_errors.usual(of, rows, same, same)
     assert (usual.excess_deviation, usual.ratio_deviation) == (1e-3, 1e-3)
-    assert core.step(usual, core.Memory(), core.Day(START, 0.0, 0.0))[1] is None
+    assert core.step(usual, core.DecayMemory(), core.Day(START, 0.0, 0.0))[1] is None
 
 
 def test_a_range_without_days_is_refused_in_one_line(data: Dataset) -> None:
@@ -166,7 +166,7 @@ def test_its_figures_are_those_of_the_detectors_day_by_day() -> None:
     watch = watch_of(150)
     wrong = dataclasses.replace(watch, forecast=watch.forecast * 0.7)
     found = decay.study(panel_of(wrong))["model"]
-    memory, alarms = core.Memory(), []
+    memory, alarms = core.DecayMemory(), []
     rows = zip(*(a.tolist() for a in (watch.open_time, watch.realized, wrong.forecast, watch.har)), strict=True)
     for time, realized, said, har in rows:
         day = core.Day(time, serving.excess(realized, said, har), float(np.log(realized / said)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.core.market.candle import HOUR_MS
-from training.data.panel import Interval
+from training.data.panel import IntervalSeries
 from training.scoring import groups
 from training.scoring.measures import interval_measures, measures, qlike_losses, rolling_coverage
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_measured_is_refused_or_undefined():
     for still in (np.full(7, 1.1e-5), np.full(1_000, 0.1)):
         assert measures(still, 1.2 * still)["r2"] is None
     with pytest.raises(ValueError, match="both an outcome and an interval"):
-        interval_measures(np.array([np.nan]), Interval(np.array([1.0]), np.array([2.0]), 0.9))
+        interval_measures(np.array([np.nan]), IntervalSeries(np.array([1.0]), np.array([2.0]), 0.9))
 
 
 @given(sigma, sigma, st.floats(1.01, 3.0))
@@ -52,7 +52,7 @@ def test_qlike_is_least_where_the_forecast_is_right_and_dearer_below(realized, f
 
 def test_interval_measures_are_their_definitions():
     realized = np.array([1.0, 2.0, 4.0, np.nan])
-    interval = Interval(np.array([1.0, 2.5, 1.0, 1.0]), np.array([2.0, 4.0, 3.0, 2.0]), 0.9)
+    interval = IntervalSeries(np.array([1.0, 2.5, 1.0, 1.0]), np.array([2.0, 4.0, 3.0, 2.0]), 0.9)
     got = interval_measures(realized, interval)
     assert got["coverage"] == pytest.approx(1 / 3)  # a bound is inside
     assert got["width"] == pytest.approx(np.mean(np.log([2, 4 / 2.5, 3])))
@@ -63,7 +63,7 @@ def test_interval_measures_are_their_definitions():
 def test_no_wider_and_no_narrower_interval_scores_better_than_the_true_one():
     realized = np.random.default_rng(5).standard_normal(40_000) + 10
     scores = [
-        interval_measures(realized, Interval(np.full(40_000, 10 - z), np.full(40_000, 10 + z), 0.9))["winkler"]
+        interval_measures(realized, IntervalSeries(np.full(40_000, 10 - z), np.full(40_000, 10 + z), 0.9))["winkler"]
         for z in (1.0, 1.645, 2.5)
     ]
     assert scores[1] == min(scores)

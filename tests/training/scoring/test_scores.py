@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from stream.core.market.candle import HOUR_MS
-from training.data.panel import NEXT_24H, QUANTITIES, Interval, Panel
+from training.data.panel import NEXT_24H, QUANTITIES, IntervalSeries, Panel
 from training.evaluation.evaluate import MEANINGS
 from training.pages import evaluation_page, figures, table
 from training.scoring.measures import measures
@@ -36,7 +36,7 @@ def panel_of(days: int = DAYS, seed: int = 1) -> Panel:
         open_time=START + HOUR_MS * np.arange(n, dtype=np.int64),
         realized=dict.fromkeys(QUANTITIES, realized),
         forecasts=dict.fromkeys(QUANTITIES, said_by),
-        intervals={"static": Interval(0.7 * true, 1.4 * true, 0.9)},
+        intervals={"static": IntervalSeries(0.7 * true, 1.4 * true, 0.9)},
         notes=("persistence knows <nothing>",),
     )
 
@@ -134,7 +134,7 @@ def test_intervals_are_measured_overall_and_by_group(panel, evaluation):
 
 
 def test_the_adaptive_interval_is_the_headline_where_there_is_one(panel):
-    wide = Interval(panel.intervals["static"].low / 2, panel.intervals["static"].high * 2, 0.9)
+    wide = IntervalSeries(panel.intervals["static"].low / 2, panel.intervals["static"].high * 2, 0.9)
     got = scored(dataclasses.replace(panel, intervals={**panel.intervals, "adaptive": wide}), tests=False)
     assert got.interval == got.intervals["adaptive"] != got.intervals["static"]
 

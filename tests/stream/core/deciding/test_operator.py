@@ -51,15 +51,15 @@ def drive(
 ) -> tuple[dict[str, State], dict[str, list[Event]]]:
     """The live driver in four lines: one candle at a time, one prediction at a time."""
     states = dict(states or {})
-    said: dict[str, list[Event]] = {}
+    sigmas: dict[str, list[Event]] = {}
     for candle in candles:
         state, events = step(RULES, states.get(candle.symbol, State(candle.symbol)), candle)
         for ready in [e for e in events if isinstance(e, Ready)]:
             state, concluded = step(RULES, state, predict_ready([ready], MODEL, sample_predict)[0])
             events += concluded
         states[candle.symbol] = state
-        said.setdefault(candle.symbol, []).extend(e for e in events if not isinstance(e, Ready))
-    return states, said
+        sigmas.setdefault(candle.symbol, []).extend(e for e in events if not isinstance(e, Ready))
+    return states, sigmas
 
 
 def batch(candles: Sequence[Candle], since: int | None = None) -> list[Event]:
@@ -139,13 +139,13 @@ def test_own_regimes_are_quantiles_of_the_forecasts_of_the_180_days_before_the_f
     candles = market(OWN, OWN_HISTORY + 960)
     states, _ = drive(candles[-1:], {OWN: warm(RULES, OWN, candles[:-1], MODEL, sample_predict)})
     table = features.compute(*to_grid(candles))
-    said = {p.open_time: p for p in predict_rows(OWN, table, np.nonzero(table.ready)[0], MODEL, sample_predict)}
+    sigmas = {p.open_time: p for p in predict_rows(OWN, table, np.nonzero(table.ready)[0], MODEL, sample_predict)}
     start = anchor(candles[-1].open_time)
     hours = [h for h in range(start // HOUR_MS - 180 * 24, start // HOUR_MS) if h % 5 == 0]
     regimes = states[OWN].regimes
     assert regimes is not None
     for source, own in zip(RULES.sources, regimes, strict=True):
-        known = [getattr(said[h * HOUR_MS], risk.SOURCES[source]) for h in hours]
+        known = [getattr(sigmas[h * HOUR_MS], risk.SOURCES[source]) for h in hours]
         assert (own.medium_from, own.high_from) == tuple(np.quantile(known, [1 / 3, 4 / 5]))
     everyone = (MODEL.contract.regimes,) * len(RULES.sources)
     young = warm(RULES, OWN, candles[: HISTORY_HOURS + 900], MODEL, sample_predict)
@@ -155,7 +155,7 @@ def test_own_regimes_are_quantiles_of_the_forecasts_of_the_180_days_before_the_f
 
 
 def test_a_fresh_start_that_knows_some_hours_before_its_fold_says_what_the_long_run_says() -> None:
-    """The forecasts before a fold are there for the regimes: intervals, days and policies begin with the fold."""
+    """The forecasts before an accumulation are there for the regimes: intervals, days and policies begin with it."""
     candles = market(OWN, OWN_HISTORY + 960)
     for ago in (1, 500):
         since = candles[-ago].open_time
@@ -187,10 +187,10 @@ def test_what_is_served_as_har_is_hars_level_with_the_models_shape() -> None:
     some = [e for e in batch(market()) if isinstance(e, Issued) and e.serving == "har"][::97]
     assert some
     for event in some:
-        served, said = event.prediction, models[event.prediction.open_time]
-        level = said.baseline_har / said.volatility
-        assert (served.volatility, event.model_volatility) == (said.baseline_har, said.volatility)
-        assert served.horizon_6h == pytest.approx(said.horizon_6h * level)
+        served, sigmas = event.prediction, models[event.prediction.open_time]
+        level = sigmas.baseline_har / sigmas.volatility
+        assert (served.volatility, event.model_volatility) == (sigmas.baseline_har, sigmas.volatility)
+        assert served.horizon_6h == pytest.approx(sigmas.horizon_6h * level)
         row = np.array([(served.open_time - START) // HOUR_MS])
         expected = target.rolling_24h_next(table, row, np.array([served.horizon_1h]))
         assert served.rolling_24h_next == pytest.approx(expected[0], rel=1e-9)
@@ -203,18 +203,23 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
     issued = [(s, e) for s, e in replay(RULES, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
     compared = {"model": 0, "har": 0}
     for (before, _), (state, event) in list(pairwise(issued))[700::29]:
-        if before.anchor != state.anchor or state.said is None:
+        if before.anchor != state.anchor or state.sigmas is None:
             continue
         now = event.prediction.open_time
         hours = (now - state.anchor) // HOUR_MS + 1
-        said = state.said[:, -hours:].copy()
-        said[:, -1] = np.nan
-        found = accumulation.fold(RULES, "BTCUSDT", state.anchor, said, state.realized, state.said[:, :-hours])
-        assert found.memories == (before.memory, *before.beside)
+        sigmas = state.sigmas[:, -hours:].copy()
+        sigmas[:, -1] = np.nan
+        found = accumulation.accumulate(
+            RULES, "BTCUSDT", state.anchor, sigmas, state.realized, state.sigmas[:, :-hours]
+        )
+        assert found.memories == (before.memory, *before.compared)
         assert found.days == state.days
         served = event.prediction.volatility
-        folded = {"model": (RULES.calibration, found.calibrated), "har": (RULES.har_calibration, found.har_calibrated)}
-        calibration, memory = folded[event.serving]
+        accumulated = {
+            "model": (RULES.calibration, found.calibrated),
+            "har": (RULES.har_calibration, found.har_calibrated),
+        }
+        calibration, memory = accumulated[event.serving]
         if memory is not None:
             assert intervals.give(calibration, memory, now, served)[1] == event.interval
             compared[event.serving] += 1
@@ -223,19 +228,19 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
 
 def test_a_models_own_interval_does_not_depend_on_who_was_served() -> None:
     """What the model's interval learns is the model's: when it is served again, it is as if it always had been."""
-    never = msgspec.structs.replace(RULES, policy=Policy(), beside=())
+    never = msgspec.structs.replace(RULES, policy=Policy(), compared=())
     events = [(s, e) for s, e in replay(never, "BTCUSDT", market(), MODEL, sample_predict) if isinstance(e, Issued)]
     back = [
         (s, e) for (_, a), (s, e) in pairwise(events)
-        if a.serving == "har" and e.serving == "model" and s.said is not None
+        if a.serving == "har" and e.serving == "model" and s.sigmas is not None
     ]  # fmt: skip
     assert back
     for state, event in back[:3]:
         now, start = event.prediction.open_time, state.anchor
         hours = (now - start) // HOUR_MS + 1
-        said = state.said[:, -hours:].copy()
-        said[:, -1] = np.nan
-        memory = intervals.fold(RULES.calibration, start, said[0], state.realized[-hours:])
+        sigmas = state.sigmas[:, -hours:].copy()
+        sigmas[:, -1] = np.nan
+        memory = intervals.accumulate(RULES.calibration, start, sigmas[0], state.realized[-hours:])
         _, expected = intervals.give(RULES.calibration, memory, now, event.prediction.volatility)
         assert event.interval == expected
 
@@ -246,16 +251,16 @@ def test_a_policy_decides_beside_others_as_it_does_alone() -> None:
     for k, policy in enumerate(VARIED):
         alone = replay(Rules.of(policy, MODEL.contract), "BTCUSDT", candles, MODEL, sample_predict)
         verdicts = [e.verdict for _, e in alone if isinstance(e, Issued)]
-        assert [v.exposure for v in verdicts] == [e.beside[k].exposure for e in together]
+        assert [v.exposure for v in verdicts] == [e.compared[k].exposure for e in together]
         assert len({v.exposure for v in verdicts}) > 1, policy.name
 
 
 def test_the_fold_and_its_look_back_fit_into_the_declared_history() -> None:
     for hour in range(2 * 720):
         start = START + hour * HOUR_MS
-        folded = (start - anchor(start)) // HOUR_MS
-        assert folded >= 1_440
-        assert folded + 721 <= HISTORY_HOURS
+        accumulated = (start - anchor(start)) // HOUR_MS
+        assert accumulated >= 1_440
+        assert accumulated + 721 <= HISTORY_HOURS
 
 
 def test_a_hole_is_declared_with_its_first_and_last_hour() -> None:

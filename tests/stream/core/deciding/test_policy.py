@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.core.deciding.policy import ANNUAL, Memory, Outlook, Policy, Thresholds, advance, decide, fold, regime
+from stream.core.deciding.policy import (
+    ANNUAL,
+    Outlook,
+    Policy,
+    PolicyMemory,
+    Thresholds,
+    accumulate,
+    advance,
+    decide,
+    regime,
+)
 from stream.core.forecasting.contract import Regimes
 
 REGIMES = Regimes(0.004, 0.008)
@@ -32,12 +42,12 @@ def seen(annualized: float, hour: int = HOUR, high: float | None = None, gaps: i
     return Outlook(hour, annualized / ANNUAL, upper / ANNUAL, gaps)
 
 
-def held(exposure: float, hours_ago: int = 100, **more: object) -> Memory:
-    memory = Memory(exposure, forecast_hour=HOUR - 1, changed_hour=HOUR - hours_ago)
+def held(exposure: float, hours_ago: int = 100, **more: object) -> PolicyMemory:
+    memory = PolicyMemory(exposure, forecast_hour=HOUR - 1, changed_hour=HOUR - hours_ago)
     return msgspec.structs.replace(memory, **more)
 
 
-def codes(policy: Policy, memory: Memory, outlook: Outlook) -> list[str]:
+def codes(policy: Policy, memory: PolicyMemory, outlook: Outlook) -> list[str]:
     return [r.code for r in decide(policy, REGIMES, memory, outlook)[1].reasons]
 
 
@@ -56,12 +66,12 @@ def test_annual_is_the_root_of_8760_hours() -> None:
         (8.00, 0.5, 0.05, "reduce", ["volatility_target"]),
     ],
 )
-def test_decisions_by_hand(annualized: float, before: float, after: float, action: str, said: list[str]) -> None:
+def test_decisions_by_hand(annualized: float, before: float, after: float, action: str, codes: list[str]) -> None:
     memory, verdict = decide(BARE, REGIMES, held(before), seen(annualized))
     assert memory.exposure == pytest.approx(after)
     assert (verdict.exposure, verdict.previous_exposure) == (memory.exposure, before)
     assert (verdict.action, verdict.policy_version) == (action, BARE.version)
-    assert [r.code for r in verdict.reasons if r.code != "regime_held"] == said
+    assert [r.code for r in verdict.reasons if r.code != "regime_held"] == codes
     target = verdict.reasons[0].values
     assert target["forecast_annualized"] == pytest.approx(annualized)
     assert target["desired_exposure"] == pytest.approx(min(1.0, 0.4 / annualized))
@@ -208,7 +218,7 @@ def hours(steps: list[tuple[int, float, float, int]]) -> list[Outlook]:
 def test_whatever_comes_exposure_keeps_its_bounds_its_band_and_its_waits(
     policy: Policy, steps: list[tuple[int, float, float, int]]
 ) -> None:
-    memory = Memory()
+    memory = PolicyMemory()
     for outlook in hours(steps):
         before, memory = memory, advance(policy, REGIMES, memory, outlook)
         assert 0 <= memory.exposure <= policy.max_exposure
@@ -228,7 +238,7 @@ def test_whatever_comes_exposure_keeps_its_bounds_its_band_and_its_waits(
 
 @given(policies, outlooks)
 def test_decide_explains_exactly_what_advance_does(policy: Policy, steps: list[tuple[int, float, float, int]]) -> None:
-    memory = Memory()
+    memory = PolicyMemory()
     for outlook in hours(steps):
         after, verdict = decide(policy, REGIMES, memory, outlook)
         assert after == advance(policy, REGIMES, memory, outlook)
@@ -239,7 +249,7 @@ def test_decide_explains_exactly_what_advance_does(policy: Policy, steps: list[t
         if after.off:
             assert "risk_off" in [r.code for r in verdict.reasons]
         memory = after
-    assert memory == fold(policy, repeat(REGIMES), hours(steps))
+    assert memory == accumulate(policy, repeat(REGIMES), hours(steps))
 
 
 @given(policies, st.floats(1e-5, 0.5), st.floats(1, 3), st.floats(0, 1))

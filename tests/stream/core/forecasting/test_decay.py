@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from stream.core.forecasting import decay
 from stream.core.forecasting.contract import Usual
-from stream.core.forecasting.decay import RULES, SPACING_DAYS, Alarm, Day, Memory, step
+from stream.core.forecasting.decay import RULES, SPACING_DAYS, Alarm, Day, DecayMemory, step
 
 DAY_MS = 86_400_000
 USUAL = Usual(-0.0156, 0.1875, -0.078, 0.375)
 ALLOWANCE = {rule.kind: rule.allowance for rule in RULES}
 THRESHOLD = {rule.kind: rule.threshold for rule in RULES}
-NOTHING = Memory()
+NOTHING = DecayMemory()
 #: Days as deviations from what is usual: of the excess, of the ratio.
 Deviations = list[tuple[float, float]]
 ANY = st.lists(st.tuples(st.floats(-4, 4), st.floats(-6, 6)), max_size=150)
@@ -36,7 +36,7 @@ def days_of(deviations: Deviations, usual: Usual = USUAL, *, every: int = 1) -> 
     ]
 
 
-def watched(days: list[Day], memory: Memory = NOTHING, usual: Usual = USUAL) -> tuple[Memory, list[Alarm]]:
+def watched(days: list[Day], memory: DecayMemory = NOTHING, usual: Usual = USUAL) -> tuple[DecayMemory, list[Alarm]]:
     raised = []
     for day in days:
         memory, alarm = step(usual, memory, day)
@@ -54,7 +54,7 @@ def numbers(alarms: list[Alarm]) -> list[int]:
 def test_a_memory_that_was_stored_goes_on_as_if_it_had_not_been(deviations: Deviations, at: int) -> None:
     days = days_of(deviations)
     before, first = watched(days[:at])
-    loaded = msgspec.json.decode(msgspec.json.encode(before), type=Memory)
+    loaded = msgspec.json.decode(msgspec.json.encode(before), type=DecayMemory)
     assert loaded == before
     after, second = watched(days[at:], loaded)
     assert (after, first + second) == watched(days)
@@ -99,7 +99,7 @@ def test_every_alarm_has_evidence_that_adds_up(deviations: Deviations) -> None:
 
 @given(ANY)
 def test_alarms_are_thirty_matured_days_apart_and_none_is_raised_while_one_holds(deviations: Deviations) -> None:
-    memory, last = Memory(), None
+    memory, last = DecayMemory(), None
     for number, day in enumerate(days_of(deviations * 3), 1):
         held = memory.alarm
         memory, alarm = step(USUAL, memory, day)

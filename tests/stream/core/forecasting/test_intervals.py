@@ -1,4 +1,5 @@
-"""Laws of the adaptive intervals: feedback comes 24 h late, groups are apart, a fold is what was lived through."""
+"""Laws of the adaptive intervals: feedback comes 24 h late, groups are apart, an accumulation is what was lived
+through."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def interval_after(volatility: np.ndarray, outcomes: np.ndarray) -> intervals.In
     """The interval of one more forecast, given right after these hours."""
     later = START + len(volatility) * HOUR_MS
     known = np.append(known_at(np.append(outcomes, np.nan))[:-1], outcomes[-DELAY])
-    memory = intervals.fold(CALIBRATION, START, np.append(volatility, np.nan), known)
+    memory = intervals.accumulate(CALIBRATION, START, np.append(volatility, np.nan), known)
     return intervals.give(CALIBRATION, memory, later, 0.005)[1]
 
 
@@ -83,8 +84,8 @@ def test_a_fold_is_what_was_lived_through_hour_by_hour(
             memory = intervals.learn(CALIBRATION, memory, START + k * HOUR_MS, float(earlier), float(realized[k]))
         if np.isfinite(volatility[k]):
             memory, _ = intervals.give(CALIBRATION, memory, START + k * HOUR_MS, float(volatility[k]))
-    folded = intervals.fold(CALIBRATION, START, volatility, realized)
-    for lived, again in zip(memory.groups, folded.groups, strict=True):
+    accumulated = intervals.accumulate(CALIBRATION, START, volatility, realized)
+    for lived, again in zip(memory.groups, accumulated.groups, strict=True):
         assert np.array_equal(lived.residuals, again.residuals)
         assert (lived.miss_below, lived.miss_above) == (again.miss_below, again.miss_above)
 
@@ -94,7 +95,7 @@ def test_weekends_learn_nothing_from_weekdays() -> None:
     volatility = np.full(hours + DELAY, 0.005)
     realized = known_at(np.full(hours + DELAY, 0.05))
     volatility[hours:] = np.nan
-    weekday, weekend = intervals.fold(CALIBRATION, START, volatility, realized).groups
+    weekday, weekend = intervals.accumulate(CALIBRATION, START, volatility, realized).groups
     untouched = intervals.start(CALIBRATION).groups[1]
     assert np.array_equal(weekend.residuals, untouched.residuals)
     assert weekend.miss_above == untouched.miss_above

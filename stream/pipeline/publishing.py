@@ -34,7 +34,7 @@ _LAST_WORDS_S = 1.5
 _LOOK_AGAIN_S = 0.5
 
 
-class Speaker:
+class EventPublisher:
     """One per node. Everything runs on the event loop except the journal's calls."""
 
     def __init__(
@@ -117,7 +117,7 @@ class Speaker:
         item = self._retained.get(topic)
         return item.payload if item else None
 
-    def tell_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> None:
+    def publish_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> None:
         if (state, reasons) == (self._state, self._reasons):
             return
         if state != self._state:

@@ -16,7 +16,7 @@ from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import Outgoing, Record, Retained
 from stream.errors import HungUpError, MessageRefusedError, UnreachableError
-from stream.pipeline.speaking import Speaker
+from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.withheld import Withheld
 from stream.telemetry import Fact, OutboxCounted, Published, PublishFailed
 
@@ -67,7 +67,7 @@ class Stand:
         self.now_ms: int | None = T0
         self.now_s = 0.0
         self.facts: list[Fact] = []
-        self.speaker = Speaker(
+        self.publisher = EventPublisher(
             instance="n",
             session="s",
             journal=self.journal,
@@ -83,8 +83,8 @@ class Stand:
     async def talk(self, publisher: Publisher, *, close: bool = True) -> None:
         """One session, ended by the speaker's last word or by the publisher."""
         if close:
-            self.speaker.close()
-        await self.speaker.session(publisher)
+            self.publisher.close()
+        await self.publisher.session(publisher)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ async def commit(stand: Stand, hours: int) -> list[Outgoing]:
 
 
 async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(stand: Stand) -> None:
-    stand.speaker.offer(await commit(stand, 100), [])
+    stand.publisher.offer(await commit(stand, 100), [])
     publisher = Publisher()
     await stand.talk(publisher)
     assert [t for t in publisher.topics() if t.startswith("e/")] == [f"e/{h}" for h in range(100)]
@@ -114,7 +114,7 @@ async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(sta
 
 @pytest.mark.parametrize("accepts", range(1, 12))
 async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stand: Stand, accepts: int) -> None:
-    stand.speaker.offer(await commit(stand, 10), [Retained("r", b"new", None)])
+    stand.publisher.offer(await commit(stand, 10), [Retained("r", b"new", None)])
     first, second = Publisher(accepts), Publisher()
     with contextlib.suppress(UnreachableError):
         await stand.talk(first, close=False)
@@ -127,8 +127,8 @@ async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stan
 
 
 async def test_each_connection_begins_with_starting_and_all_retained_values(stand: Stand) -> None:
-    stand.speaker.tell_state("ready")
-    stand.speaker.offer([], [Retained("r/a", b"1", None), Retained("r/b", b"2", None)])
+    stand.publisher.publish_state("ready")
+    stand.publisher.offer([], [Retained("r/a", b"1", None), Retained("r/b", b"2", None)])
     for _ in range(2):
         publisher = Publisher()
         await stand.talk(publisher)
@@ -138,7 +138,7 @@ async def test_each_connection_begins_with_starting_and_all_retained_values(stan
 
 async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand) -> None:
     for i in range(5):
-        stand.speaker.offer([], [Retained("r", str(i).encode(), None)])
+        stand.publisher.offer([], [Retained("r", str(i).encode(), None)])
     publisher = Publisher()
     await stand.talk(publisher)
     assert [p for t, p, _, _ in publisher.said if t == "r"] == [b"4"]
@@ -152,7 +152,7 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
     stand: Stand, now_ms: int | None, expiry_s: int | None
 ) -> None:
     stand.now_ms = now_ms
-    stand.speaker.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
+    stand.publisher.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
     publisher = Publisher()
     await stand.talk(publisher)
     assert [e for t, _, _, e in publisher.said if t == "d"] == ([] if expiry_s is None else [expiry_s])
@@ -160,20 +160,20 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
 
 async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: Stand) -> None:
     stand.now_ms = None
-    stand.speaker.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
+    stand.publisher.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
     publisher = Publisher()
     talking = asyncio.create_task(stand.talk(publisher, close=False))
     await publisher.spoke.wait()
     stand.now_ms = T0
-    stand.speaker.time_is_known()
-    stand.speaker.close()
+    stand.publisher.time_is_known()
+    stand.publisher.close()
     await talking
     assert [(t, e) for t, _, _, e in publisher.said if t in ("d", "old")] == [("d", 3_600)]
 
 
 async def test_a_stop_does_not_wait_for_a_backlog(stand: Stand) -> None:
-    stand.speaker.offer(await commit(stand, 50), [])
-    stand.speaker.close()
+    stand.publisher.offer(await commit(stand, 50), [])
+    stand.publisher.close()
     stand.now_s += 2.0
     publisher = Publisher()
     await stand.talk(publisher, close=False)
@@ -183,7 +183,7 @@ async def test_a_stop_does_not_wait_for_a_backlog(stand: Stand) -> None:
 
 async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand) -> None:
     await asyncio.to_thread(stand.journal.post, [], [Retained("old", b"x", None), Retained("ours", b"y", None)])
-    stand.speaker.load([], await asyncio.to_thread(stand.journal.retained), ["old", "never-said"])
+    stand.publisher.load([], await asyncio.to_thread(stand.journal.retained), ["old", "never-said"])
     publisher = Publisher()
     await stand.talk(publisher)
     said = {topic: payload for topic, payload, _, _ in publisher.said}
@@ -192,7 +192,7 @@ async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand
 
 
 async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
-    stand.speaker.offer(await commit(stand, 3), [])
+    stand.publisher.offer(await commit(stand, 3), [])
     publisher = Publisher()
     await stand.talk(publisher)
     assert [f.topic for f in stand.facts if isinstance(f, Published)] == publisher.topics()
@@ -218,14 +218,14 @@ def said_of(publisher: Publisher, topic: str) -> list[bytes]:
 
 @pytest.mark.fault(45)
 async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
+    stand.publisher.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
     publisher = Publisher(denied=("a", "r"))
     await stand.talk(publisher)
     assert said_of(publisher, "b") == [b"1", b"2"]
     assert said_of(publisher, "s") == [b"1"]
     assert publisher.states()[-1] == "stopped"
     assert [(e.topic, e.payload) for e in await asyncio.to_thread(stand.journal.outbox)] == [("a", b"1"), ("a", b"2")]
-    assert stand.speaker.remarks == ("the broker does not take r and 1 more: Not authorized",)
+    assert stand.publisher.remarks == ("the broker does not take r and 1 more: Not authorized",)
     failed = [f for f in stand.facts if isinstance(f, PublishFailed)]
     assert {(f.topic, f.reason) for f in failed} == {("a", "Not authorized"), ("r", "Not authorized")}
     assert [f.messages for f in stand.facts if isinstance(f, OutboxCounted)][-1] == 2
@@ -233,16 +233,16 @@ async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand)
 
 @pytest.mark.fault(45)
 async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "a", "b", "a"), [Retained("r", b"1", None)])
+    stand.publisher.offer(await post(stand, "a", "b", "a"), [Retained("r", b"1", None)])
     await stand.talk(Publisher(denied=("a", "r")))
     events = await post(stand, "a")
-    stand.speaker.offer(events[-1:], [Retained("r", b"2", None)])
+    stand.publisher.offer(events[-1:], [Retained("r", b"2", None)])
     publisher = Publisher()
     await stand.talk(publisher)
     assert said_of(publisher, "a") == [b"1", b"2", b"1"]
     assert said_of(publisher, "b") == []
     assert said_of(publisher, "r") == [b"2"]
-    assert stand.speaker.remarks == ()
+    assert stand.publisher.remarks == ()
     assert await asyncio.to_thread(stand.journal.outbox) == []
 
 
@@ -277,11 +277,11 @@ def test_topics_refused_for_one_reason_do_not_fill_the_log(caplog: pytest.LogCap
 
 @pytest.mark.fault(45)
 async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "b", "a", "b", "a"), [])
+    stand.publisher.offer(await post(stand, "b", "a", "b", "a"), [])
     for _ in range(3):
         with pytest.raises(HungUpError):
             await stand.talk(Publisher(poison=("a",)), close=False)
-    assert stand.speaker.remarks == ("the broker does not take a: it ends the connection there (Not authorized)",)
+    assert stand.publisher.remarks == ("the broker does not take a: it ends the connection there (Not authorized)",)
     publisher = Publisher(poison=("a",))
     await stand.talk(publisher)
     assert said_of(publisher, "b") == [b"2"]
@@ -291,23 +291,23 @@ async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(
 
 @pytest.mark.fault(45)
 async def test_a_topic_that_is_never_acknowledged_is_left_aside_and_a_mute_broker_is_waited_for(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "a", "b"), [])
+    stand.publisher.offer(await post(stand, "a", "b"), [])
     state = "volcast/v1/node/n/state"
     for _ in range(5):
         with pytest.raises(UnreachableError):
             await stand.talk(Publisher(unanswered=(state, "a", "b")), close=False)
-    assert stand.speaker.remarks == ()
+    assert stand.publisher.remarks == ()
     for _ in range(3):
         with pytest.raises(UnreachableError):
             await stand.talk(Publisher(unanswered=("a",)), close=False)
     publisher = Publisher(unanswered=("a",))
     await stand.talk(publisher)
     assert said_of(publisher, "b") == [b"1"]
-    assert stand.speaker.remarks == ("the broker does not take a: it does not acknowledge it, and others it does",)
+    assert stand.publisher.remarks == ("the broker does not take a: it does not acknowledge it, and others it does",)
 
 
 async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "a", "a"), [])
+    stand.publisher.offer(await post(stand, "a", "a"), [])
     for _ in range(3):
         with pytest.raises(HungUpError):
             await stand.talk(Publisher(poison=("a",)), close=False)
@@ -315,14 +315,14 @@ async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> 
     publisher = Publisher()
     await stand.talk(publisher)
     assert said_of(publisher, "a") == [b"1", b"2"]
-    assert stand.speaker.remarks == ()
+    assert stand.publisher.remarks == ()
 
 
 async def test_connections_that_end_at_one_message_and_then_another_blame_neither(stand: Stand) -> None:
-    stand.speaker.offer(await post(stand, "a", "b"), [])
+    stand.publisher.offer(await post(stand, "a", "b"), [])
     for poison in ("a", "a", "b", "a", "a"):
         with pytest.raises(HungUpError):
             await stand.talk(Publisher(poison=(poison,)), close=False)
         if poison == "b":
-            stand.speaker.offer([Outgoing(99, "a", b"3", 60)], [])
-    assert stand.speaker.remarks == ()
+            stand.publisher.offer([Outgoing(99, "a", b"3", 60)], [])
+    assert stand.publisher.remarks == ()
