@@ -17,11 +17,12 @@ from stream.core.market.answer import Answer
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS
 from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.sequencer import FLAT_HOURS
 from stream.errors import UnreachableError
-from stream.pipeline.asking import Asking
-from stream.pipeline.lane import FLAT_HOURS, Lane
 from stream.pipeline.processing import Processor
+from stream.pipeline.queries import Queries
 from stream.pipeline.revision import REVISED_HOURS
+from stream.pipeline.subscription import Subscription
 from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
 #: So long after each close, by the exchange's time, the past is due.
@@ -34,84 +35,91 @@ _AT_ONCE, _A_SECOND = 8, 5
 
 
 class Audit:
-    """`look_at_status(lane)` asks whether the symbol is traded."""
+    """`ask_status(subscription)` asks whether the symbol is traded."""
 
     def __init__(
         self,
         *,
-        asking: Asking,
+        queries: Queries,
         processor: Processor,
         exchange_time: ExchangeTime,
         clock: Clock,
         observe: Observer,
-        look_at_status: Callable[[Lane], Awaitable[None]],
+        ask_status: Callable[[Subscription], Awaitable[None]],
     ) -> None:
-        self._asking = asking
+        self._queries = queries
         self._processor = processor
         self._time = exchange_time
         self._clock = clock
         self._observe = observe
-        self._look_at_status = look_at_status
+        self._ask_status = ask_status
         self._running = 0
 
     @staticmethod
-    def doubt(lane: Lane) -> None:
+    def doubt(subscription: Subscription) -> None:
         """Something contradicts the newest candle: it is due at once."""
-        lane.audited_open_time = 0
-        lane.audit_again_at_s = lane.audit_pause_s = 0.0
+        subscription.audited_open_time = 0
+        subscription.audit_again_at_s = subscription.audit_pause_s = 0.0
 
-    def due(self, lanes: Iterable[Lane], *, idle: bool) -> list[Lane]:
-        """The lanes whose turn it is, taken; `idle` is whether all that passed has been processed."""
+    def due(self, subscriptions: Iterable[Subscription], *, idle: bool) -> list[Subscription]:
+        """The subscriptions whose turn it is, taken; `idle` is whether all that passed has been processed."""
         if not self._time.known or not idle:
             return []
         now_s = self._clock.monotonic_s()
         now_ms = self._time.now_ms(now_s)
-        chosen: list[Lane] = []
+        chosen: list[Subscription] = []
         # Those that waited longest first: at speed some are due again before others had their turn.
-        for lane in sorted(lanes, key=lambda lane: lane.audited_open_time):
+        for subscription in sorted(subscriptions, key=lambda subscription: subscription.audited_open_time):
             if len(chosen) >= min(_A_SECOND, _AT_ONCE - self._running):
                 break
-            newest = lane.last_open_time
-            free = lane.warmed and lane.repairing is None and not lane.auditing
-            if newest is None or not free or newest <= lane.audited_open_time or now_s < lane.audit_again_at_s:
+            newest = subscription.sequencer.last_open_time
+            free = subscription.sequencer.started and subscription.backfill is None and not subscription.auditing
+            if (
+                newest is None
+                or not free
+                or newest <= subscription.audited_open_time
+                or now_s < subscription.audit_again_at_s
+            ):
                 continue
-            in_doubt = lane.audited_open_time == 0
+            in_doubt = subscription.audited_open_time == 0
             if in_doubt or now_ms >= newest + HOUR_MS + _AFTER_CLOSE_MS:
-                lane.auditing = True
+                subscription.auditing = True
                 self._running += 1
-                chosen.append(lane)
+                chosen.append(subscription)
         return chosen
 
     @staticmethod
-    def _is_settled(lane: Lane, newest: int, answer: Answer) -> bool:
+    def _is_settled(subscription: Subscription, newest: int, answer: Answer) -> bool:
         """Whether the answer says of the newest candle what there is to say: too young or unproven, it is due again."""
         found = next((c for c in answer.candles if c.open_time == newest), None)
         if found is None:
             return newest in answer.absent
         is_last = answer.newest_open_time == newest
-        return not is_last or (lane.newest is not None and found.ohlcv == lane.newest.ohlcv)
+        return not is_last or (
+            subscription.sequencer.newest is not None and found.ohlcv == subscription.sequencer.newest.ohlcv
+        )
 
-    async def run(self, lane: Lane) -> None:
-        """Holds one lane's past against REST, once."""
-        newest = lane.last_open_time
+    async def run(self, subscription: Subscription) -> None:
+        """Holds one subscription's past against REST, once."""
+        newest = subscription.sequencer.last_open_time
         assert newest is not None
         pause_s = _UNANSWERED_S
         try:
-            self._observe(BackfillRequested(lane.symbol))
-            answer = await self._asking.once(lane, newest - (REVISED_HOURS - 1) * HOUR_MS)
+            self._observe(BackfillRequested(subscription.symbol))
+            answer = await self._queries.once(subscription, newest - (REVISED_HOURS - 1) * HOUR_MS)
             # What is REST's newest may be older than what is known: it confirms, and overrules nothing.
             shown = answer.newest_open_time or 0
-            await self._processor.revise(lane.symbol, [c for c in answer.candles if c.open_time < shown])
-            if self._is_settled(lane, newest, answer):
-                lane.audited_open_time, lane.audit_pause_s, pause_s = newest, 0.0, 0.0
+            await self._processor.revise(subscription.symbol, [c for c in answer.candles if c.open_time < shown])
+            if self._is_settled(subscription, newest, answer):
+                subscription.audited_open_time, subscription.audit_pause_s, pause_s = newest, 0.0, 0.0
             else:
-                lane.audit_pause_s = min(_AGAIN_CAP_S, max(_AGAIN_FIRST_S, 2 * lane.audit_pause_s))
-                pause_s = lane.audit_pause_s
-            if lane.flat_hours >= FLAT_HOURS:
-                await self._look_at_status(lane)
+                subscription.audit_pause_s = min(_AGAIN_CAP_S, max(_AGAIN_FIRST_S, 2 * subscription.audit_pause_s))
+                pause_s = subscription.audit_pause_s
+            if subscription.sequencer.flat_hours >= FLAT_HOURS:
+                await self._ask_status(subscription)
         except (UnreachableError, UnknownSymbolError) as error:
-            self._observe(BackfillFailed(lane.symbol, str(error)))
+            self._observe(BackfillFailed(subscription.symbol, str(error)))
         finally:
-            lane.audit_again_at_s = self._clock.monotonic_s() + pause_s
-            lane.auditing = False
+            subscription.audit_again_at_s = self._clock.monotonic_s() + pause_s
+            subscription.auditing = False
             self._running -= 1

@@ -1,6 +1,6 @@
 """The daemon: who runs, in which order it starts and stops, and whether it does its job.
 
-Start: journal, lanes, feed, broker, all at once; nobody waits for the network before being reachable.
+Start: journal, symbols, feed, broker, all at once; nobody waits for the network before being reachable.
 Stop: the feed first, then the candle in hand is finished, then the outbox, then `stopped`, all within `_STOP_S`.
 """
 
@@ -19,14 +19,15 @@ from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.sequencer import Due, FeedStateName
 from stream.core.messages import schemas
 from stream.core.messages.records import Issuer, Outgoing, Retained
-from stream.core.messages.schemas import Drift, Feed, FeedStateName, NodeInfo
+from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
 from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.intake import Intake
-from stream.pipeline.processing import Due, Processor
+from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.revision import EVENT_EXPIRY_S, Load
 from stream.ports import Broker, History, Predictor
@@ -367,7 +368,7 @@ class Daemon:
 
     def readiness(self) -> Readiness:
         reasons: list[str] = []
-        halted = tuple(s for s, lane in self.intake.lanes.items() if lane.halted)
+        halted = tuple(s for s, each in self.intake.subscriptions.items() if each.sequencer.halted)
         if not self.publisher.connected:
             reasons.append("broker not connected")
         if failing := self.processor.failing or self._journal.stuck:
@@ -378,7 +379,8 @@ class Daemon:
         else:
             due = grid_floor(now_ms - self._grace_ms) - HOUR_MS
             for symbol in self._symbols:
-                if self.intake.lanes[symbol].unlisted and not self.intake.lanes[symbol].warmed:
+                sequencer = self.intake.subscriptions[symbol].sequencer
+                if sequencer.unlisted and not sequencer.started:
                     reasons.append(f"{symbol}: the exchange does not list it")
                 if symbol in halted:
                     continue
@@ -398,9 +400,9 @@ class Daemon:
 
     def _warmed(self, symbol: str) -> int | None:
         """After a restart the newest candle may have been processed by the run before."""
-        lane = self.intake.lanes[symbol]
-        idle = lane.warmed and lane.repairing is None and self._queue.empty()
-        return lane.last_open_time if idle else None
+        subscription = self.intake.subscriptions[symbol]
+        idle = subscription.sequencer.started and subscription.backfill is None and self._queue.empty()
+        return subscription.sequencer.last_open_time if idle else None
 
     def _publish_state(self) -> None:
         if self._stopping:

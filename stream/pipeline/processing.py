@@ -23,7 +23,8 @@ from stream.core.deciding.replay import predict_ready, warm
 from stream.core.forecasting import serving
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
-from stream.core.market.candle import HOUR_MS, Candle, Provenance
+from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.market.sequencer import Due
 from stream.core.messages import builders, schemas, scoring
 from stream.core.messages.builders import RETAINED_EXPIRY_S
 from stream.core.messages.records import Outgoing, Processed, Record, Retained
@@ -56,15 +57,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _COMMIT_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A candle whose turn it is. `arrived_at_s` is monotonic; None where it did not come by the socket."""
-
-    candle: Candle
-    provenance: Provenance
-    arrived_at_s: float | None = None
 
 
 class Waiting(Protocol):

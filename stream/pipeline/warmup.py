@@ -15,39 +15,34 @@ from functools import partial
 
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
+from stream.core.market.sequencer import LONGEST_WITNESS_HOURS, RETRY_CAP_S, RETRY_FIRST_S, WITNESS_HOURS
 from stream.errors import JournalError
 from stream.logs import utc
-from stream.pipeline.asking import RETRY_CAP_S, RETRY_FIRST_S, Asking, Sleep
-from stream.pipeline.lane import Lane
 from stream.pipeline.processing import Processor
+from stream.pipeline.queries import Queries, Sleep
+from stream.pipeline.subscription import Subscription
 from stream.ports import History, Journal
 from stream.telemetry import CommitFailed, Observer
 
 log = logging.getLogger(__name__)
 
-#: Candles before a hole that a question for it asks for too: an answer that has one of them, and one after the hole,
-#: has shown that it lacks the hole.
-WITNESS_HOURS = 2
-#: The same where such answers have none of them.
-LONGEST_WITNESS_HOURS = 480
-
 
 class Warmup:
-    """`stalled(lane)` is awaited each time that REST does not have what is needed yet."""
+    """`stalled(subscription)` is awaited each time that REST does not have what is needed yet."""
 
     def __init__(
         self,
         *,
-        asking: Asking,
+        queries: Queries,
         history: History,
         journal: Journal,
         processor: Processor,
         clock: Clock,
         observe: Observer,
-        stalled: Callable[[Lane], Awaitable[None]],
+        stalled: Callable[[Subscription], Awaitable[None]],
         sleep: Sleep,
     ) -> None:
-        self._asking = asking
+        self._queries = queries
         self._history = history
         self._journal = journal
         self._processor = processor
@@ -56,63 +51,61 @@ class Warmup:
         self._stalled = stalled
         self._sleep = sleep
 
-    async def warm(self, lane: Lane) -> None:
+    async def warm(self, subscription: Subscription) -> None:
         """Gives the symbol its past and says which candle is due next."""
-        symbol = lane.symbol
+        symbol = subscription.symbol
         done = await self._processor.in_journal(self._journal.processed, symbol)
         if done is not None:
             newest = done.open_time
             oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
             candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
             missing_until = candles[0].open_time - HOUR_MS if candles else newest
-            candles = (await self._complete(lane, oldest, missing_until) or []) + candles
+            candles = (await self._complete(subscription, oldest, missing_until) or []) + candles
         else:
-            newest, candles = await self._first_past(lane)
+            newest, candles = await self._first_past(subscription)
         await self._store(candles)
         await self._processor.warm(symbol, candles, done)
-        lane.last_open_time = candles[-1].open_time if candles else None
-        lane.next_open_time = newest + HOUR_MS
-        lane.warmed = True
-        lane.settled.set()
+        subscription.sequencer.start(candles[-1].open_time if candles else None, newest + HOUR_MS)
+        subscription.settled.set()
 
-    async def _first_past(self, lane: Lane) -> tuple[int, list[Candle]]:
+    async def _first_past(self, subscription: Subscription) -> tuple[int, list[Candle]]:
         """What precedes the hour that a fresh start begins with: its last hour, and the candles."""
         while True:
-            newest = grid_floor(await self._asking.exchange_first_ms(lane)) - 2 * HOUR_MS
-            oldest = newest - (self._processor.history_hours(lane.symbol) - 2) * HOUR_MS
-            candles = await self._complete(lane, oldest, newest)
-            if candles is not None and await self._confirmed(lane, candles):
+            newest = grid_floor(await self._queries.exchange_first_ms(subscription)) - 2 * HOUR_MS
+            oldest = newest - (self._processor.history_hours(subscription.symbol) - 2) * HOUR_MS
+            candles = await self._complete(subscription, oldest, newest)
+            if candles is not None and await self._confirmed(subscription, candles):
                 return newest, candles
 
-    async def _complete(self, lane: Lane, oldest: int, newest: int) -> list[Candle] | None:
+    async def _complete(self, subscription: Subscription, oldest: int, newest: int) -> list[Candle] | None:
         """All candles that open in [oldest, newest], in order, however long REST needs to show or disprove them. None
         where the exchange has corrected its time meanwhile, and `newest` is not over yet."""
         found: dict[int, Candle] = {}
         first, witness_hours = oldest, WITNESS_HOURS
-        pause_s, told = RETRY_FIRST_S, False
-        while missing := self._missing(lane, found, first, newest):
+        pause_s, logged = RETRY_FIRST_S, False
+        while missing := self._missing(subscription, found, first, newest):
             before = len(missing)
-            if await self._asking.exchange_now_ms(lane) < newest + HOUR_MS:
+            if await self._queries.exchange_now_ms(subscription) < newest + HOUR_MS:
                 return None
-            answer = await self._asking.candles(lane, missing[0] - witness_hours * HOUR_MS, missing[-1])
+            answer = await self._queries.candles(subscription, missing[0] - witness_hours * HOUR_MS, missing[-1])
             found |= {c.open_time: c for c in answer.candles}
-            missing = self._missing(lane, found, first, newest)
+            missing = self._missing(subscription, found, first, newest)
             if missing and missing[0] == first:
-                first = await self._listed_since(lane, first, found)
-                missing = self._missing(lane, found, first, newest)
+                first = await self._listed_since(subscription, first, found)
+                missing = self._missing(subscription, found, first, newest)
             if not missing:
                 break
-            lane.settled.set()
-            if not told:
-                told = True
+            subscription.settled.set()
+            if not logged:
+                logged = True
                 log.warning(
                     "%s: the exchange does not show %d hour(s) of its history from %s on; asking again",
-                    lane.symbol,
+                    subscription.symbol,
                     len(missing),
                     utc(missing[0]),
                 )
-            await self._stalled(lane)
-            again_at_s = lane.absences.again_at_s(missing)
+            await self._stalled(subscription)
+            again_at_s = subscription.sequencer.absences.again_at_s(missing)
             if again_at_s is not None:
                 await self._sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
                 continue
@@ -122,29 +115,33 @@ class Warmup:
             await self._sleep(pause_s)
         return [found[t] for t in sorted(found) if first <= t <= newest]
 
-    async def _confirmed(self, lane: Lane, fetched: list[Candle]) -> bool:
+    async def _confirmed(self, subscription: Subscription, fetched: list[Candle]) -> bool:
         """Whether REST says the same of the newest candles when it is asked for them alone. Pages that agree with each
         other may still be another symbol's."""
         if not fetched:
             return True
         last = fetched[-1]
-        answer = await self._asking.candles(lane, last.open_time - HOUR_MS, last.open_time)
+        answer = await self._queries.candles(subscription, last.open_time - HOUR_MS, last.open_time)
         again = next((c for c in answer.candles if c.open_time == last.open_time), None)
         if again is not None and again.ohlcv == last.ohlcv:
             return True
         log.warning(
-            "%s: the exchange's answers about %s differ; asking for the history again", lane.symbol, utc(last.open_time)
+            "%s: the exchange's answers about %s differ; asking for the history again",
+            subscription.symbol,
+            utc(last.open_time),
         )
         await self._sleep(RETRY_FIRST_S)
         return False
 
-    def _missing(self, lane: Lane, found: dict[int, Candle], first: int, newest: int) -> list[int]:
+    def _missing(self, subscription: Subscription, found: dict[int, Candle], first: int, newest: int) -> list[int]:
         hours = range(first, newest + 1, HOUR_MS)
-        return [hour for hour in hours if hour not in found and not lane.absences.proven((hour,))]
+        return [hour for hour in hours if hour not in found and not subscription.sequencer.absences.proven((hour,))]
 
-    async def _listed_since(self, lane: Lane, first: int, found: dict[int, Candle]) -> int:
+    async def _listed_since(self, subscription: Subscription, first: int, found: dict[int, Candle]) -> int:
         """The first hour of the symbol's life if that is later than `first`: only its very first candle proves that."""
-        born = await self._asking.until_answered(lane, partial(self._history.first_open_time, lane.symbol, 0))
+        born = await self._queries.until_answered(
+            subscription, partial(self._history.first_open_time, subscription.symbol, 0)
+        )
         if born is None or born <= first:
             return first
         earliest = min(found, default=None)

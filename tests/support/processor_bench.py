@@ -17,10 +17,11 @@ from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.market.sequencer import Due
 from stream.core.messages.records import Outgoing, Retained, Revision
 from stream.core.messages.schemas import Decision, Forecast
 from stream.errors import JournalError
-from stream.pipeline.processing import Due, Processor
+from stream.pipeline.processing import Processor
 from stream.telemetry import Fact
 from stream.testing.sample_model import sample_model, sample_predict
 

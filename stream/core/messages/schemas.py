@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from stream.core.forecasting.decay import DecayKind
+from stream.core.market.sequencer import FeedStateName
 
 ROOT = "volcast/v1"
 CONTENT_TYPE = "application/json"
@@ -19,7 +20,6 @@ CONTENT_TYPE = "application/json"
 RECENT_BYTES = 32 * 1024
 
 NodeStateName = Literal["starting", "ready", "degraded", "stopping", "stopped", "lost"]
-FeedStateName = Literal["live", "backfilling", "stale", "gap", "halted"]
 Forecaster = Literal["served", "model", "har", "ewma", "persistence"]
 SymbolTopic = Literal["forecast", "decision", "feed", "recent", "score", "drift"]
 EventType = Literal[

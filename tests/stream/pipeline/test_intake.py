@@ -19,10 +19,11 @@ from stream.core.market.binance import ExchangeInfo, KlineUpdate, SymbolInfo, Un
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.sequencer import Due, Sequencer
 from stream.errors import UnreachableError
 from stream.pipeline.intake import Intake
-from stream.pipeline.lane import Lane
-from stream.pipeline.processing import Due, Processor
+from stream.pipeline.processing import Processor
+from stream.pipeline.subscription import Subscription
 from stream.telemetry import CandleRepeated, CandleRevised, Fact, FrameRejected
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -133,8 +134,12 @@ class Stand:
         )
 
     @property
-    def lane(self) -> Lane:
-        return self.intake.lanes[SYMBOL]
+    def subscription(self) -> Subscription:
+        return self.intake.subscriptions[SYMBOL]
+
+    @property
+    def sequencer(self) -> Sequencer:
+        return self.subscription.sequencer
 
     # One clock: the exchange's time is ours and an offset. It moves when the test says so, or when all else has come
     # to rest and somebody waits for it.
@@ -181,7 +186,7 @@ class Stand:
 
     async def idle(self) -> None:
         """Until the repair in hand, if any, is done."""
-        await self.until(lambda: self.lane.repairing is None)
+        await self.until(lambda: self.subscription.backfill is None)
 
     async def passed(self, count: int) -> list[tuple[int, str]]:
         """The next candles that pass: (hour, channel)."""
@@ -362,13 +367,13 @@ async def test_an_exchange_that_stands_still_is_told_apart_and_not_asked_without
     stand.rest.lacks = {START + (NEWEST + 1) * HOUR_MS}
     await stand.close(NEWEST + 2)
     assert await stand.passed(1) == [(NEWEST + 2, "live")]
-    assert not stand.lane.halted
+    assert not stand.sequencer.halted
 
 
 async def test_a_late_close_that_comes_after_all_ends_the_gap(stand: Stand) -> None:
     await stand.passed(1)
     await stand.idle()
-    stand.intake.feed_connected = True
+    stand.sequencer.connected = True
     stand.rest.lacks = {c.open_time for c in stand.tape[NEWEST + 1 :]}
     stand.at(START + (NEWEST + 2) * HOUR_MS + 75_000)
     stand.intake.watch()
@@ -397,12 +402,12 @@ async def test_a_status_that_cannot_be_had_keeps_no_candle_back(stand: Stand) ->
 @pytest.mark.fault(61)
 async def test_a_symbol_that_the_exchange_denies_is_told_and_asked_for_again(stand: Stand) -> None:
     stand.rest.knows = False
-    await stand.until(lambda: stand.lane.unlisted)
-    assert stand.lane.settled.is_set()
+    await stand.until(lambda: stand.sequencer.unlisted)
+    assert stand.subscription.settled.is_set()
     assert stand.states[-1] == "halted"
     stand.rest.knows = True
     assert await stand.passed(1) == [(NEWEST, "backfill")]
-    assert not stand.lane.unlisted
+    assert not stand.sequencer.unlisted
 
 
 @pytest.mark.fault(36)
@@ -493,11 +498,11 @@ async def test_a_day_without_a_trade_makes_us_ask_whether_there_is_any_trading(
         await stand.intake.closed(KlineUpdate(flat, flat.close_time + 80, True), stand.now_s)
     await stand.passed(25)
     await audited(stand, minutes=25 * 60 + 15)
-    assert stand.lane.halted is halted
+    assert stand.sequencer.halted is halted
     assert (stand.states[-1] == "halted") is halted
     # One trade and it goes on.
     await stand.close(NEWEST + 26)
-    assert not stand.lane.halted
+    assert not stand.sequencer.halted
     assert stand.states[-1] == "live"
 
 
@@ -506,5 +511,5 @@ async def audited(stand: Stand, minutes: float) -> int:
     stand.at(START + (NEWEST + 1) * HOUR_MS + round(minutes * 60_000))
     asked = stand.rest.asked_for_candles
     stand.intake.audit()
-    await stand.until(lambda: not stand.lane.auditing)
+    await stand.until(lambda: not stand.subscription.auditing)
     return stand.rest.asked_for_candles - asked

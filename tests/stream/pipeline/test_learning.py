@@ -16,11 +16,11 @@ from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
 from stream.core.deciding.accumulation import anchor
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.market.sequencer import Due
 from stream.core.messages import schemas
 from stream.core.messages.records import Outgoing
 from stream.core.messages.schemas import Forecast, PublishedScore, Recent
 from stream.pipeline import learning
-from stream.pipeline.processing import Due
 from stream.testing.market import simulate_symbol
 
 pytestmark = pytest.mark.fault(42)

@@ -21,11 +21,12 @@ from stream.core.forecasting import features
 from stream.core.forecasting.serving import is_daily
 from stream.core.forecasting.target import labels
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.core.market.sequencer import Due
 from stream.core.messages.records import Outgoing, Record, Retained
 from stream.core.messages.schemas import Decay, DecayState, Score
 from stream.core.messages.scoreboard import Scoreboard
 from stream.errors import JournalError
-from stream.pipeline.processing import Due, Processor
+from stream.pipeline.processing import Processor
 from stream.telemetry import (
     CommitFailed,
     DecayFound,

@@ -1,0 +1,69 @@
+"""Backfill: REST is asked for what is missing until the sequencer says that it is done.
+
+The sequencer decides what is asked and what passes; here it is awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from stream.clock import Clock
+from stream.core.market.sequencer import AskStatus, Done, Output, Wait, emitted
+from stream.pipeline.queries import Queries, Sleep
+from stream.pipeline.subscription import Subscription
+from stream.pipeline.warmup import Warmup
+
+
+class Backfills:
+    """`act(subscription, outputs)` does what the sequencer hands back, `room()` waits while too much is queued, and
+    `ask_status(subscription)` asks whether the symbol is traded."""
+
+    def __init__(
+        self,
+        *,
+        queries: Queries,
+        warmup: Warmup,
+        clock: Clock,
+        act: Callable[[Subscription, Sequence[Output]], None],
+        room: Callable[[], Awaitable[None]],
+        ask_status: Callable[[Subscription], Awaitable[None]],
+        sleep: Sleep,
+    ) -> None:
+        self._queries = queries
+        self._warmup = warmup
+        self._clock = clock
+        self._act = act
+        self._wait_for_room = room
+        self._ask_status = ask_status
+        self._sleep = sleep
+
+    async def run(self, subscription: Subscription) -> None:
+        """One backfill of one symbol, to its end; the first begins with the warm-up."""
+        sequencer = subscription.sequencer
+        if not sequencer.started:
+            await self._warmup.warm(subscription)
+        await self._queries.exchange_now_ms(subscription)
+        while True:
+            answer = await self._queries.candles(subscription, sequencer.question())
+            self._act(subscription, sequencer.answer(answer))
+            await self._emit(subscription)
+            step, outputs = sequencer.next_step(self._clock.monotonic_s())
+            if isinstance(step, AskStatus):
+                await self._ask_status(subscription)
+                step, outputs = sequencer.next_step(self._clock.monotonic_s(), status_known=True)
+            if isinstance(step, Done):
+                subscription.backfill = None
+            self._act(subscription, outputs)
+            if isinstance(step, Done):
+                return
+            if isinstance(step, Wait) and step.seconds > 0:
+                await self._sleep(step.seconds)
+
+    async def _emit(self, subscription: Subscription) -> None:
+        """All that can pass now, one by one."""
+        while True:
+            outputs = subscription.sequencer.advance(self._clock.monotonic_s())
+            self._act(subscription, outputs)
+            if not emitted(outputs):
+                return
+            await self._wait_for_room()

@@ -1,0 +1,98 @@
+"""Queries to REST on behalf of a symbol: until it answers, and what of an answer counts.
+
+Rules of this module:
+- A query is repeated with growing pauses until REST answers it. What REST does not do for one symbol never ends the
+  node and never keeps another symbol waiting.
+- What of an answer counts is the sequencer's rule, judged as of the question.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from stream.clock import Clock
+from stream.core.market.answer import Answer
+from stream.core.market.binance import UnknownSymbolError
+from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.sequencer import RETRY_CAP_S, RETRY_FIRST_S
+from stream.errors import UnreachableError
+from stream.pipeline.subscription import Subscription
+from stream.ports import History
+from stream.telemetry import BackfillFailed, BackfillRequested, Observer
+
+T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class Queries:
+    """`stalled(subscription)` is called with each attempt that REST does not answer."""
+
+    def __init__(
+        self,
+        *,
+        history: History,
+        exchange_time: ExchangeTime,
+        clock: Clock,
+        observe: Observer,
+        stalled: Callable[[Subscription], None],
+        sleep: Sleep,
+    ) -> None:
+        self._history = history
+        self._time = exchange_time
+        self._clock = clock
+        self._observe = observe
+        self._stalled = stalled
+        self._sleep = sleep
+
+    async def until_answered(self, subscription: Subscription, query: Callable[[], Awaitable[T]]) -> T:
+        """The answer, however long that takes."""
+        pause_s = RETRY_FIRST_S
+        logged: str | None = None
+        while True:
+            self._observe(BackfillRequested(subscription.symbol))
+            try:
+                answer = await query()
+                subscription.sequencer.listed(True)
+                return answer
+            except UnreachableError as error:
+                reason = str(error)
+            except UnknownSymbolError:
+                reason = "the exchange does not list it; if that is a typing error, correct --symbols"
+                subscription.sequencer.listed(False)
+            self._observe(BackfillFailed(subscription.symbol, reason))
+            subscription.settled.set()
+            self._stalled(subscription)
+            if reason != logged:
+                log.warning("%s: no answer from the exchange, retrying: %s", subscription.symbol, reason)
+                logged = reason
+            await self._sleep(pause_s)
+            pause_s = min(RETRY_CAP_S, pause_s * 2)
+
+    async def exchange_now_ms(self, subscription: Subscription) -> int:
+        """The exchange's time, once it has told it in a way that can be believed."""
+        while not self._time.known:
+            await self.until_answered(subscription, self._history.server_time_ms)
+        return self._time.now_ms(self._clock.monotonic_s())
+
+    async def exchange_first_ms(self, subscription: Subscription) -> int:
+        """What time it was at the exchange when it was first asked."""
+        await self.exchange_now_ms(subscription)
+        return self._time.first_ms
+
+    async def candles(self, subscription: Subscription, from_open_time: int, to_open_time: int | None = None) -> Answer:
+        """Closed candles that open in [from, to], as `Sequencer.examine` leaves them, however long that takes."""
+
+        async def ask() -> Answer:
+            return await self.once(subscription, from_open_time, to_open_time)
+
+        return await self.until_answered(subscription, ask)
+
+    async def once(self, subscription: Subscription, from_open_time: int, to_open_time: int | None = None) -> Answer:
+        """The same in one attempt; `UnreachableError` and `UnknownSymbolError` as `History.candles`."""
+        asked_ms = self._time.now_ms(self._clock.monotonic_s()) if self._time.known else None
+        answer = await self._history.candles(subscription.symbol, from_open_time, to_open_time)
+        return subscription.sequencer.examine(answer, asked_ms, self._clock.monotonic_s())
