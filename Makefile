@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 DATA ?= ../shared/data
 OTHERS := ETHUSDT,BNBUSDT,XRPUSDT,ADAUSDT,LTCUSDT,LINKUSDT,DOGEUSDT,TRXUSDT,ETCUSDT,XLMUSDT
 
-.PHONY: demo test check bench model clean
+.PHONY: demo test fast cover check docs bench model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/volcast demo
@@ -15,6 +15,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	@$(PYTHON) tests/programs.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The core and the adapters, without what takes long.
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/stream/core tests/stream/adapters
+
+cover: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" --cov --cov-report=term:skip-covered tests/stream/core tests/stream/adapters
+
+# The tables of docs/ that the code knows best.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -11,8 +11,9 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -46,35 +47,68 @@ class FlagError(SettingsError, MisuseError):
     """The same, of a setting that was given on the command line."""
 
 
+def _about(text: str, default: str = "", metavar: str = "") -> msgspec.Meta:
+    """What `--help` and docs/settings.md say of a setting; `default` where its value does not show it as it is."""
+    return msgspec.Meta(description=text, extra={"default": default, "metavar": metavar})
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon runs with. Paths are as given; `symbols` are upper case, each once; URLs in their plain form."""
 
-    symbols: tuple[str, ...] = ("BTCUSDT",)
-    model: Path | None = None
-    #: A policy file, or the name of a packaged policy.
-    policy: Path | None = None
-    ws_url: str = "wss://stream.binance.com:9443"
-    rest_url: str = "https://api.binance.com"
-    mqtt_url: str = "mqtt://127.0.0.1:1883"
-    #: PEM: the only authorities that may vouch for an `mqtts://` broker; None: the system's.
-    mqtt_ca_file: Path | None = None
-    #: PEM: what an `mqtts://` broker knows us by; its key in a file of its own, or in the same.
-    mqtt_cert_file: Path | None = None
-    mqtt_key_file: Path | None = None
-    http_host: str = "127.0.0.1"
-    http_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9_464
-    data_dir: Path = Path("var")
-    instance: str = "volcast"
-    log_format: Literal["text", "json"] = "text"
-    #: Wait while another live node publishes one of our symbols, instead of refusing to start.
-    standby: bool = False
-    allow_plaintext: bool = False
-    #: How much faster than ours the exchange's clock runs; 0: it moves only with its messages.
-    time_scale: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    #: Real seconds without a data frame after which an open stream is given up.
-    stall_after_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    #: Hours of exchange time between drift runs; 0 switches them off.
-    drift_period_hours: Annotated[float, msgspec.Meta(ge=0)] = 24.0
+    symbols: Annotated[
+        tuple[str, ...],
+        _about("comma-separated, any case; `BTC/USDT` and `BTC-USDT` are BTCUSDT too", "BTCUSDT", "A,B"),
+    ] = ("BTCUSDT",)
+    model: Annotated[Path | None, _about("ONNX bundle", "`DATA_DIR/champion.onnx`, else the packaged one")] = None
+    policy: Annotated[Path | None, _about("a policy file (TOML), or the name of a packaged policy", "target-40")] = None
+    ws_url: Annotated[str, _about("market stream: the base URL, without `/ws` or `/stream`")] = (
+        "wss://stream.binance.com:9443"
+    )
+    rest_url: Annotated[str, _about("REST: the base URL, without `/api/v3`")] = "https://api.binance.com"
+    mqtt_url: Annotated[
+        str,
+        _about("`mqtt[s]://[user[:password]@]host[:port]`, or `embedded`; `mqtt://:token@host` has an empty user name"),
+    ] = "mqtt://127.0.0.1:1883"
+    mqtt_ca_file: Annotated[
+        Path | None, _about("PEM: the only authorities that may vouch for a `mqtts://` broker", "the system's store")
+    ] = None
+    mqtt_cert_file: Annotated[
+        Path | None, _about("PEM: the certificate that a `mqtts://` broker knows this node by", "none")
+    ] = None
+    mqtt_key_file: Annotated[
+        Path | None, _about("PEM: the certificate's key, not encrypted", "in `--mqtt-cert-file`")
+    ] = None
+    http_host: Annotated[str, _about("address to serve HTTP on")] = "127.0.0.1"
+    http_port: Annotated[
+        int, msgspec.Meta(ge=0, le=65_535), _about("0 takes any free port and prints it", metavar="PORT")
+    ] = 9_464
+    data_dir: Annotated[Path, _about("journal and drift reports; one daemon at a time", "./var")] = Path("var")
+    instance: Annotated[str, _about("this node's name in its MQTT topics and its client id")] = "volcast"
+    standby: Annotated[
+        bool, _about("wait while another live node publishes one of these symbols, instead of refusing to start")
+    ] = False
+    log_format: Annotated[Literal["text", "json"], _about("log lines on stderr, UTC; `json` is one object a line")] = (
+        "text"
+    )
+    allow_plaintext: Annotated[
+        bool,
+        _about("let `ws://`, `http://` and `mqtt://` leave this machine; `true` or `false` as a variable or key"),
+    ] = False
+    time_scale: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        _about("how much faster than ours the exchange's clock runs; 0: it moves only with its messages", "1", "X"),
+    ] = 1.0
+    stall_after_s: Annotated[
+        float,
+        msgspec.Meta(gt=0),
+        _about("real seconds without a data frame after which an open stream is given up", "60", "S"),
+    ] = 60.0
+    drift_period_hours: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        _about("hours of exchange time between drift runs; 0 switches them off", "24", "H"),
+    ] = 24.0
 
     def masked(self) -> dict[str, str]:
         """Every setting as text, secrets hidden: for people's eyes and logs."""
@@ -86,6 +120,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NAMES = tuple(f.name for f in msgspec.structs.fields(Settings))
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A setting as people see it. `default` and `text` have `code` in backticks."""
+
+    name: str
+    default: str
+    text: str
+    metavar: str
+    choices: tuple[str, ...]
+    is_switch: bool
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def about() -> list[About]:
+    """Every setting, in order: where `--help` and docs/settings.md have theirs from."""
+    hints = get_type_hints(Settings, include_extras=True)
+    found = []
+    for field in msgspec.structs.fields(Settings):
+        kind, *meta = get_args(hints[field.name])
+        described = next(m for m in meta if m.description)
+        is_switch = kind is bool
+        default = described.extra["default"] or ("no" if is_switch else str(field.default))
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        found.append(About(field.name, default, described.description, described.extra["metavar"], choices, is_switch))
+    return found
 
 
 def load(

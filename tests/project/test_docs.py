@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 
 import click
 import msgspec
@@ -36,6 +37,16 @@ def test_every_setting_is_a_flag_of_run_and_in_the_docs() -> None:
         assert field.name in flags
         assert f"--{field.name.replace('_', '-')}" in EVERYTHING
     assert flags - {f.name for f in msgspec.structs.fields(Settings)} == {"config"}
+
+
+def test_generated_tables_are_what_the_code_says() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    found = set()
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text()
+        assert generate["generated"](text) == text, f"{page.name}: run `python docs/generate.py`"
+        found |= set(re.findall(r"<!-- generated: (\w+) -->", text))
+    assert found == generate["BLOCKS"].keys()
 
 
 def test_every_retained_topic_and_every_event_is_in_the_docs() -> None:

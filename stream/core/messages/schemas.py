@@ -365,13 +365,13 @@ class ModelChanged(Message, frozen=True, kw_only=True):
     reason: str
 
 
+def published(kind: type[Message] = Message) -> list[type[Message]]:
+    """Every kind of message, those that extend another in its place."""
+    return [leaf for each in kind.__subclasses__() for leaf in (published(each) or [each])]
+
+
 SCHEMAS: tuple[str, ...] = tuple(
-    sorted(
-        str(field.default)
-        for kind in Message.__subclasses__()
-        for field in msgspec.structs.fields(kind)
-        if field.name == "schema"
-    )
+    sorted(str(f.default) for kind in published() for f in msgspec.structs.fields(kind) if f.name == "schema")
 )
 
 _encoder = msgspec.json.Encoder()
