@@ -52,9 +52,9 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
     entry.key, entry.value = contract.METADATA_KEY, msgspec.json.encode(agreed, order="sorted").decode()
     data = canonical.to_bytes(graph)
 
-    beside = _write_beside(out, data)
+    temporary = _write_temporary(out, data)
     try:
-        loaded = predictor.load(beside)
+        loaded = predictor.load(temporary)
         compared = parity.windows(given)
         gap = parity.largest_gap(network, loaded, compared)
         if not gap <= parity.LIMIT:
@@ -62,21 +62,21 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
                 f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
                 "nothing was written"
             )
-        told = None
+        card_path = None
         if figures is not None:
-            told = out.with_suffix(".md")
+            card_path = out.with_suffix(".md")
             model = loaded.model
             text = card.render(
                 agreed, figures, version=model.version, sha256=model.sha256, size=len(data), scorings=scorings
             )
-            _write_beside(told, text.encode()).replace(told)
-        beside.replace(out)
+            _write_temporary(card_path, text.encode()).replace(card_path)
+        temporary.replace(out)
     except ContractError as error:
         raise convert.ExportError(f"{run}: its bundle is refused: {error}") from None
     except OSError as error:
         raise convert.ExportError(f"{out}: cannot be written: {error.strerror}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return {
         "bundle": str(out),
         "version": loaded.model.version,
@@ -84,7 +84,7 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
         "bytes": len(data),
         "parity": gap,
         "windows": len(compared[0]),
-        "card": None if told is None else str(told),
+        "card": None if card_path is None else str(card_path),
     }
 
 
@@ -101,18 +101,18 @@ def _read_run(run: Path) -> tuple[Contract, tuple[Any, Any]]:
     return agreed, given
 
 
-def _write_beside(out: Path, data: bytes) -> Path:
-    beside: Path | None = None
+def _write_temporary(out: Path, data: bytes) -> Path:
+    temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        beside = Path(name)
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.chmod(0o644)
+        temporary.chmod(0o644)
     except OSError as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise ContractError(f"{out}: cannot be written: {error.strerror}") from None
-    return beside
+    return temporary

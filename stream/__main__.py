@@ -39,7 +39,7 @@ _TIME = parameters.Time()
 _SEED = click.IntRange(min=0)
 
 
-class _Door(click.Group):
+class _CommandLine(click.Group):
     """Errors that say whose fault they are leave as one line, with exit code 2 for wrong usage and 1 for what could
     not be done; a defect keeps its traceback."""
 
@@ -65,7 +65,7 @@ class _Door(click.Group):
             ctx.exit(2 if isinstance(error, MisuseError) else 1)
 
 
-@click.group(cls=_Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="volcast")
 def cli() -> None:
     """Volcast listens to an exchange's hourly candles, forecasts how volatile the next 24 hours will be, turns that

@@ -81,14 +81,14 @@ class _Unhurried(logging.Handler):
             line = self._lines.get()
             try:
                 self._write(line)
-                self._tell_dropped()
+                self._report_dropped()
             except (OSError, ValueError):
                 # The reader has gone, and there is nobody to tell.
                 pass
             finally:
                 self._lines.task_done()
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         with self._counting:
             dropped, self._dropped = self._dropped, 0
         if dropped:
@@ -119,8 +119,8 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for room in ("stream", "training", "export", "monitor"):
-        logging.getLogger(room).setLevel(level)
+    for package in ("stream", "training", "export", "monitor"):
+        logging.getLogger(package).setLevel(level)
     # Every lost connection is told once by the adapters.
     logging.getLogger("mqtt").setLevel(logging.ERROR)
     logging.getLogger("websockets").setLevel(logging.ERROR)

@@ -166,8 +166,8 @@ def load(
     chosen: dict[str, tuple[Any, str]] = {}
     file = str(config or CONFIG_FILE)
     # Whoever says everything on the command line, as the daemon does to its children, needs no file.
-    told = config is None and all(flags.get(name) is not None for name in only)
-    for name, value in ({} if told else _file(config)).items():
+    complete = config is None and all(flags.get(name) is not None for name in only)
+    for name, value in ({} if complete else _file(config)).items():
         if name not in _NAMES:
             raise SettingsError(f"{file}: there is no setting {name!r}{_nearest(name, _NAMES)}")
         chosen[name] = (bare(value), file)

@@ -226,9 +226,9 @@ def _write(html: Path, page: str, words: Sequence[str]) -> None:
         title, *lines = words
         page = headed(page, title, [heading(title, 1), *map(paragraph, lines)])
     html.parent.mkdir(parents=True, exist_ok=True)
-    beside = html.with_name(f".{html.name}.part")
+    temporary = html.with_name(f".{html.name}.part")
     try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(html)
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(html)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -48,9 +48,11 @@ def trend(points: Sequence[TrendPoint], from_ms: int, to_ms: int) -> str:
     bottom = _verdicts(parts, axis, points, bottom + 34)
     bottom = _qlike(parts, axis, points, bottom + 40)
     parts += [f'<text x="{x:.1f}" y="{bottom + 18:.1f}" text-anchor="middle">{t}</text>' for x, t in axis.ticks()]
-    told = "Drift scores by week against their thresholds, the verdicts, and QLIKE of served forecasts and of har."
+    description = (
+        "Drift scores by week against their thresholds, the verdicts, and QLIKE of served forecasts and of har."
+    )
     return (
-        f'<div class="wide"><svg viewBox="0 0 {_WIDTH:g} {bottom + 30:g}" role="img" aria-label="{told}">'
+        f'<div class="wide"><svg viewBox="0 0 {_WIDTH:g} {bottom + 30:g}" role="img" aria-label="{description}">'
         f"{''.join(parts)}</svg></div>"
     )
 
@@ -61,7 +63,7 @@ def _scores(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: fl
     _line(parts, [(axis.x(p.last), y(p.score_of_threshold)) for p in points], _GREY)
     limit = y(1.0)
     parts.append(f'<path d="M{_LEFT} {limit:.1f}H{_END}" stroke="{_BLACK}" stroke-dasharray="5 4"/>')
-    _beside(parts, limit, "threshold", _BLACK)
+    _margin_label(parts, limit, "threshold", _BLACK)
     for p in points:
         colour, fill = (_ORANGE, _ORANGE) if p.detected else (_BLUE, "#fff")
         parts.append(
@@ -79,12 +81,12 @@ def _verdicts(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: 
         ("10 days", [p.fast_detected for p in points]),
         ("default", [p.default_detected for p in points]),
     )
-    told = "verdicts (full = drift): of 30 days, of 10 days, and Evidently's default"
-    parts.append(f'<text x="{_LEFT}" y="{top - 8}">{told}</text>')
+    caption = "verdicts (full = drift): of 30 days, of 10 days, and Evidently's default"
+    parts.append(f'<text x="{_LEFT}" y="{top - 8}">{caption}</text>')
     width = max(3.0, min(12.0, (_END - _LEFT) / max(len(points), 1) - 2))
     for k, (name, verdicts) in enumerate(strips):
         middle = top + (k + 0.5) * _STRIP
-        _beside(parts, middle, name, _BLACK)
+        _margin_label(parts, middle, name, _BLACK)
         for p, verdict in zip(points, verdicts, strict=True):
             if verdict is not None:
                 colour, fill = (_ORANGE, _ORANGE) if verdict else (_GREY, "#fff")
@@ -107,7 +109,7 @@ def _qlike(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: flo
     for end, name, colour in sorted(ends):
         # Two names must not lie on each other.
         at = max(end, at + 13)
-        _beside(parts, at, name, colour)
+        _margin_label(parts, at, name, colour)
     return top + _PANEL
 
 
@@ -169,7 +171,7 @@ def _step(most: float) -> float:
     return next(power * k for k in (1, 2, 5, 10) if most / (power * k) <= 5)
 
 
-def _beside(parts: list[str], y: float, text: str, colour: str) -> None:
+def _margin_label(parts: list[str], y: float, text: str, colour: str) -> None:
     """A name in the right margin."""
     parts.append(f'<text x="{_END + 12}" y="{y + 4:.1f}" fill="{colour}">{escape(text)}</text>')
 

@@ -44,7 +44,7 @@ class Matured:
     low: Array
     high: Array
     #: By name of `FORECASTERS`.
-    said: Mapping[str, Array]
+    forecasts: Mapping[str, Array]
     #: Whether `har` was served in the model's place.
     fallback: NDArray[np.bool_]
     #: Share of outcomes that the intervals promised to hold; of the newest forecast, NaN of none.
@@ -56,13 +56,13 @@ class Matured:
             (o.realized, o.low, o.high, o.volatility, o.model_volatility, o.har, o.ewma, o.persistence)
             for o in outcomes
         ]
-        realized, low, high, *said = np.array(rows, np.float64).reshape(-1, 3 + len(FORECASTERS)).T
+        realized, low, high, *forecasts = np.array(rows, np.float64).reshape(-1, 3 + len(FORECASTERS)).T
         return cls(
             open_time=np.array([o.open_time for o in outcomes], np.int64),
             realized=realized,
             low=low,
             high=high,
-            said=dict(zip(FORECASTERS, said, strict=True)),
+            forecasts=dict(zip(FORECASTERS, forecasts, strict=True)),
             fallback=np.array([o.serving != "model" for o in outcomes], np.bool_),
             level=outcomes[-1].level if outcomes else float("nan"),
         )
@@ -77,7 +77,7 @@ class Matured:
             realized=np.concatenate([p.realized for p in parts]),
             low=np.concatenate([p.low for p in parts]),
             high=np.concatenate([p.high for p in parts]),
-            said={name: np.concatenate([p.said[name] for p in parts]) for name in FORECASTERS},
+            forecasts={name: np.concatenate([p.forecasts[name] for p in parts]) for name in FORECASTERS},
             fallback=np.concatenate([p.fallback for p in parts]),
             level=next((p.level for p in reversed(parts) if len(p)), float("nan")),
         )
@@ -95,7 +95,7 @@ class Matured:
             self.realized[rows],
             self.low[rows],
             self.high[rows],
-            {name: sigma[rows] for name, sigma in self.said.items()},
+            {name: sigma[rows] for name, sigma in self.forecasts.items()},
             self.fallback[rows],
             self.level,
         )
@@ -156,7 +156,7 @@ def regression(matured: Matured, html: Path | None) -> Regression:
     """
     if len(matured) < MIN_FORECASTS:
         raise ValueError(f"{len(matured)} matured forecast(s) are too few: at least {MIN_FORECASTS} are needed")
-    realized, served = matured.realized, matured.said["served"]
+    realized, served = matured.realized, matured.forecasts["served"]
     marks = np.quantile(served - realized, RESIDUAL_LEVELS)
     return Regression(
         forecasts=len(matured),
@@ -164,7 +164,7 @@ def regression(matured: Matured, html: Path | None) -> Regression:
         last=int(matured.open_time[-1]),
         fallback=int(np.count_nonzero(matured.fallback)),
         realized_mean_hourly=float(np.mean(realized)),
-        by_forecaster={name: quality(realized, matured.said[name]) for name in FORECASTERS},
+        by_forecaster={name: quality(realized, matured.forecasts[name]) for name in FORECASTERS},
         coverage=float(np.mean((matured.low <= realized) & (realized <= matured.high))),
         coverage_promised=matured.level,
         residual_quantiles_hourly={f"{q:g}": float(m) for q, m in zip(RESIDUAL_LEVELS, marks, strict=True)},
@@ -191,7 +191,7 @@ def _described(matured: Matured, html: Path | None) -> dict[str, float]:
         {
             time: pandas.to_datetime(matured.open_time, unit="ms"),
             target: annualized_percent(matured.realized),
-            prediction: annualized_percent(matured.said["served"]),
+            prediction: annualized_percent(matured.forecasts["served"]),
         }
     )
     definition = DataDefinition(

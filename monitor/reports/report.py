@@ -51,7 +51,7 @@ class Source:
     open_time: NDArray[np.int64]
     ohlcv: Array
     matured: Matured
-    told: str
+    origin: str
     #: How many matured forecasts of the period other models made, by version.
     others: Mapping[str, int] = field(default_factory=dict)
     #: What else a reader must know of it.
@@ -86,7 +86,9 @@ def write(
         raise ReportError(_too_few(source, whole, model, len(matured)))
     measured = Measured.of(source.symbol, source.open_time, source.ohlcv)
     training = model.contract.training
-    about = About(source.symbol, whole.name, source.told, model.version, training.trained_from, training.trained_until)
+    about = About(
+        source.symbol, whole.name, source.origin, model.version, training.trained_from, training.trained_until
+    )
     index = f"{source.symbol}-{whole.name}-index.html"
     files = {"regression": f"{source.symbol}-{whole.name}-regression.html"}
     notes = list(_notes(source, whole, measured, model))
@@ -103,8 +105,8 @@ def write(
         _finish(html, "drift", of, found, pages.drift_parts(of, found, index))
     if not drifts:
         raise ReportError(
-            f"{source.symbol}: too few hours of {whole.name} have 30 days of candles before them in the {source.told}: "
-            "choose a later period, or candles that reach further back"
+            f"{source.symbol}: too few hours of {whole.name} have 30 days of candles before them in the "
+            f"{source.origin}: choose a later period, or candles that reach further back"
         )
     progress(f"regression {whole.name}")
     html = folder / files["regression"]
@@ -159,7 +161,9 @@ def _qlike(matured: Matured, end_ms: int) -> tuple[float | None, float | None]:
     known = matured.within(end_ms - TREND_HOURS * HOUR_MS - ahead_ms, end_ms)
     if len(known) < _MIN_TREND_FORECASTS:
         return None, None
-    served, har = (float(np.mean(regression.qlike(known.realized, known.said[name]))) for name in ("served", "har"))
+    served, har = (
+        float(np.mean(regression.qlike(known.realized, known.forecasts[name]))) for name in ("served", "har")
+    )
     return served, har
 
 
@@ -194,8 +198,8 @@ def _notes(source: Source, whole: Period, measured: Measured, model: Model) -> l
             f"hours without a candle: {missing} of {whole.hours}; forecasts of days that hold one have no outcome"
         )
     if source.others:
-        told = ", ".join(f"{count} by {version}" for version, count in source.others.items())
-        notes.append(f"forecasts of other models are left out ({told}); this report is of {model.version}")
+        counts = ", ".join(f"{count} by {version}" for version, count in source.others.items())
+        notes.append(f"forecasts of other models are left out ({counts}); this report is of {model.version}")
     training = model.contract.training
     if whole.from_ms <= training.trained_until and training.trained_from < whole.to_ms:
         notes.append("the model was trained on part of this period, where its forecasts look better than they are")
@@ -205,6 +209,6 @@ def _notes(source: Source, whole: Period, measured: Measured, model: Model) -> l
 def _too_few(source: Source, whole: Period, model: Model, found: int) -> str:
     others = f" ({', '.join(source.others)} made others: name its bundle with --model)" if source.others else ""
     return (
-        f"{source.symbol}: {found} matured forecast(s) of model {model.version} in {whole.name} in the {source.told}"
+        f"{source.symbol}: {found} matured forecast(s) of model {model.version} in {whole.name} in the {source.origin}"
         f"{others}: a report needs at least {regression.MIN_FORECASTS}; choose a longer period or one that has them"
     )

@@ -59,8 +59,7 @@ def backtest(
         refuse_empty_period(start or _FROM, end or _TO)
     _need(("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
     from training import forecasters
-    from training.backtest import decisions, report
-    from training.backtest import runner as room
+    from training.backtest import decisions, report, runner
     from training.backtest.execution import Costs
     from training.data import dataset
 
@@ -80,7 +79,7 @@ def backtest(
             click.echo(f"[{len(terms)}/{len(wanted_years)}] {forecaster} learns for {year}", err=True)
             terms += decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
     try:
-        tested = room.run(
+        tested = runner.run(
             data, table[symbol], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
         )
     except ValueError as error:

@@ -206,9 +206,9 @@ def _lower(kind: int, bound: int) -> None:
 
 def _memory(process: int) -> _Held:
     try:
-        told = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
     except OSError:
         return _Held()
-    kib = {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", told, re.MULTILINE)}
+    kib = {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE)}
     own = kib.get("RssAnon", 0) + kib.get("VmSwap", 0)
     return _Held(own * 1024, kib.get("VmData", 0) * 1024, kib.get("VmSize", 0) * 1024)

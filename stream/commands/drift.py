@@ -54,13 +54,13 @@ def drift(
 def _run(
     symbol: str, candles: Path | None, data_dir: Path, loaded: Model, out: Path | None, json_file: Path | None
 ) -> None:
-    from monitor.drift import detection as room
+    from monitor.drift import detection
 
     if candles is not None:
         series = files.read(candles, asked=symbol)[symbol]
     else:
-        series = _of_journal(data_dir, symbol, room.MOST_HOURS)
-    result = room.run(
+        series = _of_journal(data_dir, symbol, detection.MOST_HOURS)
+    result = detection.run(
         symbol,
         series,
         loaded.contract,
@@ -68,7 +68,7 @@ def _run(
         issued_at=time.time_ns() // 1_000_000,
         report=out,
     )
-    _tell(result)
+    _print_result(result)
     write_json(json_file, msgspec.to_builtins(result))
 
 
@@ -87,7 +87,7 @@ _AGAINST = {
 }
 
 
-def _tell(result: Drift) -> None:
+def _print_result(result: Drift) -> None:
     found, default = _word(result.detected), _word(result.default_detected)
     click.echo(
         f"{result.symbol}: drift {found}, {utc(result.from_)} to {utc(result.to)}, {result.rows} hours "
@@ -115,7 +115,7 @@ def _rows(features: tuple[DriftFeature, ...]) -> None:
 
 def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: int, json_file: Path | None) -> None:
     from training.data import dataset
-    from training.studies import drift_alarms as room
+    from training.studies import drift_alarms
 
     first, dots, last = period.partition("..")
     if not dots:
@@ -123,9 +123,9 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     refuse_empty_period(first, last, "--study")
     start, end = dataset.time_ms(first), dataset.time_ms(last)
     data = dataset.load(candles, symbol)
-    found = room.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
+    found = drift_alarms.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
     # A pipe has no width of its own, and a figure cut short is none.
     console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
-    for table in room.tables(found):
+    for table in drift_alarms.tables(found):
         console.print(table, "")
     write_json(json_file, msgspec.to_builtins(found))

@@ -54,7 +54,7 @@ def evaluate(
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
     _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
     _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
-    from training.evaluation import evaluate as room
+    from training.evaluation import evaluate as evaluation
     from training.evaluation import looks as ledgers
     from training.pages import table
 
@@ -63,7 +63,7 @@ def evaluate(
     chosen = _baselines(baselines)
     if years is None:
         refuse_empty_period(start or ledgers.TEST_YEAR[0], end or ledgers.TEST_YEAR[1])
-        scored = room.fixed(
+        scored = evaluation.fixed(
             candles,
             models or [packaged_model()],
             symbol=symbol,
@@ -71,10 +71,10 @@ def evaluate(
             end=end or ledgers.TEST_YEAR[1],
             baselines=chosen,
             tests=not no_tests,
-            progress=_told,
+            progress=_show_progress,
         )
     else:
-        scored = room.walk_forward(
+        scored = evaluation.walk_forward(
             candles,
             _years(years),
             symbol=symbol,
@@ -84,7 +84,7 @@ def evaluate(
             with_model=not baselines_only,
             seed=seed,
             tests=not no_tests,
-            progress=_told,
+            progress=_show_progress,
         )
     # Before anything is shown: what was looked at is in the ledger, whatever becomes of the rest.
     _into_ledger(scored, ledger)
@@ -96,7 +96,7 @@ def evaluate(
 
 def _into_ledger(scored: Scored, ledger: Path | None) -> None:
     from training.data.dataset import time_ms
-    from training.evaluation import evaluate as room
+    from training.evaluation import evaluate as evaluation
     from training.evaluation import looks as ledgers
 
     of = scored.evaluation
@@ -105,7 +105,7 @@ def _into_ledger(scored: Scored, ledger: Path | None) -> None:
     if ledger is None:
         click.echo("note: 2024 is the test year: --ledger FILE writes down that it was looked at", err=True)
         return
-    added = ledgers.append(ledger, room.scorings(scored))
+    added = ledgers.append(ledger, evaluation.scorings(scored))
     click.echo(f"{ledger}: {ledgers.count(ledger)} scoring(s) of 2024, {added} of them new", err=True)
 
 
@@ -156,5 +156,5 @@ def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
         )
 
 
-def _told(what: str, done: int, total: int) -> None:
+def _show_progress(what: str, done: int, total: int) -> None:
     click.echo(f"[{done}/{total}] {what}", err=True)

@@ -17,7 +17,7 @@ from stream.commands.exchange import parse_time, refuse_empty_period
 from stream.commands.outputs import write_json
 from stream.errors import MisuseError, RefusedError
 from stream.settings import bare
-from training.data import fetch as room
+from training.data import fetch as fetching
 
 #: Lines of one kind for one symbol; --json has them all.
 _LINES = 20
@@ -41,13 +41,13 @@ def fetch(
     archive_url = bare(archive_url) or None
     if archive_url is None:
         # An exchange on this machine has its own market: another one's archive would not fit to it.
-        archive_url = rest_url if urls.is_loopback(urls.parse(rest_url).host) else room.ARCHIVE_URL
+        archive_url = rest_url if urls.is_loopback(urls.parse(rest_url).host) else fetching.ARCHIVE_URL
     _refuse_archive(archive_url, allow_plaintext)
     console = Console(stderr=True)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
             tasks = {name: bar.add_task(name, total=None) for name in symbols}
-            fetched = room.fetch(
+            fetched = fetching.fetch(
                 symbols,
                 start,
                 end,
@@ -60,7 +60,7 @@ def fetch(
                 ),
             )
     except KeyboardInterrupt:
-        raise RefusedError(f"interrupted; {room.parts_of(out)} keeps what came: the same command resumes") from None
+        raise RefusedError(f"interrupted; {fetching.parts_of(out)} keeps what came: the same command resumes") from None
     click.echo(f"{fetched.rows} candles: {out}" + (f", {fetched.kept} of them kept from before" * bool(fetched.kept)))
     for series in fetched.series:
         for line in _lines(series):
@@ -79,7 +79,7 @@ def _refuse_archive(url: str, allow_plaintext: bool) -> None:
         raise MisuseError(f"--archive-url: {urls.mask(url)} is not encrypted: use https://, or say --allow-plaintext")
 
 
-def _lines(series: room.Series) -> list[str]:
+def _lines(series: fetching.Series) -> list[str]:
     facts = series.facts
     lines = [
         f"{_utc(series.first_open_time)} to {_utc(series.last_open_time)}, "

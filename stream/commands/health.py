@@ -23,7 +23,7 @@ _FLAGS = ("http_host", "http_port")
 
 
 def main() -> None:
-    config, flags = told(_FIRST_PROCESS.read_text(errors="replace").split("\0"))
+    config, flags = parse_arguments(_FIRST_PROCESS.read_text(errors="replace").split("\0"))
     try:
         found = settings.load(flags, os.environ, config)
     except settings.SettingsError as error:
@@ -36,7 +36,7 @@ def main() -> None:
     sys.exit(None if status == http.HTTPStatus.OK else f"{host}:{found.http_port}/healthz says {status}")
 
 
-def told(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
     """The settings file and the flags of ours that a command line names, whatever else it holds."""
     values: dict[str, str] = {}
     for k, argument in enumerate(arguments):

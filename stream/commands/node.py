@@ -357,11 +357,11 @@ async def _listed(symbol: str, history: BinanceHistory) -> None:
 
 def _say_once() -> Observer:
     """Log lines for facts that come in storms: each cause is told when it is new, then only counted."""
-    told: set[str] = set()
+    logged: set[str] = set()
 
     def observe(fact: Fact) -> None:
-        if isinstance(fact, FrameRejected) and fact.reason not in told:
-            told.add(fact.reason)
+        if isinstance(fact, FrameRejected) and fact.reason not in logged:
+            logged.add(fact.reason)
             log.warning("a frame was set aside, as will be others like it: %s (%s)", fact.detail, fact.reason)
 
     return observe

@@ -38,9 +38,9 @@ def train(
 ) -> None:
     refuse_empty_period(train_from, train_until)
     _need("train", "tensorflow", "keras")
-    from training.bundling import train as room
+    from training.bundling import train as bundling
 
-    figures = room.train(
+    figures = bundling.train(
         candles,
         out,
         symbol=symbol,

@@ -11,17 +11,17 @@ from stream.errors import RefusedError
 
 def write(option: str, file: Path, data: bytes) -> None:
     """`RefusedError` where `file`, given by `option`, cannot be written."""
-    beside = file.with_name(f".{file.name}.part")
+    temporary = file.with_name(f".{file.name}.part")
     try:
         if file.exists() and not file.is_file():
             # A pipe or a device is written to, not replaced: as root that would be the end of /dev/null.
             file.write_bytes(data)
             return
         try:
-            beside.write_bytes(data)
-            beside.replace(file)
+            temporary.write_bytes(data)
+            temporary.replace(file)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None
 

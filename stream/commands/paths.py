@@ -91,8 +91,8 @@ class Output(Given):
         return path
 
     def places(self, label: str, path: Path, params: Mapping[str, Any]) -> list[Place]:
-        beside = self._also(path, params) if self._also is not None else ()
-        return [Place(label, path), *(Place(f"{label} ({other.name})", other) for other in beside)]
+        extra = self._also(path, params) if self._also is not None else ()
+        return [Place(label, path), *(Place(f"{label} ({other.name})", other) for other in extra)]
 
 
 class Folder(Given):

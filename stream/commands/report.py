@@ -53,10 +53,10 @@ def report(
     chosen = model_path(model, data_dir)
     pages = Place("--out", folder, PAGE_FILES)
     refuse_clashes([pages, *places_of(("--json", json_file))], inputs_of(data_dir, chosen))
-    from monitor.reports import report as room
+    from monitor.reports import report as reports
     from stream.commands import report_source
 
-    room.refuse_without_evidently()
+    reports.refuse_without_evidently()
     predictor = predictors.load(chosen)
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 
@@ -72,8 +72,8 @@ def report(
         else:
             source, whole = report_source.of_journal(data_dir, symbol, predictor, cut)
         periods = [p for p in (_cut(a, whole.to_ms - HOUR_MS) for a in asked) if p.to_ms > p.from_ms]
-        written = room.write(source, periods, whole, predictor.model, within, _progress)
-    _tell(written, folder)
+        written = reports.write(source, periods, whole, predictor.model, within, _progress)
+    _print_summary(written, folder)
     write_json(
         json_file,
         {
@@ -143,7 +143,7 @@ def _progress(text: str) -> None:
         click.echo(f"{text} …", err=True)
 
 
-def _tell(written: Written, folder: Path) -> None:
+def _print_summary(written: Written, folder: Path) -> None:
     from monitor.markup import share
 
     for name, of in written.drifts.items():

@@ -53,8 +53,8 @@ def of_file(path: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[So
             f"candles begin with {utc(int(grid[0]))}: a daemon, which fetches {history:,} hours before a forecast, may "
             "say something else at first"
         )
-    told = f"candle file {path.name}"
-    return Source(symbol, grid, ohlcv, Matured.of(outcomes), told, notes=tuple(notes)), whole
+    origin = f"candle file {path.name}"
+    return Source(symbol, grid, ohlcv, Matured.of(outcomes), origin, notes=tuple(notes)), whole
 
 
 def _replayed(rules: Rules, symbol: str, series: list[Candle], predictor: Predictor, since: int) -> list[Outcome]:
@@ -92,8 +92,8 @@ def of_journal(data_dir: Path, symbol: str, predictor: Predictor, cut: Cut) -> t
             parts.append(Matured.of([o for o in page if o.model_version == version and plausible(o)]))
             others.update(o.model_version for o in page if o.model_version != version and o.open_time >= whole.from_ms)
     grid, ohlcv = to_grid(series)
-    told = f"journal of a node ({data_dir.name})" if data_dir.name else "journal of a node"
-    return Source(symbol, grid, ohlcv, Matured.joined(parts), told, dict(sorted(others.items()))), whole
+    origin = f"journal of a node ({data_dir.name})" if data_dir.name else "journal of a node"
+    return Source(symbol, grid, ohlcv, Matured.joined(parts), origin, dict(sorted(others.items()))), whole
 
 
 def _within(cut: Cut, newest: int, where: str) -> Period:

@@ -59,7 +59,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_Unjoined())
 
-    def heard(number: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         stop.set()
         # Its default would do, but for the first process of a container, which the kernel spares.
         loop.add_signal_handler(number, os._exit, 128 + number)
@@ -69,4 +69,4 @@ def stop_on_signals(stop: asyncio.Event) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, heard, number)
+        loop.add_signal_handler(number, on_signal, number)

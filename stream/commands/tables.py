@@ -17,8 +17,8 @@ _UNBOUNDED = 10_000
 def show(tables: Iterable[Table]) -> None:
     """Prints them to stdout, an empty line after each."""
     console = Console()
-    told = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
-    width = console.width if told else _PIPE_WIDTH
+    width_known = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    width = console.width if width_known else _PIPE_WIDTH
     for table in tables:
         for part in parts(table, width):
             # Where one column is too wide already, the terminal wraps the line: nothing is lost.

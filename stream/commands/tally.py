@@ -93,9 +93,9 @@ class Tally:
         self.issued += 1
         self.actions[decision.action] = self.actions.get(decision.action, 0) + 1
         # The simulated day later is minutes away: forecasts of the next 24 h can be compared with what came.
-        spoken = self.matured.pop((symbol, forecast.open_time), None)
-        if spoken is not None and forecast.input.gaps == 0:
-            self.squared_errors.setdefault(symbol, []).append((spoken - forecast.realized_24h) ** 2)
+        predicted = self.matured.pop((symbol, forecast.open_time), None)
+        if predicted is not None and forecast.input.gaps == 0:
+            self.squared_errors.setdefault(symbol, []).append((predicted - forecast.realized_24h) ** 2)
         self.matured[symbol, forecast.open_time + 24 * HOUR_MS] = forecast.volatility.hourly
 
     def drift_line(self, symbols: Sequence[str]) -> str:

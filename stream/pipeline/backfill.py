@@ -15,8 +15,8 @@ from stream.pipeline.warmup import Warmup
 
 
 class Backfills:
-    """`act(subscription, outputs)` does what the sequencer hands back, `room()` waits while too much is queued, and
-    `ask_status(subscription)` asks whether the symbol is traded."""
+    """`act(subscription, outputs)` does what the sequencer hands back, `wait_for_space()` waits while too much is
+    queued, and `ask_status(subscription)` asks whether the symbol is traded."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Backfills:
         warmup: Warmup,
         clock: Clock,
         act: Callable[[Subscription, Sequence[Output]], None],
-        room: Callable[[], Awaitable[None]],
+        wait_for_space: Callable[[], Awaitable[None]],
         ask_status: Callable[[Subscription], Awaitable[None]],
         sleep: Sleep,
     ) -> None:
@@ -33,7 +33,7 @@ class Backfills:
         self._warmup = warmup
         self._clock = clock
         self._act = act
-        self._wait_for_room = room
+        self._wait_for_space = wait_for_space
         self._ask_status = ask_status
         self._sleep = sleep
 
@@ -66,4 +66,4 @@ class Backfills:
             self._act(subscription, outputs)
             if not emitted(outputs):
                 return
-            await self._wait_for_room()
+            await self._wait_for_space()

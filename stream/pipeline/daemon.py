@@ -270,7 +270,7 @@ class Daemon:
             if now_ms is not None:
                 self.publisher.time_is_known()
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
-                self._tell_doubt(now_ms)
+                self._log_doubt(now_ms)
             if self._journal.stuck is not None:
                 await self.processor.in_journal(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
@@ -278,7 +278,7 @@ class Daemon:
             ticks += 1
             await asyncio.sleep(_TICK_S)
 
-    def _tell_doubt(self, now_ms: int) -> None:
+    def _log_doubt(self, now_ms: int) -> None:
         """Says once that the exchange's time jumped, and what became of it."""
         doubt_ms = self._time.doubt_ms
         if doubt_ms is not None and not self._doubting:

@@ -126,7 +126,7 @@ class Intake:
             warmup=warmup,
             clock=clock,
             act=self._act,
-            room=self._wait_for_room,
+            wait_for_space=self._wait_for_space,
             ask_status=self._ask_status,
             sleep=sleep,
         )
@@ -184,7 +184,7 @@ class Intake:
         outputs = subscription.sequencer.close(update, received_at_s, self._clock.monotonic_s())
         self._act(subscription, outputs)
         if emitted(outputs):
-            await self._wait_for_room()
+            await self._wait_for_space()
 
     def _act(self, subscription: Subscription, outputs: Sequence[Output]) -> None:
         """Does what the sequencer hands back. Not a coroutine: between knowing that a candle has passed and passing it
@@ -210,7 +210,7 @@ class Intake:
             elif isinstance(output, Rejected):
                 self._observe(FrameRejected(output.reason, output.detail))
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_space(self) -> None:
         """Back-pressure: waits while too much is queued."""
         while self._queue.qsize() > _BACKLOG:
             self._taken.clear()

@@ -30,7 +30,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHistory:
     """What this node has said, and what it had heard of others."""
     processed = journal.processed(symbol)
-    told = IssuedHistory(highest=journal.highest_revision(symbol))
+    history = IssuedHistory(highest=journal.highest_revision(symbol))
     if processed is not None:
         since = processed.open_time - (RECENT_HOURS - 1) * HOUR_MS
         decisions = {d.forecast_id: d for d in _read(journal, "decisions", symbol, since, Decision)}
@@ -38,9 +38,9 @@ def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHis
         # Of one hour the model that speaks now counts, and before it whoever spoke last.
         forecasts.sort(key=lambda f: (f.model.version == model_version, f.issued_at))
         pairs = [(f, decisions[f.id]) for f in forecasts if f.id in decisions]
-        told = told.after(pairs, journal.outcomes(symbol, since, processed.open_time))
+        history = history.after(pairs, journal.outcomes(symbol, since, processed.open_time))
     ours = (*_kept(journal, symbol, "recent"), *_kept(journal, symbol, "score"))
-    return told.and_heard(heard({r.topic: r.payload for r in ours}, symbol))
+    return history.merged_with(from_broker({r.topic: r.payload for r in ours}, symbol))
 
 
 def topics(symbols: Sequence[str]) -> list[str]:
@@ -48,11 +48,11 @@ def topics(symbols: Sequence[str]) -> list[str]:
     return [schemas.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
 
 
-def heard(payloads: Mapping[str, bytes], symbol: str) -> IssuedHistory:
+def from_broker(payloads: Mapping[str, bytes], symbol: str) -> IssuedHistory:
     def payload(leaf: schemas.SymbolTopic) -> bytes:
         return payloads.get(schemas.symbol_topic(symbol, leaf), b"")
 
-    return revisions.heard(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
+    return revisions.from_retained(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
 
 
 def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], bytes | None]) -> list[Retained]:
@@ -79,17 +79,17 @@ def _age(message: Forecast | Decision | Recent | Score) -> tuple[int, int]:
 class Learnt:
     """What has been said, ours and theirs, and what of ours that still waits must be said otherwise."""
 
-    said: IssuedHistory
+    history: IssuedHistory
     change: Renumbering | None
 
 
 def learn(
-    symbol: str, own: IssuedHistory, told: IssuedHistory, pending: Sequence[Outgoing], journal: Journal
+    symbol: str, own: IssuedHistory, published: IssuedHistory, pending: Sequence[Outgoing], journal: Journal
 ) -> Learnt:
-    """`told`: what the broker retains. `pending`: what of ours nobody has heard yet."""
-    if not _others_spoke(own, told):
+    """`published`: what the broker retains. `pending`: what of ours nobody has heard yet."""
+    if not _others_published(own, published):
         return Learnt(own, None)
-    theirs = IssuedHistory().and_heard(told)
+    theirs = IssuedHistory().merged_with(published)
     waiting = _Waiting(symbol, pending)
     forecasts: list[tuple[Forecast, Forecast]] = []
     decisions: list[tuple[Decision, Decision]] = []
@@ -113,19 +113,21 @@ def learn(
         if outcome is not None and number > score.revision:
             outcomes.append(msgspec.structs.replace(outcome, score_revision=number))
             payloads[seq] = schemas.encode(scoring.scored(outcomes[-1], score.issued_at))
-    merged = own.and_heard(told).after([(f, d) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes)
+    merged = own.merged_with(published).after(
+        [(f, d) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes
+    )
     retained = _retained(journal, symbol, forecasts, decisions)
     return Learnt(merged, Renumbering(tuple(forecasts), tuple(decisions), tuple(outcomes), payloads, retained))
 
 
-def _others_spoke(own: IssuedHistory, told: IssuedHistory) -> bool:
+def _others_published(own: IssuedHistory, published: IssuedHistory) -> bool:
     """Whether the broker knows anything that we have not said or heard."""
-    if told.until > own.until or told.highest > own.highest:
+    if published.until > own.until or published.highest > own.highest:
         return True
     return any(
         line.issued is not None
         and ((ours := own.line(t, line.issued.model_version)) is None or not revisions.repeats(ours, line))
-        for t, line in told.lines.items()
+        for t, line in published.lines.items()
     )
 
 

@@ -34,7 +34,7 @@ from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
 from stream.logs import utc
 from stream.pipeline import learning
-from stream.pipeline import records as records_room
+from stream.pipeline import records as record_building
 from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
 from stream.ports import Journal, Predictor
@@ -80,7 +80,7 @@ class _Turn:
     #: Alarms that the outcomes among them raised.
     decays: list[Decay]
     #: What has been said of each state's symbol once its record is committed.
-    said: list[IssuedHistory]
+    history: list[IssuedHistory]
 
 
 class Processor:
@@ -107,9 +107,9 @@ class Processor:
         self._load = load
         self._states: dict[str, State] = {}
         #: By symbol: what has been said, by us and by others.
-        self._said: dict[str, IssuedHistory] = {}
+        self._issued: dict[str, IssuedHistory] = {}
         #: What the broker retains of symbols that have not their past yet.
-        self._heard: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
+        self._received: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
         #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
         #: closing candle waits for a read.
         self._unscored: dict[str, dict[int, list[Forecast]]] = {}
@@ -122,7 +122,7 @@ class Processor:
             clock=clock,
             observe=observe,
             offer=offer,
-            said=lambda symbol: self._said.get(symbol, IssuedHistory()),
+            issued_history=lambda symbol: self._issued.get(symbol, IssuedHistory()),
         )
         self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
@@ -159,10 +159,10 @@ class Processor:
         model = self._predictor.model
         async with self._turn_lock:
             state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
-            said = await self.in_journal(learning.from_journal, symbol, self._journal, model.version)
-            await self._adopt(state, said)
-            if (heard := self._heard.pop(symbol, None)) is not None:
-                await self._learn(symbol, *heard)
+            history = await self.in_journal(learning.from_journal, symbol, self._journal, model.version)
+            await self._adopt(state, history)
+            if (received := self._received.pop(symbol, None)) is not None:
+                await self._learn(symbol, *received)
         log.info("%s: warmed up on %d candles", symbol, len(candles))
         if expected is not None:
             newest = await self.in_journal(self._journal.newest, symbol)
@@ -184,22 +184,22 @@ class Processor:
         """Takes in what the broker retains of a symbol before anything is said there; of one that has not its past yet,
         once it has. `JournalError` where that cannot be kept."""
         if symbol not in self._states:
-            self._heard[symbol] = (payloads, waiting)
+            self._received[symbol] = (payloads, waiting)
             return
         async with self._turn_lock:
             await self._learn(symbol, payloads, waiting)
 
     async def _learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
-        told = await self.in_journal(learning.heard, payloads, symbol)
+        reported = await self.in_journal(learning.from_broker, payloads, symbol)
         pending = waiting.pending()
-        learnt = await self.in_journal(learning.learn, symbol, self._said[symbol], told, pending, self._journal)
+        learnt = await self.in_journal(learning.learn, symbol, self._issued[symbol], reported, pending, self._journal)
         if learnt.change is None:
             return
-        retained = (*learnt.change.retained, self._recent(symbol, learnt.said))
+        retained = (*learnt.change.retained, self._recent(symbol, learnt.history))
         change = msgspec.structs.replace(learnt.change, retained=retained)
         await self.in_journal(self._journal.renumber, change)
         waiting.amend(change.payloads)
-        self._said[symbol] = learnt.said
+        self._issued[symbol] = learnt.history
         self._offer([], change.retained)
         self._unscored[symbol] = await self._waiting_for_outcomes(self._states[symbol])
         self._scores.due(self._states[symbol])
@@ -207,21 +207,21 @@ class Processor:
         log.info(
             "%s: other nodes have spoken of hours up to %s; %d forecast(s) of ours that wait get another revision",
             symbol,
-            utc(told.until),
+            utc(reported.until),
             len(change.forecasts),
         )
 
-    def _recent(self, symbol: str, told: IssuedHistory) -> Retained:
+    def _recent(self, symbol: str, reported: IssuedHistory) -> Retained:
         model, now_ms = self._predictor.model, self._clock.wall_ms()
-        message = builders.recent(symbol, self._states[symbol].recent, model, now_ms, told)
+        message = builders.recent(symbol, self._states[symbol].recent, model, now_ms, reported)
         return Retained(schemas.symbol_topic(symbol, "recent"), schemas.encode(message), RETAINED_EXPIRY_S)
 
-    async def _adopt(self, state: State, told: IssuedHistory) -> None:
+    async def _adopt(self, state: State, reported: IssuedHistory) -> None:
         """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
         waiting = await self._waiting_for_outcomes(state)
         await self._scores.adopt(state)
-        lines = builders.lines_of(state.recent, told.lines)
-        self._said[state.symbol] = msgspec.structs.replace(told, lines=lines)
+        lines = builders.lines_of(state.recent, reported.lines)
+        self._issued[state.symbol] = msgspec.structs.replace(reported, lines=lines)
         self._states[state.symbol], self._unscored[state.symbol] = state, waiting
 
     async def _waiting_for_outcomes(self, state: State) -> dict[int, list[Forecast]]:
@@ -232,14 +232,14 @@ class Processor:
                 waiting.setdefault(forecast.open_time, []).append(forecast)
         return waiting
 
-    async def revise(self, symbol: str, told: Sequence[Candle]) -> int:
+    async def revise(self, symbol: str, reported: Sequence[Candle]) -> int:
         """Holds REST's answer about past candles against what was processed; how many of them changed.
 
         Where some did, the journal and the state become what they would be had the candles come so, and what was said
         of them is said again with a higher revision.
         """
         async with self._turn_lock:
-            found = await self.in_journal(self._restate, symbol, tuple(told))
+            found = await self.in_journal(self._restate, symbol, tuple(reported))
             if found is None:
                 return 0
             revision = found.revision
@@ -247,19 +247,21 @@ class Processor:
                 seqs = await self.in_journal(self._journal.revise, revision)
             except JournalError as failure:
                 seqs = await self._commit_later(lambda: self._journal.revise(revision), failure)
-            await self._adopt(found.state, found.said)
+            await self._adopt(found.state, found.issued)
             outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, revision.events, strict=True)]
             self._offer(outgoing, [Retained(*r) for r in revision.retained])
             if revision.outcomes:
                 self._scores.due(found.state)
-        self._tell_revised(found)
+        self._report_revised(found)
         return len(revision.candles)
 
-    def _restate(self, symbol: str, told: Sequence[Candle]) -> Restated | None:
-        said, now_ms = self._said.get(symbol), self._clock.wall_ms()
-        return restate(symbol, told, self._journal, self._rules, self._predictor, now_ms, said=said, load=self._load)
+    def _restate(self, symbol: str, reported: Sequence[Candle]) -> Restated | None:
+        history, now_ms = self._issued.get(symbol), self._clock.wall_ms()
+        return restate(
+            symbol, reported, self._journal, self._rules, self._predictor, now_ms, issued=history, load=self._load
+        )
 
-    def _tell_revised(self, found: Restated) -> None:
+    def _report_revised(self, found: Restated) -> None:
         revision = found.revision
         log.warning(
             "%s: the exchange revised %d hour(s) from %s on; %d forecast(s) and %d score(s) are issued again",
@@ -275,7 +277,7 @@ class Processor:
             self._observe(ForecastRevised(forecast, decision, forecast.id == found.newest_id))
         for outcome in revision.outcomes:
             self._observe(ForecastScored(outcome))
-        self._scores.tell(revision.decays)
+        self._scores.report(revision.decays)
 
     async def scores_wait(self) -> None:
         """Until there are scores to tell."""
@@ -299,8 +301,8 @@ class Processor:
             seqs = await self._commit_later(lambda: self._journal.commit(turn.records), failure)
         numbers = iter(seqs)
         served = {state.symbol: self._states[state.symbol].serving for state in turn.states}
-        for due, state, record, said in zip(batch, turn.states, turn.records, turn.said, strict=True):
-            self._states[state.symbol], self._said[state.symbol] = state, said
+        for due, state, record, history in zip(batch, turn.states, turn.records, turn.history, strict=True):
+            self._states[state.symbol], self._issued[state.symbol] = state, history
             self._await_outcome(record)
             self._scores.take(state.symbol, record.outcomes, record.decays)
             outgoing = [
@@ -313,16 +315,16 @@ class Processor:
         # The speaker first, then the observers: subscribers wait for the one and nobody for the others.
         await asyncio.sleep(0)
         for due, state, record in zip(batch, turn.states, turn.records, strict=True):
-            self._tell(due, record)
+            self._report(due, record)
             self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in turn.refused)
             if state.serving != served[state.symbol]:
-                self._tell_serving(state)
-        self._scores.tell(turn.decays)
+                self._log_serving(state)
+        self._scores.report(turn.decays)
         for state, record in zip(turn.states, turn.records, strict=True):
             if record.outcomes:
                 self._scores.due(state)
 
-    def _tell_serving(self, state: State) -> None:
+    def _log_serving(self, state: State) -> None:
         if state.serving == "har":
             log.warning("%s", self.serving_baseline()[state.symbol])
         else:
@@ -338,7 +340,7 @@ class Processor:
         records: list[Record] = []
         states: list[State] = []
         decays: list[Decay] = []
-        said: list[IssuedHistory] = []
+        history: list[IssuedHistory] = []
         for due, state, events in moved:
             issued: Issued | None = None
             prediction = predictions.get(state.symbol)
@@ -349,15 +351,15 @@ class Processor:
                 state = give_up(state)
             outcomes = self._outcomes(state.symbol, events)
             found = self._scores.decays(state.symbol, outcomes)
-            said_before, now_ms = self._said[state.symbol], self._clock.wall_ms()
-            telling = records_room.Telling(self._predictor.model, self._rules.policy.version, due.provenance, now_ms)
-            record, told = telling.record(due.candle, state, events, issued, outcomes, found, said_before)
+            history_before, now_ms = self._issued[state.symbol], self._clock.wall_ms()
+            telling = record_building.Telling(self._predictor.model, self._rules.policy.version, due.provenance, now_ms)
+            record, reported = telling.record(due.candle, state, events, issued, outcomes, found, history_before)
             records.append(record)
             states.append(state)
-            said.append(told)
+            history.append(reported)
             decays += found
         refused = [r.symbol for r in ready if r.symbol not in predictions]
-        turn = _Turn(records, states, len(ready), seconds, refused, decays, said)
+        turn = _Turn(records, states, len(ready), seconds, refused, decays, history)
         try:
             return turn, self._journal.commit(records), None
         except JournalError as error:
@@ -373,15 +375,15 @@ class Processor:
                 return []
             return [prediction for one in ready for prediction in self._predict([one])]
 
-    def _outcomes(self, symbol: str, told: Sequence[Event]) -> tuple[Outcome, ...]:
+    def _outcomes(self, symbol: str, reported: Sequence[Event]) -> tuple[Outcome, ...]:
         found = [
             scoring.outcome(forecast, e.realized)
-            for e in told
+            for e in reported
             if isinstance(e, Matured)
             for forecast in self._unscored[symbol].get(e.open_time, ())
         ]
-        said = self._said[symbol]
-        return tuple(msgspec.structs.replace(o, score_revision=said.score_number(o)) for o in found)
+        history = self._issued[symbol]
+        return tuple(msgspec.structs.replace(o, score_revision=history.score_number(o)) for o in found)
 
     def _await_outcome(self, record: Record) -> None:
         """Remembers a committed forecast until its outcome is due, and forgets those whose hour has come."""
@@ -416,7 +418,7 @@ class Processor:
         self.unforecast.add(symbol)
         self._observe(ForecastFailed(symbol, open_time))
 
-    def _tell(self, due: Due, record: Record) -> None:
+    def _report(self, due: Due, record: Record) -> None:
         symbol, open_time = due.candle.symbol, due.candle.open_time
         if record.gap is not None:
             first, last = record.gap

@@ -66,7 +66,7 @@ class EventPublisher:
         self._state: NodeStateName = "starting"
         self._reasons: tuple[str, ...] = ()
         self._since_ms = clock.wall_ms()
-        self._said: tuple[NodeStateName, tuple[str, ...]] | None = None
+        self._state_sent: tuple[NodeStateName, tuple[str, ...]] | None = None
         self._closing = False
         self._close_by_s = 0.0
         self.connected = False
@@ -148,20 +148,20 @@ class EventPublisher:
     async def session(self, publisher: Publisher) -> None:
         """One connection to the broker, from its first word to `stopped`. Returns only after `close`."""
         self.connected = True
-        self._said = None
+        self._state_sent = None
         try:
             self._withheld.connected(self._clock.monotonic_s())
             await self._say_state(publisher, "starting", ())
             await self._keep()
             # The broker may have forgotten everything: all current values again, before the backlog of events.
             self._unsent = dict.fromkeys(self._retained)
-            await self._speak_retained(publisher)
+            await self._publish_retained(publisher)
             while True:
                 # Cleared before looking, so that what is offered while we speak is not slept over.
                 self._wake.clear()
-                await self._speak_events(publisher)
-                await self._speak_retained(publisher)
-                await self._speak_withheld(publisher)
+                await self._publish_events(publisher)
+                await self._publish_retained(publisher)
+                await self._publish_withheld(publisher)
                 if self._closing:
                     await self._note_acknowledged()
                     await self._say_state(publisher, "stopped", ())
@@ -180,11 +180,11 @@ class EventPublisher:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
 
     async def _say_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
-        if (state, reasons) == self._said:
+        if (state, reasons) == self._state_sent:
             return
         payload = schemas.encode(self.node_state(state, reasons))
         if await self._publish(publisher, schemas.node_topic(self._instance, "state"), payload, retain=True):
-            self._said = (state, reasons)
+            self._state_sent = (state, reasons)
 
     async def _pause(self) -> None:
         """Until there is something to say, or something to say again."""
@@ -193,20 +193,20 @@ class EventPublisher:
             async with asyncio.timeout(None if wait_s is None else max(wait_s, _LOOK_AGAIN_S)):
                 await self._wake.wait()
 
-    async def _speak_events(self, publisher: Publisher) -> None:
+    async def _publish_events(self, publisher: Publisher) -> None:
         while self._events and not self._late():
             event = self._events[0]
             # Behind what already waits on its topic, else in its turn.
-            spoken = event.topic not in self._withheld and await self._say_event(publisher, event)
+            was_published = event.topic not in self._withheld and await self._say_event(publisher, event)
             self._events.popleft()
-            if spoken:
-                await self._spoke(event)
+            if was_published:
+                await self._published(event)
             else:
                 self._withheld.put(event)
         if self._acknowledged:
             await self._note_acknowledged()
 
-    async def _speak_withheld(self, publisher: Publisher) -> None:
+    async def _publish_withheld(self, publisher: Publisher) -> None:
         for topic in self._withheld.due(self._clock.monotonic_s()):
             waiting = self._withheld.events(topic)
             while waiting and not self._late():
@@ -214,7 +214,7 @@ class EventPublisher:
                 if not await self._say_event(publisher, event):
                     break
                 waiting.popleft()
-                await self._spoke(event)
+                await self._published(event)
             if not waiting:
                 self._withheld.accepted(topic)
         if self._acknowledged:
@@ -223,7 +223,7 @@ class EventPublisher:
     async def _say_event(self, publisher: Publisher, event: Outgoing) -> bool:
         return await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
 
-    async def _spoke(self, event: Outgoing) -> None:
+    async def _published(self, event: Outgoing) -> None:
         if event.timed and event.arrived_at_s is not None:
             self._observe(ForecastAcknowledged(self._clock.monotonic_s() - event.arrived_at_s))
         self._count()
@@ -242,7 +242,7 @@ class EventPublisher:
             return
         del self._acknowledged[: len(seqs)]
 
-    async def _speak_retained(self, publisher: Publisher) -> None:
+    async def _publish_retained(self, publisher: Publisher) -> None:
         for topic in list(self._unsent):
             if self._late():
                 return

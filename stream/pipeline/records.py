@@ -32,15 +32,15 @@ class Telling:
         self,
         candle: Candle,
         state: State,
-        told: Sequence[Event],
+        step_events: Sequence[Event],
         issued: Issued | None,
         outcomes: tuple[Outcome, ...],
         decays: Sequence[Decay],
-        said: IssuedHistory,
+        history: IssuedHistory,
     ) -> tuple[Record, IssuedHistory]:
         """The record, and what has been said of the symbol once it is committed. `state` is that after the candle."""
         symbol = candle.symbol
-        gap = next((e for e in told if isinstance(e, Gap)), None)
+        gap = next((e for e in step_events if isinstance(e, Gap)), None)
         events: list[tuple[str, bytes, int]] = []
         retained: list[tuple[str, bytes, int | None, int | None]] = []
         if gap is not None:
@@ -52,21 +52,21 @@ class Telling:
         forecast: Forecast | None = None
         decision: Decision | None = None
         if issued is None:
-            said = said.after((), outcomes)
+            history = history.after((), outcomes)
         else:
-            forecast, decision = self._words(issued, said)
-            said = said.after([(forecast, decision)], outcomes)
-            said = msgspec.structs.replace(said, lines=builders.lines_of(state.recent, said.lines))
-            spoken = (schemas.encode(forecast), schemas.encode(decision))
-            recent = schemas.encode(builders.recent(symbol, (), self.model, self.now_ms, said))
+            forecast, decision = self._words(issued, history)
+            history = history.after([(forecast, decision)], outcomes)
+            history = msgspec.structs.replace(history, lines=builders.lines_of(state.recent, history.lines))
+            payloads = (schemas.encode(forecast), schemas.encode(decision))
+            recent = schemas.encode(builders.recent(symbol, (), self.model, self.now_ms, history))
             events += [
-                (schemas.event_topic(symbol, "forecast.issued"), spoken[0], EVENT_EXPIRY_S),
-                (schemas.event_topic(symbol, "decision.issued"), spoken[1], EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "forecast.issued"), payloads[0], EVENT_EXPIRY_S),
+                (schemas.event_topic(symbol, "decision.issued"), payloads[1], EVENT_EXPIRY_S),
             ]
             until = forecast.valid_until
             retained += [
-                (schemas.symbol_topic(symbol, "forecast"), spoken[0], RETAINED_EXPIRY_S, until),
-                (schemas.symbol_topic(symbol, "decision"), spoken[1], RETAINED_EXPIRY_S, until),
+                (schemas.symbol_topic(symbol, "forecast"), payloads[0], RETAINED_EXPIRY_S, until),
+                (schemas.symbol_topic(symbol, "decision"), payloads[1], RETAINED_EXPIRY_S, until),
                 # A history is never out of date, and whoever starts next learns from it what was said.
                 (schemas.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None),
             ]
@@ -97,12 +97,12 @@ class Telling:
             model_version=self.model.version,
             policy_version=self.policy_version,
         )
-        return record, said
+        return record, history
 
-    def _words(self, issued: Issued, said: IssuedHistory) -> tuple[Forecast, Decision]:
+    def _words(self, issued: Issued, history: IssuedHistory) -> tuple[Forecast, Decision]:
         forecast = builders.forecast(issued, self.model, self.provenance, self.now_ms)
         decision = builders.decision(issued, self.provenance, self.now_ms)
-        if number := said.number(forecast, decision):
+        if number := history.number(forecast, decision):
             forecast = msgspec.structs.replace(forecast, revision=number)
             decision = msgspec.structs.replace(decision, revision=number)
         return forecast, decision

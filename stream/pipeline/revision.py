@@ -53,7 +53,7 @@ class Restated:
 
     revision: Revision
     state: State
-    said: IssuedHistory
+    issued: IssuedHistory
     newest_id: str
 
 
@@ -67,31 +67,31 @@ class _Issuer:
 
 def restate(
     symbol: str,
-    told: Sequence[Candle],
+    answered: Sequence[Candle],
     journal: Journal,
     rules: Rules,
     predictor: Predictor,
     issued_at: int,
     *,
-    said: IssuedHistory | None = None,
+    issued: IssuedHistory | None = None,
     load: Load | None = None,
 ) -> Restated | None:
-    """What `told`, REST's answer about closed candles in order, changes; None where it is what was processed.
+    """What `answered`, REST's answer about closed candles in order, changes; None where it is what was processed.
 
-    A candle that the journal has and the answer lacks stays: what once was published exists. `said` is what has been
+    A candle that the journal has and the answer lacks stays: what once was published exists. `issued` is what has been
     published of the symbol by whichever node; `load` makes former models speak again.
     """
     processed = journal.processed(symbol)
     if processed is None:
         return None
     oldest = processed.open_time - (REVISED_HOURS - 1) * HOUR_MS
-    told = [c for c in told if oldest <= c.open_time <= processed.open_time]
+    answered = [c for c in answered if oldest <= c.open_time <= processed.open_time]
     stored = {c.open_time: c for c in journal.candles(symbol, oldest, processed.open_time)}
-    changed = [c for c in told if c.open_time not in stored or stored[c.open_time].ohlcv != c.ohlcv]
+    changed = [c for c in answered if c.open_time not in stored or stored[c.open_time].ohlcv != c.ohlcv]
     if not changed:
         return None
     filled = tuple(c.open_time for c in changed if c.open_time not in stored)
-    made = _Restating(symbol, processed, journal, rules, predictor, issued_at, said=said, load=load)
+    made = _Restating(symbol, processed, journal, rules, predictor, issued_at, issued=issued, load=load)
     return made.result(changed, filled)
 
 
@@ -107,7 +107,7 @@ class _Restating:
         predictor: Predictor,
         issued_at: int,
         *,
-        said: IssuedHistory | None = None,
+        issued: IssuedHistory | None = None,
         load: Load | None = None,
     ) -> None:
         self._symbol = symbol
@@ -116,15 +116,15 @@ class _Restating:
         self._rules = rules
         self._predictor = predictor
         self._issued_at = issued_at
-        self._said = said or IssuedHistory()
+        self._history = issued or IssuedHistory()
         self._load = load
 
     def result(self, changed: Sequence[Candle], filled: tuple[int, ...]) -> Restated:
         symbol, newest, model = self._symbol, self._processed.open_time, self._predictor.model
         since = changed[0].open_time
         scored_since = since - DELAY_HOURS * HOUR_MS
-        forecasts = {f.id: f for f in self._spoken("forecasts", scored_since, Forecast)}
-        decisions = {d.id: d for d in self._spoken("decisions", since, Decision)}
+        forecasts = {f.id: f for f in self._issued_since("forecasts", scored_since, Forecast)}
+        decisions = {d.id: d for d in self._issued_since("decisions", since, Decision)}
         latest = max(forecasts.values(), key=lambda f: f.open_time, default=None)
         first = self._journal.first_forecast(symbol)
         # Nothing is forecast of hours before the one that this journal begins with.
@@ -160,8 +160,8 @@ class _Restating:
         state = warm(self._rules, symbol, recent_past, model, self._predictor)
         newest_id = self._newest_id(again, latest)
         # Lines that were only shown are those of the corrected candles; what was issued is what was issued last.
-        shown = {t: e for t, e in self._said.lines.items() if e.issued is not None or t < since}
-        said = msgspec.structs.replace(self._said, lines=shown).after(again, outcomes)
+        shown = {t: e for t, e in self._history.lines.items() if e.issued is not None or t < since}
+        issued = msgspec.structs.replace(self._history, lines=shown).after(again, outcomes)
         revision = Revision(
             symbol=symbol,
             candles=tuple(changed),
@@ -171,14 +171,14 @@ class _Restating:
             outcomes=outcomes,
             decays=decays,
             events=self._events(again, outcomes, decays),
-            retained=self._retained(again, newest_id, state, said),
+            retained=self._retained(again, newest_id, state, issued),
             open_time=newest,
             anchor=state.anchor,
             exposure=state.memory.exposure,
             model_version=model.version,
             policy_version=self._rules.policy.version,
         )
-        return Restated(revision, state, said, newest_id)
+        return Restated(revision, state, issued, newest_id)
 
     def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Issuer]:
         """Models and policies that said something of these hours and no longer speak."""
@@ -222,7 +222,7 @@ class _Restating:
         except msgspec.DecodeError:
             return None
 
-    def _spoken(self, table: str, from_open_time: int, kind: type[T]) -> list[T]:
+    def _issued_since(self, table: str, from_open_time: int, kind: type[T]) -> list[T]:
         rows = self._journal.messages(table, self._symbol, from_open_time, self._processed.open_time, 10_000)
         return [msgspec.json.decode(row, type=kind) for row in rows]
 
@@ -238,20 +238,20 @@ class _Restating:
         spoke of that hour."""
         forecast = builders.forecast(event, issuer.predictor.model, "backfill", self._issued_at)
         decision = builders.decision(event, "backfill", self._issued_at)
-        spoken, decided = forecasts.get(forecast.id), decisions.get(decision.id)
-        number = self._said.number(forecast, decision)
-        if spoken is None:
+        before, decided = forecasts.get(forecast.id), decisions.get(decision.id)
+        number = self._history.number(forecast, decision)
+        if before is None:
             if forecast.open_time not in new:
                 return None
         elif decided is None and any(d.forecast_id == forecast.id for d in decisions.values()):
             # Another policy decided here.
             return None
-        elif _same(spoken, forecast) and (decided is None or _same(decided, decision)):
+        elif _same(before, forecast) and (decided is None or _same(decided, decision)):
             return None
         else:
-            ours = max(spoken.revision, decided.revision if decided else 0)
-            heard = self._said.line(forecast.open_time, forecast.model.version)
-            agreed = heard is not None and number > ours and same(heard, line(forecast, decision))
+            ours = max(before.revision, decided.revision if decided else 0)
+            known = self._history.line(forecast.open_time, forecast.model.version)
+            agreed = known is not None and number > ours and same(known, line(forecast, decision))
             # Another node may have corrected it before us.
             number = number if agreed else max(number, ours + 1)
         return (
@@ -272,7 +272,7 @@ class _Restating:
             if realized is None:
                 continue
             outcome = scoring.outcome(forecast, realized)
-            number = self._said.score_number(outcome)
+            number = self._history.score_number(outcome)
             if before is None:
                 found.append(msgspec.structs.replace(outcome, score_revision=number))
             elif not _same(msgspec.structs.replace(before, score_revision=0), outcome):
@@ -288,11 +288,11 @@ class _Restating:
             return ()
         known = {o.forecast_id: o for o in self._journal.daily_outcomes(self._symbol, model.version)}
         usual = model.contract.usual
-        told = self._journal.reported_alarms(self._symbol, model.version)
+        reported = self._journal.reported_alarms(self._symbol, model.version)
         _, raised = scoreboard.alarms(usual, sorted((known | corrected).values(), key=lambda o: o.open_time))
         return tuple(
             scoreboard.decay_message(self._symbol, usual, alarm, model.version, self._issued_at)
-            for alarm in scoreboard.untold(told, raised)
+            for alarm in scoreboard.unpublished(reported, raised)
         )
 
     def _newest_id(self, again: Sequence[tuple[Forecast, Decision]], latest: Forecast | None) -> str:
@@ -325,7 +325,7 @@ class _Restating:
         return tuple(events)
 
     def _retained(
-        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, said: IssuedHistory
+        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, issued: IssuedHistory
     ) -> tuple[tuple[str, bytes, int | None, int | None], ...]:
         symbol, model = self._symbol, self._predictor.model
         retained: list[tuple[str, bytes, int | None, int | None]] = []
@@ -345,16 +345,16 @@ class _Restating:
                         decision.valid_until,
                     ),
                 ]
-        recent = schemas.encode(builders.recent(symbol, state.recent, model, self._issued_at, said))
+        recent = schemas.encode(builders.recent(symbol, state.recent, model, self._issued_at, issued))
         return (*retained, (schemas.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None))
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two messages say the same of the market, whenever and by whichever way they came."""
-    return _close(_said(a), _said(b))
+    return _close(_issued_fields(a), _issued_fields(b))
 
 
-def _said(message: Any) -> Any:
+def _issued_fields(message: Any) -> Any:
     skipped = ("issued_at", "provenance", "revision")
     return {k: v for k, v in msgspec.to_builtins(message).items() if k not in skipped}
 

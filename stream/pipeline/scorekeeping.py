@@ -42,26 +42,26 @@ class Scorekeeper:
         clock: Clock,
         observe: Observer,
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
-        said: Callable[[str], IssuedHistory] = lambda symbol: IssuedHistory(),
+        issued_history: Callable[[str], IssuedHistory] = lambda symbol: IssuedHistory(),
     ) -> None:
-        """`said` is what has been said of a symbol: its score tells how far that goes."""
+        """`issued_history` is what has been said of a symbol: its score tells how far that goes."""
         self._journal = journal
         self._in_journal = in_journal
         self._model = model
         self._clock = clock
         self._observe = observe
         self._offer = offer
-        self._said = said
+        self._issued_history = issued_history
         self._boards: dict[str, Scoreboard] = {}
         #: Open times of the alarms that were told.
-        self._told: dict[str, list[int]] = {}
+        self._reported: dict[str, list[int]] = {}
         self._due: dict[str, State] = {}
         #: Set while scores wait to be told.
         self.waiting = asyncio.Event()
 
     async def adopt(self, state: State) -> None:
         """The symbol's board becomes what the journal's outcomes make it."""
-        self._boards[state.symbol], self._told[state.symbol] = await self._in_journal(self._of_journal, state)
+        self._boards[state.symbol], self._reported[state.symbol] = await self._in_journal(self._of_journal, state)
 
     def _of_journal(self, state: State) -> tuple[Scoreboard, list[int]]:
         newest, version = state.last_open_time or 0, self._model.version
@@ -77,14 +77,14 @@ class Scorekeeper:
         raised = [alarm for outcome in outcomes if (alarm := board.alarm(outcome)) is not None]
         return [
             scoreboard.decay_message(symbol, usual, alarm, self._model.version, self._clock.wall_ms())
-            for alarm in scoreboard.untold(self._told[symbol], raised)
+            for alarm in scoreboard.unpublished(self._reported[symbol], raised)
         ]
 
     def take(self, symbol: str, outcomes: Sequence[Outcome], decays: Sequence[Decay]) -> None:
         """These outcomes and alarms are in the journal and count from now on."""
         for outcome in outcomes:
             self._boards[symbol].add(outcome)
-        self._told[symbol] += [found.open_time for found in decays]
+        self._reported[symbol] += [found.open_time for found in decays]
 
     def due(self, state: State) -> None:
         """The symbol's scores shall be told: after a start, and whenever outcomes came or changed."""
@@ -123,11 +123,11 @@ class Scorekeeper:
         return posted
 
     def _payload(self, score: Score) -> bytes:
-        said = self._said(score.symbol)
-        told = {name: getattr(score, name) for name in Score.__struct_fields__}
-        return schemas.encode(PublishedScore(**told, issued_until=said.until, highest_revision=said.highest))
+        issued = self._issued_history(score.symbol)
+        fields = {name: getattr(score, name) for name in Score.__struct_fields__}
+        return schemas.encode(PublishedScore(**fields, issued_until=issued.until, highest_revision=issued.highest))
 
-    def tell(self, decays: Sequence[Decay]) -> None:
+    def report(self, decays: Sequence[Decay]) -> None:
         for found in decays:
             log.warning(
                 "%s: the model decays (%s): mean %.3f over %d day(s) since %s, usual is %.3f",

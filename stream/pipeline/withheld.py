@@ -41,7 +41,7 @@ class Withheld:
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
         self._strikes: tuple[str, int] = ("", 0)
-        self._told: Counter[str] = Counter()
+        self._warned: Counter[str] = Counter()
         self._accepted_here = False
 
     def __len__(self) -> int:
@@ -139,14 +139,14 @@ class Withheld:
         held = self._held.get(topic)
         if held is None:
             self._held[topic] = held = _Held(reason, hung_up, first_s, 0.0)
-            self._tell(topic, reason)
+            self._warn(topic, reason)
         else:
             held.pause_s = min(cap_s, max(first_s, 2 * held.pause_s))
             held.reason, held.hung_up = reason, hung_up
         held.retry_at_s = now_s + held.pause_s
 
-    def _tell(self, topic: str, reason: str) -> None:
-        self._told[reason] += 1
-        if self._told[reason] <= _NAMED:
-            more = "; more for this reason are only counted" if self._told[reason] == _NAMED else ""
+    def _warn(self, topic: str, reason: str) -> None:
+        self._warned[reason] += 1
+        if self._warned[reason] <= _NAMED:
+            more = "; more for this reason are only counted" if self._warned[reason] == _NAMED else ""
             log.warning("the broker does not take %s: %s; it is kept and offered again%s", topic, reason, more)

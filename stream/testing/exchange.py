@@ -130,7 +130,7 @@ class Exchange:
         """Virtual time."""
         return self._clock.now_ms()
 
-    def tell_time(self) -> int:
+    def server_time(self) -> int:
         """Virtual time for a client that will reckon on from it, at the speed that it knows: the clock must not
         stand still behind its back. At max speed no client can, and time waits for subscribers."""
         if self._clock.speed is not None:
@@ -291,29 +291,29 @@ class Exchange:
             return
         self.access_log.add("connect", number, path)
         connection = Connection(number, socket, path)
-        spoken = Rolling(1.0, self._monotonic)
+        control_frames = Rolling(1.0, self._monotonic)
         if isinstance(socket, Listener):
 
-            def heard(kind: str) -> None:
+            def on_control(kind: str) -> None:
                 self.access_log.add("ping" if kind == "ping" else "pong", number)
-                self._allow(spoken, connection)
+                self._allow(control_frames, connection)
 
-            socket.on_control = heard
+            socket.on_control = on_control
         self._hub.add(connection)
         with contextlib.suppress(ConnectionClosed):
             async for message in socket:
                 method, params, reply = connection.answer(message)
                 self.access_log.add("frame", number, method, params=params)
-                if not self._allow(spoken, connection):
+                if not self._allow(control_frames, connection):
                     continue
                 await socket.send(reply, text=True)
                 self._hub.review()
         self._hub.remove(number)
         self.access_log.add("disconnect", number, "", code=socket.close_code)
 
-    def _allow(self, spoken: Rolling, connection: Connection) -> bool:
+    def _allow(self, control_frames: Rolling, connection: Connection) -> bool:
         """Counts a control frame; one too many ends the connection."""
-        count = spoken.add(self.now_ms())
+        count = control_frames.add(self.now_ms())
         self._most_control_frames = max(self._most_control_frames, count)
         if count <= CONTROL_FRAMES_PER_SECOND:
             return True

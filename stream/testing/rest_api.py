@@ -44,7 +44,7 @@ class Running(Protocol):
     access_log: AccessLog
 
     def now_ms(self) -> int: ...
-    def tell_time(self) -> int: ...
+    def server_time(self) -> int: ...
     def state(self) -> Json: ...
     def fault(self, name: str | bytes, **params: Any) -> Json: ...
 
@@ -150,7 +150,7 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
 
     @get("/time")
     async def server_time(request: Asked) -> Response[bytes]:
-        now_ms = _asked_at_ms(request, exchange.tell_time()) + exchange.board.time_error_ms()
+        now_ms = _asked_at_ms(request, exchange.server_time()) + exchange.board.time_error_ms()
         return _json({"serverTime": now_ms * 1_000 if _wants_microseconds(request) else now_ms})
 
     @get("/exchangeInfo")

@@ -31,12 +31,12 @@ class Listener(ServerConnection):
     on_control: Callable[[str], None] | None = None
 
     def process_event(self, event: Any) -> None:
-        heard = self.on_control
-        if heard is not None and isinstance(event, Frame) and not bytes(event.data).startswith(PACING):
+        callback = self.on_control
+        if callback is not None and isinstance(event, Frame) and not bytes(event.data).startswith(PACING):
             if event.opcode is Opcode.PONG:
-                heard("pong")
+                callback("pong")
             elif event.opcode is Opcode.PING:
-                heard("ping")
+                callback("ping")
         super().process_event(event)
 
 

@@ -67,8 +67,8 @@ async def test_loop_lag_while_drift_runs_and_a_report_is_made(
             "--to", "2024-12-31", "--out", str(tmp_path / "reports"),
         ]  # fmt: skip
         made = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        _, said = await made.communicate()
-        assert made.returncode == 0, said.decode()
+        _, stderr = await made.communicate()
+        assert made.returncode == 0, stderr.decode()
         watch.reported = True
         await watch.stop.wait()
         probing.cancel()

@@ -54,8 +54,8 @@ def test_the_daemon_publishes_what_the_backtest_decided(
         published = subscriber.payloads("event/decision.issued")
     assert [without(p) for p in published] == [without(e) for e in expected]
     assert len({p["exposure"] for p in published}) > 3
-    said = {reason["code"] for p in published for reason in p["reasons"]}
-    assert {"volatility_target", "within_band", "brake_stale", "input_degraded"} <= said
+    codes = {reason["code"] for p in published for reason in p["reasons"]}
+    assert {"volatility_target", "within_band", "brake_stale", "input_degraded"} <= codes
 
 
 def without(payload: dict[str, Any]) -> dict[str, Any]:

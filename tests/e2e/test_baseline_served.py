@@ -106,5 +106,5 @@ def _right(market: dict[str, list[Candle]]) -> dict[int, float]:
     grid, ohlcv = to_grid(market["BTCUSDT"])
     table = features.compute(grid, ohlcv)
     rows = np.nonzero((grid >= START) & (grid < START + HOURS * HOUR_MS))[0]
-    said = bundle(table.sequences(rows), table.static[rows])[:, 0]
-    return dict(zip(grid[rows].tolist(), said.astype(float).tolist(), strict=True))
+    sigma = bundle(table.sequences(rows), table.static[rows])[:, 0]
+    return dict(zip(grid[rows].tolist(), sigma.astype(float).tolist(), strict=True))

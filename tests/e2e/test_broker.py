@@ -120,10 +120,10 @@ def test_a_broker_that_comes_back_empty_is_told_everything_that_is_current(
     until(lambda: len(before.payloads("event/forecast.issued")) >= 3, "three forecasts")
     forgetful.stop()
     running.find("(no broker, trying on)")
-    said = len(lines(before))
+    received = len(lines(before))
     forgetful.start()
     wanted = {"state", "info", "feed", "forecast", "decision", "recent"}
-    until(lambda: wanted <= topics(lines(before)[said:]), "everything on the new broker")
+    until(lambda: wanted <= topics(lines(before)[received:]), "everything on the new broker")
     before.end()
     late = subscribe(forgetful.port, "5")
     until(lambda: wanted <= topics([m for m in lines(late) if m[0] == "1"]), "everything that is current")
@@ -192,8 +192,8 @@ def test_one_topic_that_the_access_list_denies_is_kept_and_the_others_go_past_it
     assert not subscriber.payloads("event/forecast.issued")
     running.find("(node volcast is ready)")
     assert [r for r in remarks(running) if "forecast.issued: Not authorized" in r]
-    told = [line for line in running.err.splitlines() if "WARNING" in line and "does not take" in line]
-    assert len(told) == 1
+    warnings = [line for line in running.err.splitlines() if "WARNING" in line and "does not take" in line]
+    assert len(warnings) == 1
     rules.write_text(everything)
     strict._popen.send_signal(signal.SIGHUP)
     last = subscriber.payloads("event/decision.issued")[-1]["open_time"]
@@ -283,8 +283,8 @@ def test_a_node_that_stands_by_takes_over_and_no_hour_is_missing(
     else:
         first.end()
     second.find("(node b is ready)")
-    said = len(subscriber.payloads("event/decision.issued"))
-    until(lambda: len(subscriber.payloads("event/decision.issued")) >= said + 5, "decisions of the other")
+    issued = len(subscriber.payloads("event/decision.issued"))
+    until(lambda: len(subscriber.payloads("event/decision.issued")) >= issued + 5, "decisions of the other")
     assert second.stop() == 0
     # The same hour from both is the same forecast.
     found: dict[str, float] = {}

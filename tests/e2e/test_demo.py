@@ -142,18 +142,18 @@ def test_a_stall_of_the_simulated_exchange_is_one_change_of_the_nodes_state_and_
     slow = {"fault": "slow_rest", "seconds": 8, "path": "/api/v3/klines"}
     assert httpx.post(f"{rest_url}/control/fault", json=slow, trust_env=False).status_code == 200
     with EmbeddedBroker() as broker:
-        heard = subscribe(broker.port)
+        subscriber = subscribe(broker.port)
         node = volcast(
             "run", "--symbols", "DEMOUSDT", "--ws-url", ws_url, "--rest-url", rest_url, "--mqtt-url", broker.url,
             "--http-port", 0, "--data-dir", tmp_path / "data", "--time-scale", 3_600, "--instance", "demo",
         )  # fmt: skip
 
         def states() -> list[str]:
-            said = [p["state"] for p in heard.payloads("node/demo/state")]
-            return [state for state, before in zip(said, [None, *said], strict=False) if state != before]
+            published = [p["state"] for p in subscriber.payloads("node/demo/state")]
+            return [state for state, before in zip(published, [None, *published], strict=False) if state != before]
 
         def forecasts() -> int:
-            return len(heard.messages("event/forecast.issued"))
+            return len(subscriber.messages("event/forecast.issued"))
 
         until(lambda: states()[-1:] == ["ready"], "a node that is ready")
         until(lambda: forecasts() >= 12, "12 forecasts")
@@ -191,8 +191,8 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
         assert re.search(" .*".join(found), figures), shown
         junk = {"fault": "malformed", "kinds": ["not_json"]}
         assert httpx.post(f"{rest_url}/control/fault", json=junk, trust_env=False).status_code == 200
-        said = "a frame was set aside"
-        terminal.until(lambda lines: said in " ".join(lines))
+        warning = "a frame was set aside"
+        terminal.until(lambda lines: warning in " ".join(lines))
         issued = re.compile(r"· (\d+) forecasts ·")
 
         def count(lines: list[str]) -> int:
@@ -200,7 +200,7 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
 
         before = count(terminal.screen.lines)
         terminal.until(lambda lines: count(lines) > before + 5)
-        assert sum(said in line for line in terminal.screen.lines) == 1
+        assert sum(warning in line for line in terminal.screen.lines) == 1
         terminal.popen.send_signal(signal.SIGINT)
         end = terminal.rest()
         assert terminal.popen.wait(15) == 0, end

@@ -25,12 +25,12 @@ def ended(command: str, folder: Path, variables: dict[str, str]) -> tuple[int, s
         env=bare | variables,
     ) as process:
         assert process.stdout is not None
-        said = ""
+        output = ""
         for line in process.stdout:
-            said += line
+            output += line
             if command == "run" and ": BTCUSDT, model " in line:
                 process.send_signal(signal.SIGTERM)
-    return process.returncode, said
+    return process.returncode, output
 
 
 @pytest.mark.fault(52)
@@ -47,10 +47,10 @@ def ended(command: str, folder: Path, variables: dict[str, str]) -> tuple[int, s
 )
 def test_run_and_check_end_alike(variables: dict[str, str], names: str | None, tmp_path: Path) -> None:
     for command in ("check", "run"):
-        code, said = ended(command, tmp_path, variables)
-        assert "Traceback" not in said
-        assert "geheim" not in said
-        lines = [line for line in said.splitlines() if line.startswith("volcast: ")]
+        code, output = ended(command, tmp_path, variables)
+        assert "Traceback" not in output
+        assert "geheim" not in output
+        lines = [line for line in output.splitlines() if line.startswith("volcast: ")]
         if names is None:
             assert (code, lines) == (0, [])
         else:

@@ -148,8 +148,8 @@ async def test_one_mute_stream_is_subscribed_again_then_relieved_and_disturbs_no
     async with Exchange.replaying(tape, START, LONG, PACED) as exchange:
         mute = once_live(exchange, 6, {"name": "mute", "symbol": "ETHUSDT"})
         watch, ear = await stand.run(exchange, broker, tmp_path, alongside=mute, until=relieved)
-        said = [(e.connection, e.method) for e in exchange.access_log.entries("frame")]
-    assert said == [(1, "UNSUBSCRIBE"), (1, "SUBSCRIBE")]
+        frames = [(e.connection, e.method) for e in exchange.access_log.entries("frame")]
+    assert frames == [(1, "UNSUBSCRIBE"), (1, "SUBSCRIBE")]
     assert [(f.reason, f.still_open) for f in watch.of(FeedDisconnected)] == [("rotated", True)]
     processed = watch.of(CandleProcessed)
     assert {f.provenance for f in since_live(processed) if f.symbol == "BTCUSDT"} == {"live"}
@@ -272,9 +272,9 @@ async def test_rest_answers_late_while_the_socket_goes_on_and_disagrees(broker: 
 
 def corrected(watch: stand.Watch, wrong: list[int]) -> bool:
     """Whether REST has had its say about the hours that the stream told wrong."""
-    told = {(f.symbol, f.open_time) for f in watch.of(CandleProcessed) if f.provenance == "backfill"}
+    backfilled = {(f.symbol, f.open_time) for f in watch.of(CandleProcessed) if f.provenance == "backfill"}
     revised = {(f.symbol, f.open_time) for f in watch.of(CandleRevised)}
-    return told | revised >= {(symbol, open_time) for symbol in SYMBOLS for open_time in wrong}
+    return backfilled | revised >= {(symbol, open_time) for symbol in SYMBOLS for open_time in wrong}
 
 
 @pytest.mark.fault(19)
@@ -284,8 +284,8 @@ async def test_hours_that_nobody_has_are_declared_once(broker: str, tmp_path: Pa
         watch, ear = await stand.run(exchange, broker, tmp_path)
     gaps = [(g.symbol, (g.from_open_time - START) // HOUR_MS, g.hours) for g in watch.of(GapDeclared)]
     assert sorted(gaps) == [(s, 6, 4) for s in SYMBOLS]
-    told = [key for key in ear.events if key[0].endswith(":opened")]
-    assert len(told) == 2
+    opened = [key for key in ear.events if key[0].endswith(":opened")]
+    assert len(opened) == 2
     assert len(watch.of(BackfillRequested)) < 40
 
 

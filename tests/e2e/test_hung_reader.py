@@ -111,7 +111,7 @@ def test_what_was_logged_comes_before_the_last_line_and_what_was_dropped_is_coun
             text += os.read(reader, 65_536)
     assert child.returncode == 0
     lines = text.decode().splitlines()
-    told = [line for line in lines if "log line(s) were dropped: nobody read them in time" in line]
-    dropped = sum(int(line.split("WARNING ")[1].split()[0]) for line in told)
+    warnings = [line for line in lines if "log line(s) were dropped: nobody read them in time" in line]
+    dropped = sum(int(line.split("WARNING ")[1].split()[0]) for line in warnings)
     assert dropped + sum("line " in line and "INFO" in line for line in lines) == 3_000
     assert lines[-2].endswith("after")

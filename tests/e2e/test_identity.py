@@ -87,7 +87,7 @@ async def test_who_goes_on_from_an_old_journal_uses_no_revision_for_another_valu
 ) -> None:
     former = tmp_path / "former"
     await a_former_life(wrong, right, broker, former)
-    newest = {h: max(numbers) for h, numbers in revisions(stand.SPOKEN[broker]).items()}
+    newest = {h: max(numbers) for h, numbers in revisions(stand.PUBLISHED[broker]).items()}
     assert newest[WRONG] == 1
     there = tmp_path / how
     there.mkdir()
@@ -163,7 +163,7 @@ async def test_a_journal_that_is_removed_under_the_node_is_put_back_before_the_n
 
     # The oracle: every word that was heard is in the journal, and every candle.
     _, ear = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, check=True)
-    kept = await asyncio.to_thread(stand._said, data_dir)
+    kept = await asyncio.to_thread(stand._published, data_dir)
     assert {key for key in ear.events if len(key[0].split(":")) in (6, 7) and "scored" not in key[0]} <= kept.keys()
     assert len([m for m in caplog.messages if "was removed under the running node" in m]) == 1
 
@@ -178,18 +178,18 @@ async def test_a_journal_that_is_replaced_under_the_node_is_left_alone_and_nothi
         (data_dir / "other").write_bytes(b"another journal")
         (data_dir / "other").rename(data_dir / FILE_NAME)
 
-    said = -1
+    processed = -1
 
     async def act(watch: stand.Watch) -> None:
-        nonlocal said
+        nonlocal processed
         await watch.until(lambda: len(watch.of(CandleProcessed)) >= 5)
         await asyncio.to_thread(replace)
-        said = len(watch.of(CandleProcessed))
+        processed = len(watch.of(CandleProcessed))
         await watch.until(lambda: bool(watch.of(CommitFailed)))
         watch.stop.set()
 
     watch, _ = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, settle=False)
-    assert len(watch.of(CandleProcessed)) <= said + 1
+    assert len(watch.of(CandleProcessed)) <= processed + 1
     assert "restart the node" in watch.of(CommitFailed)[0].reason
     assert (data_dir / FILE_NAME).read_bytes() == b"another journal"
 
@@ -221,10 +221,10 @@ WRITE_ONLY = "topic write volcast/#\n"
 
 
 async def test_who_may_publish_and_not_read_hears_nothing_and_publishes(mosquitto: Any, tmp_path: Path) -> None:
-    told: list[Any] = []
+    received: list[Any] = []
 
     async def learn(payloads: Mapping[str, bytes]) -> None:
-        told.append(dict(payloads))
+        received.append(dict(payloads))
 
     (tmp_path / "strict").mkdir()
     strict = type(mosquitto)(tmp_path / "strict", WRITE_ONLY)
@@ -237,7 +237,7 @@ async def test_who_may_publish_and_not_read_hears_nothing_and_publishes(mosquitt
                 await Session(client).publish(symbol_topic("BTCUSDT", "recent"), b"{}", retain=True)
     finally:
         await asyncio.to_thread(strict.stop)
-    assert told == [{}, {}]
+    assert received == [{}, {}]
 
 
 def free_port() -> int:

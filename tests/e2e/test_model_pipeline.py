@@ -51,8 +51,8 @@ def test_two_clean_runs_give_equal_bytes_and_a_third_has_nothing_to_do(tmp_path:
         repro(folder)
     assert (one / BUNDLE).read_bytes() == (other / BUNDLE).read_bytes()
     assert (one / BUNDLE.with_suffix(".md")).read_text() == (other / BUNDLE.with_suffix(".md")).read_text()
-    told = repro(one)
-    assert told.count("didn't change, skipping") == 3
+    output = repro(one)
+    assert output.count("didn't change, skipping") == 3
 
     config = (ROOT / ".dvc" / "config").read_text()
     assert "analytics = false" in config

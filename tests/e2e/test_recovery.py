@@ -223,12 +223,14 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     forecasts = subscriber.payloads("event/forecast.issued")
     for forecast in forecasts:
         assert forecast["volatility"]["hourly"] == pytest.approx(rows[forecast["open_time"]]["volatility_hourly"])
-    said = {f["open_time"] for f in forecasts}
+    published = {f["open_time"] for f in forecasts}
     if damage == "no database":
         # Nothing was left to tell where it had been: it begins anew, with the newest closed hour.
-        assert [t for t in expected if t >= min(said - before)] == sorted(t for t in said if t >= min(said - before))
+        assert [t for t in expected if t >= min(published - before)] == sorted(
+            t for t in published if t >= min(published - before)
+        )
     else:
-        assert sorted(said) == expected
+        assert sorted(published) == expected
 
 
 @pytest.mark.fault(29)
@@ -258,8 +260,8 @@ def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
     # One moment: as many candles as were processed, none of them without its forecast.
     assert forecasts >= 19
     assert candles == 2_880 + forecasts - 1
-    said = len(subscriber.payloads("event/forecast.issued"))
-    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= said + 20, "life after the backup")
+    published = len(subscriber.payloads("event/forecast.issued"))
+    until(lambda: len(subscriber.payloads("event/forecast.issued")) >= published + 20, "life after the backup")
     running.stop(signal.SIGKILL)
     for left in var.glob("journal.sqlite*"):
         left.unlink()
@@ -297,15 +299,15 @@ def test_a_full_disk_stops_the_messages_and_not_the_node(
     # What was stored before is still said.
     newest = f"{http}/api/v1/forecast/BTCUSDT"
     until(lambda: get(newest) == (200, subscriber.payloads("event/forecast.issued")[-1]), "the newest forecast")
-    said = subscriber.payloads("event/forecast.issued")
+    published = subscriber.payloads("event/forecast.issued")
     assert get(f"{http}/healthz")[0] == 200
     assert get(f"{http}/readyz")[0] == 503
-    assert len(subscriber.payloads("event/forecast.issued")) == len(said)
+    assert len(subscriber.payloads("event/forecast.issued")) == len(published)
     resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "ready", "readiness")
 
     def after() -> set[str]:
-        return {f["provenance"] for f in subscriber.payloads("event/forecast.issued")[len(said) :]}
+        return {f["provenance"] for f in subscriber.payloads("event/forecast.issued")[len(published) :]}
 
     until(lambda: {"live", "backfill"} <= after(), "what was missed, and life after it")
     expected = all_decided(exchange, subscriber, until)

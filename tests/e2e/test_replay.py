@@ -58,11 +58,11 @@ def test_mosquittos_own_clients_read_what_predict_computes(
         scored = subscriber.payloads("event/forecast.scored")
         assert [s["open_time"] for s in scored] == matured
         for s in scored:
-            said, outcome = rows[s["open_time"]], rows[s["open_time"] + 24 * HOUR_MS]["realized_24h"]
-            assert (s["forecast_id"], s["volatility"]) == (said["id"], pytest.approx(said["volatility_hourly"]))
+            forecast, outcome = rows[s["open_time"]], rows[s["open_time"] + 24 * HOUR_MS]["realized_24h"]
+            assert (s["forecast_id"], s["volatility"]) == (forecast["id"], pytest.approx(forecast["volatility_hourly"]))
             assert s["realized"] == pytest.approx(outcome, rel=1e-9)
-            assert s["covered"] == (said["volatility_low"] <= s["realized"] <= said["volatility_high"])
-            x = (outcome / said["volatility_hourly"]) ** 2
+            assert s["covered"] == (forecast["volatility_low"] <= s["realized"] <= forecast["volatility_high"])
+            x = (outcome / forecast["volatility_hourly"]) ** 2
             assert s["qlike"] == pytest.approx(x - math.log(x) - 1)
         (opened,) = subscriber.payloads("event/gap.opened")
         assert (opened["from"], opened["to"], opened["hours"]) == (min(HOLE), max(HOLE), 3)

@@ -67,10 +67,10 @@ def test_one_command_leaves_pages_and_their_figures(made: Path) -> None:
     everything = json.loads((made / "all.json").read_text())
     assert set(everything["files"]) == names
     assert list(everything["drift"]) == ["2023-Q4"]
-    said = json.loads((made / "a" / "b" / "BTCUSDT-2023-regression.json").read_text())
-    assert everything["regression"].items() <= said.items()
+    figures = json.loads((made / "a" / "b" / "BTCUSDT-2023-regression.json").read_text())
+    assert everything["regression"].items() <= figures.items()
     out, err = (made / "out.txt").read_text(), (made / "err.txt").read_text()
-    assert f"served: QLIKE {said['by_forecaster']['served']['qlike']:.3f}" in out
+    assert f"served: QLIKE {figures['by_forecaster']['served']['qlike']:.3f}" in out
     assert out.splitlines()[-1] == "6 files: a/b/BTCUSDT-2023-index.html"
     assert "2023-Q3 has no drift page" in err
     assert "hours without a candle: 5400 of 8760" in err
@@ -92,11 +92,11 @@ def test_a_journal_is_reported_as_it_was_served(node: Path, tmp_path: Path) -> N
     done = report("--data-dir", node, "--from", "2024-01-01", "--json", tmp_path / "all.json")
     assert done.returncode == 0, done.stderr
     assert (node / "reports" / "BTCUSDT-2024-01-01-on-index.html").exists()
-    said = json.loads((tmp_path / "all.json").read_text())
-    (drift,) = said["drift"].values()
+    figures = json.loads((tmp_path / "all.json").read_text())
+    (drift,) = figures["drift"].values()
     assert (drift["hours"], drift["missing_hours"]) == (100, 3)
     # 97 candles; the days of 24 are not over, and those of another 24 hold one of the three hours that never were.
-    assert said["regression"]["forecasts"] == 97 - 24 - 24
+    assert figures["regression"]["forecasts"] == 97 - 24 - 24
 
 
 def test_a_journal_and_its_candles_say_the_same(node: Path, candle_file: Path) -> None:
@@ -107,13 +107,13 @@ def test_a_journal_and_its_candles_say_the_same(node: Path, candle_file: Path) -
 
     stored, _ = report_source.of_journal(node, "BTCUSDT", predictor, cut)
     anew, _ = report_source.of_file(candle_file, "BTCUSDT", predictor, cut)
-    said, again = (of.matured.within(START, START + 100 * HOUR_MS) for of in (stored, anew))
-    assert len(said) >= 24
-    assert said.open_time.tolist() == again.open_time.tolist()
+    served, again = (of.matured.within(START, START + 100 * HOUR_MS) for of in (stored, anew))
+    assert len(served) >= 24
+    assert served.open_time.tolist() == again.open_time.tolist()
     for name in ("realized", "low", "high"):
-        np.testing.assert_allclose(getattr(said, name), getattr(again, name), rtol=1e-9)
-    for name, sigma in said.said.items():
-        np.testing.assert_allclose(sigma, again.said[name], rtol=1e-9)
+        np.testing.assert_allclose(getattr(served, name), getattr(again, name), rtol=1e-9)
+    for name, sigma in served.forecasts.items():
+        np.testing.assert_allclose(sigma, again.forecasts[name], rtol=1e-9)
     known = slice(-len(stored.open_time), None)
     assert stored.open_time.tolist() == anew.open_time[known].tolist()
     assert np.array_equal(stored.ohlcv, anew.ohlcv[known], equal_nan=True)
@@ -193,12 +193,12 @@ def test_without_evidently_it_says_what_to_install(candle_file: Path, tmp_path: 
 
 @pytest.mark.real_data
 def test_the_year_2024_is_reported_as_the_docs_say(real_data: Path, tmp_path: Path) -> None:
-    command, said = re.findall(r"```sh\n(volcast report .*?)\n```\n\n```\n(.*?)```", DOCS, re.DOTALL)[0]
+    command, output = re.findall(r"```sh\n(volcast report .*?)\n```\n\n```\n(.*?)```", DOCS, re.DOTALL)[0]
     options = command.split()[2:]
     options[options.index("--candles") + 1] = str(real_data / "btcusdt_1h.parquet")
     done = report(*options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == said
+    assert done.stdout == output
     pages = list((tmp_path / "reports").iterdir())
     names = [*(f"Q{k}-drift" for k in (1, 2, 3, 4)), "regression", "index"]
     assert {p.name for p in pages} == {f"BTCUSDT-2024-{n}.{s}" for n in names for s in ("html", "json")}

@@ -87,8 +87,8 @@ def test_a_node_that_nohup_started_outlives_its_terminal(start: Callable[..., No
     # The terminal goes: every line from now on is an error to who writes it, and the signal comes with it.
     os.close(master)
     node.popen.send_signal(signal.SIGHUP)
-    said = forecasts(node.get(f"{url}/metrics"))
-    until(lambda: forecasts(node.get(f"{url}/metrics")) > said, "another forecast")
+    count = forecasts(node.get(f"{url}/metrics"))
+    until(lambda: forecasts(node.get(f"{url}/metrics")) > count, "another forecast")
     node.popen.send_signal(signal.SIGTERM)
     assert node.popen.wait(20) == 0
 

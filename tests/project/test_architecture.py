@@ -19,14 +19,14 @@ TEXT = (ROOT / "ARCHITECTURE.md").read_text()
 
 
 @dataclass(frozen=True)
-class Room:
+class Package:
     name: str
     #: Modules of ours and libraries; None where everything is allowed.
     allowed: tuple[str, ...] | None
 
 
-def rooms() -> list[Room]:
-    """The rows of ARCHITECTURE.md's table of rooms."""
+def packages() -> list[Package]:
+    """The rows of ARCHITECTURE.md's table of packages."""
     found = []
     for line in TEXT.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -35,7 +35,7 @@ def rooms() -> list[Room]:
         names, _, modules, libraries = cells
         everything = modules == libraries == "everything"
         allowed = None if everything else tuple(re.findall(r"`([^`]+)`", modules + libraries))
-        found += [Room(name, allowed) for name in re.findall(r"`([^`]+)`", names)]
+        found += [Package(name, allowed) for name in re.findall(r"`([^`]+)`", names)]
     return found
 
 
@@ -43,18 +43,18 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def room_of(module: str) -> Room | None:
-    return max((r for r in rooms() if within(module, r.name)), key=lambda r: len(r.name), default=None)
+def package_of(module: str) -> Package | None:
+    return max((r for r in packages() if within(module, r.name)), key=lambda r: len(r.name), default=None)
 
 
 def forbidden(importer: str, imported: str) -> bool:
     """Whether the table forbids it. A library is its top level name; the standard library is free."""
-    room = room_of(importer)
-    if room is None:
+    package = package_of(importer)
+    if package is None:
         return True
-    if imported.split(".")[0] in sys.stdlib_module_names or room.allowed is None or within(imported, room.name):
+    if imported.split(".")[0] in sys.stdlib_module_names or package.allowed is None or within(imported, package.name):
         return False
-    return not any(within(imported, allowed) for allowed in room.allowed)
+    return not any(within(imported, allowed) for allowed in package.allowed)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_the_door_opens_without_the_heavy_libraries() -> None:
 def test_no_other_distribution_claims_our_top_level_names() -> None:
     """Two wheels that ship the same package overwrite each other without a word."""
     owners = importlib.metadata.packages_distributions()
-    for room in ("stream", "training", "export", "monitor"):
-        assert set(owners.get(room, ["volcast"])) == {"volcast"}
+    for package in ("stream", "training", "export", "monitor"):
+        assert set(owners.get(package, ["volcast"])) == {"volcast"}
 
 
 def test_what_is_declared_in_constraints_is_pinned_without_an_address() -> None:

@@ -131,7 +131,7 @@ def test_the_images_health_check_finds_the_node_past_a_proxy_and_on_any_port(
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("volcast run", (None, None, None)),
         ("volcast run --http-port 9500", (None, None, "9500")),
@@ -140,9 +140,9 @@ def test_the_images_health_check_finds_the_node_past_a_proxy_and_on_any_port(
         ("sleep infinity --http-port", (None, None, "")),
     ],
 )
-def test_and_by_the_flags_of_the_containers_first_process(line: str, told: tuple[Any, ...]) -> None:
-    config, flags = health_check.told(line.split(" "))
-    assert (config, flags["http_host"], flags["http_port"]) == told
+def test_and_by_the_flags_of_the_containers_first_process(line: str, expected: tuple[Any, ...]) -> None:
+    config, flags = health_check.parse_arguments(line.split(" "))
+    assert (config, flags["http_host"], flags["http_port"]) == expected
 
 
 def test_the_simulated_exchanges_health_check_asks_no_proxy(

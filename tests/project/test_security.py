@@ -16,7 +16,7 @@ from stream.core.forecasting.contract import ContractError
 from stream.settings import SettingsError, load, mask
 
 UNIT = ROOT / "docs" / "systemd" / "volcast.service"
-SOURCES = sorted(p for room in ("stream", "training", "export", "monitor") for p in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(p for package in ("stream", "training", "export", "monitor") for p in (ROOT / package).rglob("*.py"))
 
 
 def names(tree: ast.AST) -> Iterator[str]:

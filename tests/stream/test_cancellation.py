@@ -35,21 +35,21 @@ class CancellingLoop(asyncio.SelectorEventLoop):
     def __init__(self, answers: int, rounds: int) -> None:
         super().__init__()
         self._answers, self._rounds = answers, rounds
-        self.told = asyncio.Event()
+        self.cancelled = asyncio.Event()
 
     def _process_events(self, events: list[Any]) -> None:
         super()._process_events(events)  # type: ignore[misc]
         if events and self.victim is not None:
             self._answers -= 1
             if self._answers == 0:
-                self._tell(self._rounds)
+                self._cancel_after(self._rounds)
 
-    def _tell(self, rounds: int) -> None:
+    def _cancel_after(self, rounds: int) -> None:
         if rounds:
-            self.call_soon(self._tell, rounds - 1)
+            self.call_soon(self._cancel_after, rounds - 1)
         elif self.victim is not None:
             self.victim.cancel()
-            self.told.set()
+            self.cancelled.set()
 
 
 def close_forgotten() -> None:
@@ -66,10 +66,10 @@ def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool
 
     async def main() -> bool:
         loop.victim = asyncio.ensure_future(work())
-        told = asyncio.ensure_future(loop.told.wait())
-        await asyncio.wait([loop.victim, told], timeout=30, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        assert loop.told.is_set(), "the network had less to say than that"
+        cancelled = asyncio.ensure_future(loop.cancelled.wait())
+        await asyncio.wait([loop.victim, cancelled], timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        cancelled.cancel()
+        assert loop.cancelled.is_set(), "the network had less to say than that"
         # Longer than a server of ours waits for the handshake of a connection that was given up.
         await asyncio.wait([loop.victim], timeout=30)
         ended = loop.victim.done()

@@ -152,11 +152,11 @@ def test_a_password_that_breaks_its_url_is_not_told_and_its_cure_is(name: str, h
     scheme = {"mqtt_url": "mqtts", "ws_url": "wss", "rest_url": "https"}[name]
     with pytest.raises(SettingsError) as refused:
         load({}, {f"VOLCAST_{name.upper()}": f"{scheme}://u:{secret}@{host}"})
-    said = str(refused.value)
-    assert "heim" not in said
-    assert f"{scheme}://***@{host}" in said
-    assert f"VOLCAST_{name.upper()}" in said
-    assert "percent-encoded" in said or " " in secret
+    message = str(refused.value)
+    assert "heim" not in message
+    assert f"{scheme}://***@{host}" in message
+    assert f"VOLCAST_{name.upper()}" in message
+    assert "percent-encoded" in message or " " in secret
 
 
 @pytest.mark.parametrize("secret", ["ge:heim", "ge@heim", "ge%heim", "100%heim", *SECRETS])

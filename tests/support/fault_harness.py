@@ -159,11 +159,11 @@ class Ear:
                 topic, payload = str(message.topic), bytes(message.payload)  # type: ignore[arg-type]
                 if message.retain or not payload:
                     continue
-                said = msgspec.json.decode(payload)
+                body = msgspec.json.decode(payload)
                 if topic.endswith("/feed"):
-                    self.feed.append((said["symbol"], said["state"]))
+                    self.feed.append((body["symbol"], body["state"]))
                 elif "/event/" in topic:
-                    self.events.setdefault((said["id"], said.get("revision", 0)), set()).add(
+                    self.events.setdefault((body["id"], body.get("revision", 0)), set()).add(
                         hashlib.sha256(payload).digest()[:8] if self.brief else payload
                     )
 
@@ -173,25 +173,25 @@ class Ear:
             await asyncio.sleep(0.01)
 
 
-#: By broker: what (id, revision) was first said to be there, by whichever node.
-SPOKEN: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+#: By broker: what (id, revision) was first published as there, by whichever node.
+PUBLISHED: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
 
 @contextlib.contextmanager
 def new_broker() -> Iterator[str]:
     """Gives the URL of an empty broker of which nothing is remembered: a system hands out the same port again."""
     with EmbeddedBroker() as running:
-        SPOKEN[running.url] = {}
+        PUBLISHED[running.url] = {}
         yield running.url
 
 
 def one_value(broker: str, ear: Ear) -> None:
     """Whoever spoke, ids and revisions mean what they meant."""
-    spoken = SPOKEN[broker]
+    published = PUBLISHED[broker]
     for key, payloads in ear.events.items():
         for payload in payloads:
             message = msgspec.json.decode(payload)
-            before = spoken.setdefault(key, message)
+            before = published.setdefault(key, message)
             assert _words(message) == _words(before), key
             assert _numbers(message) == pytest.approx(_numbers(before), rel=1e-7, abs=1e-12), key
 
@@ -259,7 +259,7 @@ async def run(
     watch.exchange_now_ms = exchange.now_ms
     made = settings(exchange, broker, data_dir, symbols=chosen, **changes)
     watch.kept = (CandleProcessed,) if brief else None
-    earlier = await asyncio.to_thread(_said, data_dir)
+    earlier = await asyncio.to_thread(_published, data_dir)
     async with Ear(broker) as ear:
         ear.brief, watch.ear = brief, ear
         acting = asyncio.create_task(act())
@@ -270,9 +270,9 @@ async def run(
         if isinstance(failure, Exception):
             raise failure
         if check if settle is None else settle:
-            said = await asyncio.to_thread(_said, data_dir)
+            published = await asyncio.to_thread(_published, data_dir)
             async with asyncio.timeout(60):
-                await ear.settled(said.keys() - earlier.keys())
+                await ear.settled(published.keys() - earlier.keys())
         if not brief:
             one_value(broker, ear)
         if check:
@@ -282,7 +282,7 @@ async def run(
             assert not watch.early
             # A journal that was brought along may hold hours that the exchange has revised since.
             if not earlier and not any(e.method in _CHANGES for e in exchange.access_log.entries("fault")):
-                assert len({spoken for spoken, _ in ear.events}) == len(ear.events)
+                assert len({event_id for event_id, _ in ear.events}) == len(ear.events)
             once(watch)
     limits(exchange)
     return watch, ear
@@ -292,7 +292,7 @@ async def run(
 _CHANGES = {"wrong_close", "revise"}
 
 
-def _said(data_dir: Path) -> dict[tuple[str, int], bytes]:
+def _published(data_dir: Path) -> dict[tuple[str, int], bytes]:
     if not (data_dir / FILE_NAME).exists():
         return {}
     with contextlib.closing(sqlite3.connect(data_dir / FILE_NAME)) as db:
@@ -355,19 +355,19 @@ def _values(journal: SqliteJournal, symbol: str, whole: list[Candle], since: int
     rows_d = [msgspec.json.decode(r, type=Decision) for r in journal.messages("decisions", symbol, since, None, 10**6)]
     for rows, expected in ((rows_f, expected_f), (rows_d, expected_d)):
         assert [_words(m) for m in rows] == [_words(m) for m in expected]
-        for said, right in zip(rows, expected, strict=True):
-            assert _numbers(said) == pytest.approx(_numbers(right), rel=1e-7, abs=1e-12)
+        for row, right in zip(rows, expected, strict=True):
+            assert _numbers(row) == pytest.approx(_numbers(right), rel=1e-7, abs=1e-12)
 
 
 def version_of(bundle: Path) -> str:
     return str(predictors.load(bundle).model.version)
 
 
-def hold_forecasts(said: Iterable[Forecast], whole: list[Candle]) -> None:
+def hold_forecasts(forecasts: Iterable[Forecast], whole: list[Candle]) -> None:
     """Forecasts of the packaged model against a replay of the tape."""
     predictor = predictors.load(node.packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
-    by_time = {f.open_time: f for f in said}
+    by_time = {f.open_time: f for f in forecasts}
     for _, event in replay(rules, whole[0].symbol, whole, predictor.model, predictor, since=min(by_time)):
         if isinstance(event, Issued) and event.prediction.open_time in by_time:
             right = builders.forecast(event, predictor.model, "live", 0)

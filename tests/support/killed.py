@@ -90,9 +90,9 @@ def main(step: str, moment: str, number: str, *command: str) -> None:
 
     node.BinanceFeed, node.SqliteJournal, broker._Client = Feed, Journal, Client  # type: ignore[misc]
     sys.argv = ["volcast", *command]
-    from stream.__main__ import main as door
+    from stream.__main__ import main as command_line
 
-    door()
+    command_line()
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ class Predictor:
 
 
 class FullDisk(SqliteJournal):
-    room = True
+    has_space = True
 
     def revise(self, revision: Revision) -> list[int]:
-        if not self.room:
+        if not self.has_space:
             raise JournalError("journal cannot be written: database or disk is full")
         return super().revise(revision)
 
@@ -74,7 +74,7 @@ class Bench:
         for candle in candles[FIRST:]:
             await self.processor.process([Due(candle, "live", 0.0)])
 
-    def said(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """The journal's newest word on everything."""
 
         def newest(table: str, kind: type[Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Bench:
             rows = db.execute("SELECT from_open_time, to_open_time FROM gaps ORDER BY 1").fetchall()
         return [((a - START) // HOUR_MS, (b - START) // HOUR_MS) for a, b in rows]
 
-    def spoken(self) -> dict[tuple[str, int], bytes]:
+    def published(self) -> dict[tuple[str, int], bytes]:
         """(id, revision) of every event offered; each with one value only."""
         found: dict[tuple[str, int], bytes] = {}
         for event in self.offered:

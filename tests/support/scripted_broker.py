@@ -14,7 +14,7 @@ class Scripted:
     """As much of an MQTT 5 broker as a publisher needs, doing what it is told with each packet."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, bytes]] = []
+        self.received: list[tuple[str, bytes]] = []
         self.connects = 0
         #: Reason codes for the next connections; 0 for all later ones.
         self.connacks: list[int] = []
@@ -39,7 +39,7 @@ class Scripted:
         #: Cleared: acknowledgements are held back.
         self.prompt = asyncio.Event()
         self.prompt.set()
-        self.spoken_to = asyncio.Event()
+        self.publish_received = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -93,8 +93,8 @@ class Scripted:
             size = struct.unpack(">H", body[:2])[0]
             topic, rest = body[2 : 2 + size].decode(), body[2 + size :]
             properties = rest[2]
-            self.heard.append((topic, rest[3 + properties :]))
-            self.spoken_to.set()
+            self.received.append((topic, rest[3 + properties :]))
+            self.publish_received.set()
             await self.prompt.wait()
             if topic in self.poison:
                 if self.says_why:
@@ -109,12 +109,12 @@ class Scripted:
         elif kind == SUBSCRIBE:
             self._send(writer, SUBACK, body[:2] + bytes([0, self.suback, self.suback]))
             for topic, payload in self.retained if not self.suback else ():
-                self.tell(topic, payload, writer)
+                self.deliver(topic, payload, writer)
             self.subscribed.set()
         elif kind == UNSUBSCRIBE:
             self._send(writer, UNSUBACK, body[:2] + bytes([0, 0, 0]))
 
-    def tell(
+    def deliver(
         self, topic: str, payload: bytes, writer: asyncio.StreamWriter | None = None, *, retain: bool = True
     ) -> None:
         for each in [writer] if writer else self._writers:
@@ -136,5 +136,5 @@ class Scripted:
         with contextlib.suppress(ConnectionError):
             writer.write(bytes(head) + body)
 
-    def said(self, prefix: str) -> list[str]:
-        return [topic for topic, _ in self.heard if topic.startswith(prefix)]
+    def received_topics(self, prefix: str) -> list[str]:
+        return [topic for topic, _ in self.received if topic.startswith(prefix)]

@@ -93,7 +93,7 @@ def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
     """A bundle as it is, wherever its training range lies."""
     contract = bundle.model.contract
     rows = _rows(data, since, until, own=not contract.describes(data.symbol))
-    said = predict_rows(data.symbol, data.features, rows, bundle.model, bundle)
+    predictions = predict_rows(data.symbol, data.features, rows, bundle.model, bundle)
     trained, note = contract.training, ""
     if trained.trained_until >= since:
         note = (
@@ -104,7 +104,7 @@ def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
         since,
         until,
         bundle.model.version,
-        {p.open_time: p for p in said},
+        {p.open_time: p for p in predictions},
         contract.regimes,
         contract.calibration,
         contract.har_calibration,
@@ -127,11 +127,11 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
     learnt, rows = require_rows(data, train_from, since), _rows(data, since, until, own=False)
     fitted = forecaster.fit(data, train_from, since)
     coefficients, unseen = log_har.fit_unseen(data, learnt, walk_forward(train_from, since), log_har.WITH_CALENDAR)
-    said, features = fitted.forecast(data, rows), data.features
+    forecasts, features = fitted.forecast(data, rows), data.features
     name = f"{forecaster.name}-{_day(since)[:4]}"
     columns = [
         features.open_time[rows],
-        *(said[quantity] for quantity in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)),
+        *(forecasts[quantity] for quantity in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)),
         features.realized_24h[rows],
         features.realized_24h[rows],
         features.ewma[rows],

@@ -91,13 +91,13 @@ def realized_volatility(returns: Array) -> Array:
         exists = np.isfinite(returns)
         views = np.lib.stride_tricks.sliding_window_view(np.where(exists, returns, 0.0), window)
         count = np.lib.stride_tricks.sliding_window_view(exists, window).sum(axis=1)
-        told = exists[window - 1 :] & (2 * count >= window)
-        number = np.where(told, count, window)
+        defined = exists[window - 1 :] & (2 * count >= window)
+        number = np.where(defined, count, window)
         # Means of views: a running sum of squares would lose the digits of quiet weeks.
         mean = views.sum(axis=1) / number
         square = np.einsum("ij,ij->i", views, views)
         sigma = np.sqrt(np.maximum(square - number * mean * mean, 0.0) / (number - 1)) * ANNUAL
-        out[window - 1 :] = np.where(told, sigma, np.nan)
+        out[window - 1 :] = np.where(defined, sigma, np.nan)
     return out
 
 
@@ -199,9 +199,9 @@ _RESAMPLED = (
 
 
 def _resampled(rows: Array) -> Array:
-    days, compared, error, error_beside = rows.T
+    days, compared, error, compared_error = rows.T
     own, other = _drawdown(days), _drawdown(compared)
-    tail, tail_beside = _worst(days), _worst(compared)
+    tail, compared_tail = _worst(days), _worst(compared)
     sigma = days.std(ddof=1)
     tracking = np.sqrt(error.mean())
     return np.array(
@@ -212,9 +212,9 @@ def _resampled(rows: Array) -> Array:
             own,
             tail,
             tracking,
-            tracking / np.sqrt(error_beside.mean()),
+            tracking / np.sqrt(compared_error.mean()),
             own / other,
-            tail / tail_beside,
+            tail / compared_tail,
         ]
     )
 

@@ -24,7 +24,7 @@ from training.backtest.decisions import Calibrated, Decided, Term, decide
 from training.backtest.execution import Book, Costs, execute
 from training.backtest.measures import Bounds, Impact, Part
 from training.data.dataset import Dataset
-from training.data.holes import Hole, holes, told
+from training.data.holes import Hole, holes, jump_notes
 from training.pages.html import between, number, share
 
 SEED = 7
@@ -207,7 +207,7 @@ def run(
         notes=[
             *sorted({note for term in terms for note in (term.note, term.borrowed) if note}),
             *_borrowed(decided),
-            *told(missing),
+            *jump_notes(missing),
         ],
     )
     return Tested(backtest, decided, books, held)

@@ -152,20 +152,20 @@ def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contr
         "contract.json": lambda path: path.write_bytes(text),
     }
     # Keras goes by the suffix.
-    beside = {name: out / f".part.{name}" for name in writers}
+    temporary = {name: out / f".part.{name}" for name in writers}
     try:
         for name, write in writers.items():
-            write(beside[name])
-            with beside[name].open("rb") as file:
+            write(temporary[name])
+            with temporary[name].open("rb") as file:
                 os.fsync(file.fileno())
         # From here on the older run is none: its contract goes first, the new one comes last.
         (out / "contract.json").unlink(missing_ok=True)
-        for name, part in beside.items():
+        for name, part in temporary.items():
             part.replace(out / name)
     except OSError as error:
         raise _unwritable(out, error) from None
     finally:
-        for part in beside.values():
+        for part in temporary.values():
             part.unlink(missing_ok=True)
 
 

@@ -156,11 +156,11 @@ class Collector:
         revised = False
         for attempt in range(ZIP_ATTEMPTS):
             try:
-                told = await self._archive.file(part.checksum_path)
-                if told is None:
+                checksum = await self._archive.file(part.checksum_path)
+                if checksum is None:
                     await self._absent(part, in_hand)
                     return
-                wanted = parse_checksum(told, part)
+                wanted = parse_checksum(checksum, part)
                 if in_hand is not None and sha256(in_hand) == wanted:
                     self._learn(part, in_hand)
                     return

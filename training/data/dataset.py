@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.adapters.candles import files
-from stream.core.forecasting import features as feature_room
-from stream.core.forecasting import target
+from stream.core.forecasting import features, target
 from stream.core.forecasting.contract import OUTPUT_WIDTH
 from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.target import HORIZON_HOURS, Targets
@@ -94,7 +93,7 @@ def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:
     targets = target.labels(ohlcv[:, 3])
     labels = np.stack([targets.next_24h, *(np.sqrt(targets.mean_square[h]) for h in HORIZON_HOURS)], axis=-1)
     assert labels.shape[-1] == OUTPUT_WIDTH
-    return Dataset(symbol, open_time, ohlcv, feature_room.compute(open_time, ohlcv), targets, labels)
+    return Dataset(symbol, open_time, ohlcv, features.compute(open_time, ohlcv), targets, labels)
 
 
 @dataclass(frozen=True, slots=True)

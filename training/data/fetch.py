@@ -151,7 +151,7 @@ async def fetching(
                 history=history,
                 parts=parts,
                 sleep=pause,
-                progress=partial(_tell, progress, symbol, total),
+                progress=partial(_report_progress, progress, symbol, total),
             )
             try:
                 series = await collector.collect()
@@ -174,7 +174,7 @@ async def _listed(symbol: str, start_ms: int, history: BinanceHistory, sleep: Sl
     return None if first_ms is None else max(start_ms, grid_floor(first_ms))
 
 
-def _tell(progress: Callable[[str, int, int], None], symbol: str, total: int, done: int) -> None:
+def _report_progress(progress: Callable[[str, int, int], None], symbol: str, total: int, done: int) -> None:
     progress(symbol, min(done, total), total)
 
 

@@ -56,7 +56,7 @@ def holes(open_time: NDArray[np.int64], opens: Array, closes: Array) -> list[Hol
     return found
 
 
-def told(found: Sequence[Hole]) -> list[str]:
+def jump_notes(found: Sequence[Hole]) -> list[str]:
     """A line for each jump."""
     return [
         f"the price is {hole.factor:.4g} times itself after {hole.hours} hour(s) without a candle, {hole.from_} to "

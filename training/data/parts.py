@@ -63,15 +63,15 @@ class Parts:
 
     def _write(self, name: str, content: bytes) -> None:
         # One name per part: what a killed fetch leaves is overwritten by the next.
-        beside = self.folder / f".{name}"
+        temporary = self.folder / f".{name}"
         try:
-            with beside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(self.folder / name)
+            temporary.replace(self.folder / name)
         except OSError:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def _refused(self, name: str, done: str, error: OSError) -> FetchError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from stream.core.market.candle import HOUR_MS
 from training import forecasters
 from training.data.dataset import Dataset, DatasetError, load, load_others, time_ms
-from training.data.holes import holes, told
+from training.data.holes import holes, jump_notes
 from training.data.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
 from training.evaluation import walk
 from training.evaluation.looks import Scoring
@@ -151,7 +151,7 @@ def _scored(
     known = data.features.realized_24h[(panel.open_time - data.open_time[0]) // HOUR_MS]
     since, until = _range(*period)
     inside = (data.open_time >= since) & (data.open_time < until)
-    jumps = told(holes(data.open_time[inside], data.ohlcv[inside, 0], data.ohlcv[inside, 3]))
+    jumps = jump_notes(holes(data.open_time[inside], data.ohlcv[inside, 0], data.ohlcv[inside, 3]))
     evaluation = scores.score(
         replace(panel, notes=(*panel.notes, *jumps)),
         known,

@@ -158,7 +158,7 @@ def _intervals(
 ) -> dict[str, IntervalSeries]:
     """Of the next 24 h of `name`, as every step's model knew its errors: `adaptive` is what a daemon gives, that learns
     from the outcomes on the way; `static` is σ · exp(low), σ · exp(high) of the calibration that it starts from."""
-    said = forecasts[NEXT_24H][name]
+    forecast = forecasts[NEXT_24H][name]
     parts: dict[str, list[IntervalSeries]] = {"adaptive": [], "static": []}
     for inside, fitted in steps:
         calibration = fitted[name].calibration
@@ -168,7 +168,7 @@ def _intervals(
             return model.forecast(data, asked)[NEXT_24H]
 
         parts["adaptive"].append(adaptive(data, rows[inside], sigma, calibration))
-        low, high = (said[inside] * np.exp(bound) for bound in (calibration.low, calibration.high))
+        low, high = (forecast[inside] * np.exp(bound) for bound in (calibration.low, calibration.high))
         parts["static"].append(IntervalSeries(low, high, calibration.level))
     return {
         kind: IntervalSeries(np.concatenate([i.low for i in of]), np.concatenate([i.high for i in of]), of[-1].level)
@@ -194,8 +194,8 @@ def _watches(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, tupl
         for name, forecaster in fitted.items():
             if forecaster.usual is None:
                 continue
-            said = forecaster.forecast(data, asked)[NEXT_24H]
-            watch = Watch(forecaster.usual, data.open_time[asked], data.labels[asked, 0], said, har, first, last)
+            forecast = forecaster.forecast(data, asked)[NEXT_24H]
+            watch = Watch(forecaster.usual, data.open_time[asked], data.labels[asked, 0], forecast, har, first, last)
             out[name] = (*out.get(name, ()), watch)
     return out
 

@@ -53,12 +53,12 @@ class LightGbm:
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
         rows = require_rows(data, start_ms, end_ms)
-        realized, said = [], []
+        realized, predicted = [], []
         for fold in walk_forward(start_ms, end_ms):
             before, held_out = require_rows(data, fold.start, fold.split), data.rows(fold.split, fold.end)
             realized.append(data.labels[held_out, 0])
-            said.append(self._boosted(data, before, 0).sigma(data, held_out))
-        factor = mean_ratio(np.concatenate(realized), np.concatenate(said))
+            predicted.append(self._boosted(data, before, 0).sigma(data, held_out))
+        factor = mean_ratio(np.concatenate(realized), np.concatenate(predicted))
         boosted = [self._boosted(data, rows, k) for k in range(OUTPUT_WIDTH)]
 
         def forecast(data: Dataset, rows: Rows) -> Forecasts:

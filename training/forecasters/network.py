@@ -54,8 +54,8 @@ def of_bundle(bundle: Bundle) -> Fitted:
 
     def forecast(data: Dataset, rows: Rows) -> Forecasts:
         parts = [rows[first : first + _BATCH_ROWS] for first in range(0, len(rows), _BATCH_ROWS)]
-        said = [bundle(data.features.sequences(part), data.features.static[part]) for part in parts]
-        return of_outputs(data, rows, np.concatenate(said).astype(np.float64))
+        outputs = [bundle(data.features.sequences(part), data.features.static[part]) for part in parts]
+        return of_outputs(data, rows, np.concatenate(outputs).astype(np.float64))
 
     contract = bundle.model.contract
     return Fitted(forecast, calibration=contract.calibration, usual=contract.usual)

@@ -57,12 +57,12 @@ class ReferenceLstm:
             out = np.full(len(rows), np.nan)
             whole = rows >= LOOKBACK_HOURS - 1
             windows = _windows(data, rows[whole])
-            said = [
+            predicted = [
                 np.asarray(network(windows[first : first + _PREDICT_ROWS], training=False), dtype=np.float64)[:, 0]
                 for first in range(0, len(windows), _PREDICT_ROWS)
             ]
             # Nothing keeps a network on levels from saying a negative σ.
-            out[whole] = np.maximum(np.concatenate([*said, np.empty(0)]), SIGMA_FLOOR)
+            out[whole] = np.maximum(np.concatenate([*predicted, np.empty(0)]), SIGMA_FLOOR)
             return {self.quantity: out}
 
         return Fitted(forecast)
@@ -98,8 +98,8 @@ def _trained(windows: NDArray[np.float32], sigma: Array, *, seed: int, epochs: i
     scaled = ((sigma - low) / span).astype(np.float32)
     inner.fit((windows - low) / span, scaled, batch_size=BATCH_ROWS, epochs=epochs, verbose=0)
     level = keras.Input((LOOKBACK_HOURS, 1), name="sigma")
-    said = keras.layers.Rescaling(span, low)(inner(keras.layers.Rescaling(1 / span, -low / span)(level)))
-    return keras.Model(level, said)
+    output = keras.layers.Rescaling(span, low)(inner(keras.layers.Rescaling(1 / span, -low / span)(level)))
+    return keras.Model(level, output)
 
 
 def _require_place(path: Path) -> None:
@@ -112,11 +112,11 @@ def _require_place(path: Path) -> None:
 
 def _save(network: Any, path: Path) -> None:
     """Written beside its place and renamed: complete or absent."""
-    beside = path.with_name(f".{path.stem}.part.keras")
+    temporary = path.with_name(f".{path.stem}.part.keras")
     try:
-        network.save(beside)
-        beside.replace(path)
+        network.save(temporary)
+        temporary.replace(path)
     except OSError as error:
         raise ForecasterError(f"{path}: the network cannot be written: {error.strerror or error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -54,13 +54,15 @@ class LinearModel:
             held_out.append(data.rows(fold.split, fold.end))
             before = linear.fit(data, require_rows(data, fold.start, fold.split))
             sigma.append(_sigma(before, data, held_out[-1]))
-        unseen, said = np.concatenate(held_out), np.concatenate(sigma)
+        unseen, predicted = np.concatenate(held_out), np.concatenate(sigma)
         realized = data.labels[unseen]
-        factors = np.concatenate([[linear.mean_ratio(realized[:, 0], said[:, 0])], qlike_factors(realized, said)[1:]])
+        factors = np.concatenate(
+            [[linear.mean_ratio(realized[:, 0], predicted[:, 0])], qlike_factors(realized, predicted)[1:]]
+        )
         fitted = linear.fit(data, rows)
         return Fitted(
             lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors),
-            usual=usual_errors.of_range(data, start_ms, end_ms, unseen, said[:, 0] * factors[0]),
+            usual=usual_errors.of_range(data, start_ms, end_ms, unseen, predicted[:, 0] * factors[0]),
         )
 
 

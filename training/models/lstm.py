@@ -44,11 +44,11 @@ def members(scaler: Scaler, base: Linear, count: int) -> keras.Model:
     """
     sequence, static, linear, hidden = _trunk(scaler, base, count)
     heads = [keras.layers.Dense(OUTPUT_WIDTH, kernel_initializer="zeros", name=_residual(k)) for k in range(count)]
-    said = [
+    outputs = [
         keras.layers.Add()([linear, head(keras.layers.Dropout(_DROPOUT)(h))])
         for head, h in zip(heads, hidden, strict=True)
     ]
-    return keras.Model([sequence, static], keras.ops.stack(said, axis=1))
+    return keras.Model([sequence, static], keras.ops.stack(outputs, axis=1))
 
 
 def ensemble(trained: keras.Model, scaler: Scaler, base: Linear, count: int, *, shrink: float) -> keras.Model:

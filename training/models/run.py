@@ -34,8 +34,8 @@ class Run:
 
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
         parts = [slice(first, first + _ROWS) for first in range(0, len(sequence), _ROWS)]
-        said = [self._network([sequence[p], static[p]], training=False)[contract.OUTPUT] for p in parts]
-        return np.concatenate([np.asarray(s, dtype=np.float32) for s in said])
+        outputs = [self._network([sequence[p], static[p]], training=False)[contract.OUTPUT] for p in parts]
+        return np.concatenate([np.asarray(output, dtype=np.float32) for output in outputs])
 
 
 def load_run(folder: Path) -> Run:

@@ -100,11 +100,11 @@ def _pictures(of: Evaluation, panel: Panel) -> str:
         ),
     ]
     if panel.intervals:
-        said = [f"{k}: {v.coverage:.1%} inside of {v.level:.0%}" for k, v in of.intervals.items()]
+        coverages = [f"{k}: {v.coverage:.1%} inside of {v.level:.0%}" for k, v in of.intervals.items()]
         found.append(
             picture(
                 figures.coverage(panel),
-                f"Share of outcomes inside the interval over the last 30 days, by day. {'; '.join(said)}.",
+                f"Share of outcomes inside the interval over the last 30 days, by day. {'; '.join(coverages)}.",
             )
         )
     if figures.REFERENCE in of.next_24h and len(of.next_24h) > 1:
@@ -263,8 +263,8 @@ def _decay(of: Evaluation) -> list[str]:
         return [paragraph("No forecaster brings its usual errors, or har is not among them: nothing was watched.")]
     watched, changed = [], []
     for name, study in of.decay.items():
-        said = "; ".join(f"{a.date} {a.kind}" for a in study.false_alarms) or "none"
-        watched.append([name, str(study.days), study.reason or said, number(study.false_alarms_a_year, 2)])
+        alarms = "; ".join(f"{a.date} {a.kind}" for a in study.false_alarms) or "none"
+        watched.append([name, str(study.days), study.reason or alarms, number(study.false_alarms_a_year, 2)])
         changed += [
             [name, factor, str(c.within_days), share(c.share), number(c.median_days, 0), share(c.once_share)]
             for factor, c in study.changes.items()

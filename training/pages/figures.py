@@ -19,7 +19,7 @@ from training.data.panel import NEXT_24H, IntervalSeries, Panel
 from training.pages.drawing import SIZE_INCHES, dates, rendered
 from training.scoring.groups import PHASES, phases, years
 from training.scoring.measures import inside, qlike_losses, rolling_coverage
-from training.scoring.scores import INTERVALS, Said, said
+from training.scoring.scores import INTERVALS, CommonSample, common_sample
 
 _ACTUAL, _FORECAST, _OTHER = "#000000", "#d55e00", "#0072b2"
 _LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a05d00", "#5d4fa0", "#4f7f4f")
@@ -52,7 +52,7 @@ def forecast_against_actual(panel: Panel, name: str, form: str = "svg") -> bytes
     return rendered(draw, form, (width, max(height, _YEAR_HEIGHT_INCHES * len(shown))))
 
 
-def _actual_and_forecast(axes: Axes, panel: Panel, head: Said, rows: np.ndarray, name: str) -> None:
+def _actual_and_forecast(axes: Axes, panel: Panel, head: CommonSample, rows: np.ndarray, name: str) -> None:
     days, at = _days(panel)[rows], rows[head.rows]
     interval = _interval(panel)
     if interval is not None:
@@ -75,7 +75,7 @@ def calibration(panel: Panel, names: list[str]) -> bytes:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        head = said(panel, NEXT_24H)
+        head = common_sample(panel, NEXT_24H)
         top = 0.0
         for colour, name in zip(cycle(_LINES), names, strict=False):
             forecast = head.forecasts[name]
@@ -118,7 +118,7 @@ def residuals(panel: Panel, name: str) -> bytes:
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-        head = said(panel, NEXT_24H)
+        head = common_sample(panel, NEXT_24H)
         residual = np.log(head.realized / head.forecasts[name])
         left.hist(residual, bins=60, color=_OTHER)
         left.axvline(0, color=_ACTUAL, linewidth=1)
@@ -159,9 +159,9 @@ def cumulative_losses(panel: Panel, names: list[str]) -> bytes:
     return rendered(draw, "svg")
 
 
-def _daily(panel: Panel) -> tuple[Said, np.ndarray]:
+def _daily(panel: Panel) -> tuple[CommonSample, np.ndarray]:
     """What was said of the next 24 h, and which of the panel's rows were scored and said at 00:00 UTC."""
-    head = said(panel, NEXT_24H)
+    head = common_sample(panel, NEXT_24H)
     return head, head.rows & (phases(panel.open_time) == 0)
 
 

@@ -29,7 +29,7 @@ from training.scoring.measures import qlike_losses
 CHANGES = {"0.7": 21, "0.85": 45, "1.15": 45, "1.3": 45}
 #: A change that nobody repairs is looked at for so many matured days, from each tenth start.
 REPORTED_DAYS = 180
-_TOLD_STEP = 10
+_START_STEP = 10
 #: Factors with which the choice of who is served is looked at.
 FACTORS = ("1", "0.5", "0.7", "1.3", "2")
 MIN_DAYS = 90
@@ -114,25 +114,25 @@ def _watched(watch: Watch) -> tuple[list[decay.DecayMemory], list[decay.Alarm]]:
 
 def _found(watches: Sequence[Watch], factor: float, within: int) -> Found:
     took: list[int | None] = []
-    told: list[int] = []
+    alarm_counts: list[int] = []
     for watch in watches:
         before, changed = _watched(watch)[0], _matured(watch, factor)
         took += [
             _days_to_alarm(watch, before[start], changed[start : start + within])
             for start in range(len(changed) - within + 1)
         ]
-        told += [
+        alarm_counts += [
             _alarms(watch, before[start], changed[start : start + REPORTED_DAYS])
-            for start in range(0, len(changed) - REPORTED_DAYS + 1, _TOLD_STEP)
+            for start in range(0, len(changed) - REPORTED_DAYS + 1, _START_STEP)
         ]
     found = [days for days in took if days is not None]
-    told = [count for count in told if count]
+    alarm_counts = [count for count in alarm_counts if count]
     return Found(
         within,
         len(took),
         len(found) / len(took) if took else None,
         float(np.median(found)) if found else None,
-        told.count(1) / len(told) if told else None,
+        alarm_counts.count(1) / len(alarm_counts) if alarm_counts else None,
     )
 
 
@@ -168,15 +168,15 @@ def _excess(watch: Watch, factor: float) -> Array:
 
 def _served(panel: Panel, name: str, watches: Sequence[Watch], factor: float) -> Served:
     """Each hour as the daemon would serve it: by the days whose outcomes are known when its candle closes."""
-    realized, said = panel.realized[NEXT_24H], factor * panel.forecasts[NEXT_24H][name]
+    realized, forecast = panel.realized[NEXT_24H], factor * panel.forecasts[NEXT_24H][name]
     har = panel.forecasts[NEXT_24H]["har"]
-    rows = np.isfinite(realized) & np.isfinite(said) & np.isfinite(har)
+    rows = np.isfinite(realized) & np.isfinite(forecast) & np.isfinite(har)
     by_har = np.zeros(len(realized), np.bool_)
     for watch in watches:
         inside = (panel.open_time >= watch.first) & (panel.open_time <= watch.last)
         by_har[inside] = behind(watch, factor, panel.open_time[inside])
-    served = np.where(by_har, har, said)[rows]
-    losses = (float(qlike_losses(realized[rows], sigma).mean()) for sigma in (served, said[rows], har[rows]))
+    served = np.where(by_har, har, forecast)[rows]
+    losses = (float(qlike_losses(realized[rows], sigma).mean()) for sigma in (served, forecast[rows], har[rows]))
     return Served(float(by_har[rows].mean()), *losses)
 
 

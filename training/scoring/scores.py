@@ -118,7 +118,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-class Said(msgspec.Struct, frozen=True):
+class CommonSample(msgspec.Struct, frozen=True):
     """One quantity on the rows that are scored: [n] each."""
 
     rows: Mask
@@ -126,13 +126,13 @@ class Said(msgspec.Struct, frozen=True):
     forecasts: dict[str, Array]
 
 
-def said(panel: Panel, quantity: str) -> Said:
+def common_sample(panel: Panel, quantity: str) -> CommonSample:
     """Where the outcome is known and everybody who speaks of the quantity spoke. `rows` is over the panel's."""
     speaking = {n: f for n, f in panel.forecasts.get(quantity, {}).items() if np.isfinite(f).any()}
     rows = np.isfinite(panel.realized[quantity]) if speaking else np.zeros(len(panel.open_time), np.bool_)
     for forecast in speaking.values():
         rows = rows & np.isfinite(forecast)
-    return Said(rows, panel.realized[quantity][rows], {n: f[rows] for n, f in speaking.items()})
+    return CommonSample(rows, panel.realized[quantity][rows], {n: f[rows] for n, f in speaking.items()})
 
 
 def score(
@@ -149,7 +149,7 @@ def score(
 
     Without `tests` neither statsmodels nor arch is needed, and what they would say is empty.
     """
-    quantities = {q: said(panel, q) for q in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)}
+    quantities = {q: common_sample(panel, q) for q in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)}
     masks = groups(panel.open_time, known)
     phase = phases(panel.open_time)
     by_quantity = {q: _by_name(s.realized, s.forecasts) for q, s in quantities.items()}
@@ -198,17 +198,17 @@ def score(
     )
 
 
-def _part(of: Said, mask: Mask) -> Said:
+def _part(of: CommonSample, mask: Mask) -> CommonSample:
     """`of` on the rows of a mask over the panel's."""
     inner = mask[of.rows]
-    return Said(of.rows & mask, of.realized[inner], {n: f[inner] for n, f in of.forecasts.items()})
+    return CommonSample(of.rows & mask, of.realized[inner], {n: f[inner] for n, f in of.forecasts.items()})
 
 
 def _by_name(realized: Array, forecasts: Mapping[str, Array]) -> ByName:
     return {name: measures(realized, f) for name, f in forecasts.items()} if len(realized) else {}
 
 
-def _grouped(of: Said, masks: Mapping[str, Mapping[str, Mask]]) -> dict[str, dict[str, ByName]]:
+def _grouped(of: CommonSample, masks: Mapping[str, Mapping[str, Mask]]) -> dict[str, dict[str, ByName]]:
     return {
         kind: {
             label: _by_name(part.realized, part.forecasts)
@@ -219,7 +219,7 @@ def _grouped(of: Said, masks: Mapping[str, Mapping[str, Mask]]) -> dict[str, dic
     }
 
 
-def _phase_spread(of: Said, phase: np.ndarray) -> dict[str, dict[str, Scores]]:
+def _phase_spread(of: CommonSample, phase: np.ndarray) -> dict[str, dict[str, Scores]]:
     """Of the phases that have an r2, which one row does not."""
     out = {}
     for name, forecast in of.forecasts.items():
@@ -233,11 +233,11 @@ def _phase_spread(of: Said, phase: np.ndarray) -> dict[str, dict[str, Scores]]:
     return out
 
 
-def _regressions(of: Said, phase: np.ndarray) -> dict[str, Regression]:
+def _regressions(of: CommonSample, phase: np.ndarray) -> dict[str, Regression]:
     return {name: comparison.mincer_zarnowitz(of.realized, f, phase) for name, f in of.forecasts.items()}
 
 
-def _comparisons(of: Said, phase: np.ndarray, models: Sequence[str]) -> dict[str, dict[str, Comparison]]:
+def _comparisons(of: CommonSample, phase: np.ndarray, models: Sequence[str]) -> dict[str, dict[str, Comparison]]:
     return {
         model: {
             other: comparison.diebold_mariano(of.realized, of.forecasts[model], forecast, phase)
@@ -248,7 +248,7 @@ def _comparisons(of: Said, phase: np.ndarray, models: Sequence[str]) -> dict[str
     }
 
 
-def _confidence_sets(of: Said, phase: np.ndarray) -> dict[str, ConfidenceSet]:
+def _confidence_sets(of: CommonSample, phase: np.ndarray) -> dict[str, ConfidenceSet]:
     midnight = phase == 0
     losses: dict[str, Callable[[Array, Array], Array]] = {"qlike": qlike_losses, "squared_error": squared_errors}
     return {

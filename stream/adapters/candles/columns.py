@@ -67,10 +67,10 @@ def typed(raw: Raw, path: Path, asked: str | None, default_symbol: str | None) -
         return frame[str(found[name])].rename(name) if name in found else None
 
     rows = frame[ROW]
-    given, told = column("symbol"), None
+    given, assumed = column("symbol"), None
     if given is None:
-        told = _told(raw.names, path, asked, default_symbol)
-        symbol = pl.Series("symbol", [told]).new_from_index(0, frame.height)
+        assumed = _assumed_symbol(raw.names, path, asked, default_symbol)
+        symbol = pl.Series("symbol", [assumed]).new_from_index(0, frame.height)
     else:
         symbol = _symbol(given, rows, path)
     open_time, close_time = column("open_time"), column("close_time")
@@ -87,7 +87,7 @@ def typed(raw: Raw, path: Path, asked: str | None, default_symbol: str | None) -
             *(_number(column(name), name, frame.height, rows, path, raw.comma_is_free) for name in (*OHLCV, *OPTIONAL)),
         ]
     )
-    return table, told
+    return table, assumed
 
 
 def _found(header: Sequence[str], path: Path) -> dict[str, int]:
@@ -127,7 +127,7 @@ def _rows(raw: Raw) -> pl.DataFrame:
     return numbered.filter(~empty & ~header)
 
 
-def _told(names: Sequence[str], path: Path, asked: str | None, default_symbol: str | None) -> str:
+def _assumed_symbol(names: Sequence[str], path: Path, asked: str | None, default_symbol: str | None) -> str:
     """Whose candles a file without a symbol column holds: its name may say so, else the caller does."""
     for name in names:
         named = _NAMED_AFTER.search(name)
@@ -142,10 +142,10 @@ def _told(names: Sequence[str], path: Path, asked: str | None, default_symbol: s
                 f"{path}: by its name it holds candles of {symbol}, not {asked}; choose --symbol {symbol}, or rename it"
             )
         return symbol
-    told = asked or default_symbol
-    if told is None:
+    assumed = asked or default_symbol
+    if assumed is None:
         raise CandleFileError(f"{path}: nothing says whose candles it holds; add a column symbol")
-    return told
+    return assumed
 
 
 def _symbol(given: pl.Series, rows: pl.Series, path: Path) -> pl.Series:

@@ -147,7 +147,7 @@ def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> N
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise CandleFileError(f"{path}: cannot be written: {error.strerror}") from None
-    beside = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             if path.suffix == ".csv":
@@ -157,13 +157,13 @@ def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> N
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; a data file is as readable as any other that the user creates.
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         cause = error.strerror if isinstance(error, OSError) else None
         raise CandleFileError(f"{path}: cannot be written: {cause or ' '.join(str(error).split())}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

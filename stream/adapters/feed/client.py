@@ -65,8 +65,8 @@ Newest = Callable[[str], Awaitable[Candle | None]]
 
 def proxy_and_tls(way: Way) -> dict[str, Any]:
     """What `connect` is told of the way; without a word it would read the environment by itself."""
-    told: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
-    return told if way.proxy_tls is None else {**told, "proxy_ssl": way.proxy_tls}
+    options: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
+    return options if way.proxy_tls is None else {**options, "proxy_ssl": way.proxy_tls}
 
 
 class _Connect(connect):
@@ -273,7 +273,7 @@ class BinanceFeed:
         if isinstance(socket, _Socket):
             socket.frames = frames
         silence = Silence(self._symbols, self._known, opened_at_s, self._stall_after_s)
-        beside = [
+        tasks = [
             asyncio.create_task(self._subscribe(link, frames, self._symbols[binance.STREAMS_PER_URL :])),
             asyncio.create_task(self._look_after(link, silence, frames, opened_at_s)),
         ]
@@ -287,7 +287,7 @@ class BinanceFeed:
                 if candle is None:
                     continue
                 # Counted from now: the time that delivery took is ours, not the exchange's silence.
-                silence.heard(candle, self._clock.monotonic_s())
+                silence.received(candle, self._clock.monotonic_s())
                 self._hear(quiet=False)
                 if len(silence.received_from) == len(self._symbols):
                     link.receiving.set()
@@ -296,9 +296,9 @@ class BinanceFeed:
                     self._complained = ""
         finally:
             # What failed in them did so because the connection ended, which is said elsewhere.
-            for task in beside:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _frame(self, link: _Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
         """Delivers one frame; its candle where it was data (which is what is waited for)."""
@@ -404,7 +404,7 @@ class BinanceFeed:
     ) -> None:
         while (wait_s := frames.wait_s()) > 0:
             await self._sleep(wait_s)
-        frames.spoke()
+        frames.json_sent()
         link.request_id += 1
         assert link.socket is not None
         await link.socket.send(binance.control(method, symbols, link.request_id), text=True)

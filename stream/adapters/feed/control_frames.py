@@ -22,7 +22,7 @@ class ControlFrames:
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
         self._monotonic_s = monotonic_s
         self._sent: deque[float] = deque(maxlen=PER_SECOND)
-        self._spoke_at_s = float("-inf")
+        self._json_sent_at_s = float("-inf")
 
     def pong(self) -> None:
         """The library has answered a ping."""
@@ -31,13 +31,13 @@ class ControlFrames:
     def wait_s(self) -> float:
         """How long a JSON frame has to wait; 0 where it may go."""
         now_s = self._monotonic_s()
-        wait_s = self._spoke_at_s + _SPACING_S - now_s
+        wait_s = self._json_sent_at_s + _SPACING_S - now_s
         # All but one of those allowed are gone: the last is a pong's.
         if len(self._sent) >= PER_SECOND - 1:
             wait_s = max(wait_s, self._sent[-(PER_SECOND - 1)] + _WINDOW_S - now_s)
         return max(0.0, wait_s)
 
-    def spoke(self) -> None:
+    def json_sent(self) -> None:
         """A JSON frame goes now."""
-        self._spoke_at_s = self._monotonic_s()
-        self._sent.append(self._spoke_at_s)
+        self._json_sent_at_s = self._monotonic_s()
+        self._sent.append(self._json_sent_at_s)

@@ -24,7 +24,7 @@ class Silence:
         self._attempts: dict[str, int] = {}
         self.received_from: set[str] = set()
 
-    def heard(self, candle: Candle, now_s: float) -> None:
+    def received(self, candle: Candle, now_s: float) -> None:
         """A frame of that symbol came."""
         if candle.symbol in self._quiet_since_s:
             self._known[candle.symbol] = candle

@@ -271,8 +271,8 @@ def _believable_payload(table: str, named: dict[str, Any]) -> bool:
         return str(named["topic"]).startswith(f"{ROOT}/")
     # forecasts hold volcast.forecast/1: the damage may have put a page into another table.
     kind = f"volcast.{table.removesuffix('s')}/"
-    told = ("id", "revision", "symbol", "open_time")
-    return str(message.get("schema")).startswith(kind) and all(message.get(name) == named[name] for name in told)
+    columns = ("id", "revision", "symbol", "open_time")
+    return str(message.get("schema")).startswith(kind) and all(message.get(name) == named[name] for name in columns)
 
 
 def _never_reuse_numbers(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> None:

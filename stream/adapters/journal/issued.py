@@ -1,4 +1,4 @@
-"""The journal's statements about what was said: by which model and policy, for which symbols, with which revision.
+"""The journal's statements about what was issued: by which model and policy, for which symbols, with which revision.
 
 Each runs inside a transaction of the journal's.
 """
@@ -29,13 +29,13 @@ def keep_issuer(db: sqlite3.Connection, issuer: Issuer) -> None:
     db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (issuer.model_version, issuer.bundle))
     db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?)", (issuer.policy_version, issuer.policy))
     since = "(SELECT coalesce(max(open_time), 0) FROM operator_state) - ?"
-    for table, said, kept in (
+    for table, messages, kept in (
         ("bundles", "forecasts", issuer.model_version),
         ("policies", "decisions", issuer.policy_version),
     ):
         db.execute(
             f"DELETE FROM {table} WHERE version <> ? AND NOT EXISTS "
-            f"(SELECT 1 FROM {said} WHERE open_time > {since} AND id LIKE '%:' || version)",
+            f"(SELECT 1 FROM {messages} WHERE open_time > {since} AND id LIKE '%:' || version)",
             (kept, _CORRECTED_HOURS * HOUR_MS),
         )
 

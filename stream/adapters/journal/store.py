@@ -218,10 +218,10 @@ class SqliteJournal:
             self.check_place()
             return
         try:
-            told = ", and was rebuilt meanwhile" if self._heal(failure) else access.cure(failure)
+            detail = ", and was rebuilt meanwhile" if self._heal(failure) else access.cure(failure)
         except (sqlite3.Error, OSError) as error:
-            told = f"; it cannot be rebuilt: {error}{access.cure(error)}"
-        text = f"journal {self._path} cannot be written: {failure}{told}"
+            detail = f"; it cannot be rebuilt: {error}{access.cure(error)}"
+        text = f"journal {self._path} cannot be written: {failure}{detail}"
         if access.passes(failure) and not self._read_only:
             self.stuck = text
         raise JournalError(text)

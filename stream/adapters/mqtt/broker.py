@@ -40,7 +40,7 @@ _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
 #: What others say and we have not yet heard; nothing depends on the rest.
-_HEARD = 10_000
+_MOST_QUEUED = 10_000
 #: Subscriptions that are met with silence or the end of the connection, until we no longer look for other nodes.
 _LOOKS = 2
 #: Ends in favour of another client within `_FIGHT_S` that make it a fight: where we see the other nodes, and where not.
@@ -122,7 +122,7 @@ class MqttBroker:
         #: Whether the newest look has shown the other nodes, and how many were cut short by the broker.
         self._sighted = False
         self._cut_short = 0
-        self._blind_told: str | None = None
+        self._blind_reported: str | None = None
         #: Who had spoken under our name before we first did.
         self._predecessor: str | None = None
         self._takeovers_s: deque[float] = deque(maxlen=_TAKEOVERS)
@@ -131,7 +131,7 @@ class MqttBroker:
         """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
         publishes the same, or another client takes our client id."""
         known: str | None = None
-        spoken = False
+        published = False
         while True:
             client = broker_client(self._url, self._client_id, self._will, tls=self._tls)
             try:
@@ -140,10 +140,10 @@ class MqttBroker:
                     log.info("connected to the broker")
                     known = None
                     if self._rivals is not None:
-                        await self._look_around(client, self._rivals(), spoken=spoken)
+                        await self._look_around(client, self._rivals(), published=published)
                     if self._recall is not None:
                         await self._recall(client)
-                    spoken = True
+                    published = True
                     await self._attend(client, session)
                     return
             except _LOST as error:
@@ -157,7 +157,7 @@ class MqttBroker:
                     known = reason
             await asyncio.sleep(self._backoff.next_s())
 
-    async def _look_around(self, client: _Client, rivals: Rivals, *, spoken: bool) -> None:
+    async def _look_around(self, client: _Client, rivals: Rivals, *, published: bool) -> None:
         """Courtesy before we speak, and no condition of it: who may publish and not subscribe publishes."""
         self._sighted = False
         if self._cut_short >= _LOOKS:
@@ -168,26 +168,26 @@ class MqttBroker:
             if client.ended:
                 self._cut_short += 1
                 if self._cut_short == _LOOKS:
-                    self._tell_blind(client.farewell or "it ends the connection when we subscribe")
+                    self._report_blind(client.farewell or "it ends the connection when we subscribe")
             raise
         # Neither is worth a wait on each connection.
         self._cut_short = self._cut_short + 1 if blind == NO_ANSWER else 0
         if blind is not None:
-            self._tell_blind(blind)
+            self._report_blind(blind)
             return
         self._sighted = True
         rivals.refuse()
-        if spoken:
+        if published:
             rivals.refuse_usurper(self._predecessor)
         else:
             self._predecessor = rivals.under_our_name
 
-    def _tell_blind(self, reason: str) -> None:
-        if reason != self._blind_told:
+    def _report_blind(self, reason: str) -> None:
+        if reason != self._blind_reported:
             log.warning(
                 "the broker does not let us see other nodes (%s): nobody notices one that publishes the same", reason
             )
-            self._blind_told = reason
+            self._blind_reported = reason
 
     def _refuse_a_fight(self) -> None:
         """`RefusedError` where another client has our client id. One takeover proves nothing: an attempt of our own
@@ -310,7 +310,7 @@ def broker_client(
         tls_context=(tls or tls_context(url, None)) if encrypted else None,
         keepalive=_KEEPALIVE_S,
         timeout=_TIMEOUT_S,
-        max_queued_incoming_messages=_HEARD,
+        max_queued_incoming_messages=_MOST_QUEUED,
     )
     # The library warns above ten; we wait for each acknowledgement, so the number says nothing here.
     client.pending_calls_threshold = 1_000

@@ -31,9 +31,9 @@ _PUBLISH_OVERHEAD_BYTES = 64
 
 def _words(reason_code: Any, properties: Any) -> str:
     """A reason code and, where the broker gives one, its reason string, in one printable line."""
-    told = " ".join(str(getattr(properties, "ReasonString", "")).split())
-    told = "".join(c for c in told if c.isprintable())[:_REASON_CHARACTERS]
-    return f"{reason_code} ({told})" if told else str(reason_code)
+    reason = " ".join(str(getattr(properties, "ReasonString", "")).split())
+    reason = "".join(c for c in reason if c.isprintable())[:_REASON_CHARACTERS]
+    return f"{reason_code} ({reason})" if reason else str(reason_code)
 
 
 class Client(aiomqtt.Client):
@@ -157,8 +157,8 @@ class Client(aiomqtt.Client):
 
     def _never_connected(self) -> None:
         if not self._connected.done():
-            told = self.farewell or "the broker closed the connection without an answer"
-            self._connected.set_exception(aiomqtt.MqttError(told))
+            reason = self.farewell or "the broker closed the connection without an answer"
+            self._connected.set_exception(aiomqtt.MqttError(reason))
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reason_codes: Any, properties: Any = None) -> None:
         self.denials = tuple(_words(code, properties) for code in reason_codes if code.is_failure)

@@ -32,7 +32,7 @@ class Recall:
         self._topics = list(topics)
         self._learn = learn
         self._failed = 0
-        self._told = False
+        self._warned = False
 
     async def __call__(self, client: aiomqtt.Client) -> None:
         if self._failed < _ATTEMPTS:
@@ -43,7 +43,7 @@ class Recall:
             for first in range(0, len(self._topics), _AT_ONCE):
                 codes = await client.subscribe([(topic, 0) for topic in self._topics[first : first + _AT_ONCE]])
                 if refused := [str(code) for code in codes if getattr(code, "is_failure", False)]:
-                    self._tell(refused[0])
+                    self._warn_once(refused[0])
             # Acknowledged behind what the broker sends for the first ones: on a busy machine that comes late.
             await client.subscribe(self._topics[0], 0)
             found = await self._listen(client)
@@ -53,7 +53,7 @@ class Recall:
         except aiomqtt.MqttError as error:
             self._failed += 1
             if self._failed == _ATTEMPTS:
-                self._tell(str(error))
+                self._warn_once(str(error))
             raise
         self._failed = 0
         return found
@@ -73,11 +73,11 @@ class Recall:
                         break
         return found
 
-    def _tell(self, reason: str) -> None:
-        if not self._told:
+    def _warn_once(self, reason: str) -> None:
+        if not self._warned:
             log.warning(
                 "the broker does not let us read what is retained on our topics (%s): a revision that another node has "
                 "used may be used again",
                 reason,
             )
-            self._told = True
+            self._warned = True

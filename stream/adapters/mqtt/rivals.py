@@ -53,22 +53,22 @@ class Rivals:
         """A message of `node/+/state` or `node/+/info`, whoever wrote it."""
         name, _, leaf = topic.removeprefix(_PREFIX).partition("/")
         try:
-            told: Any = msgspec.json.decode(payload) if payload else {}
+            message: Any = msgspec.json.decode(payload) if payload else {}
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return
-        if not isinstance(told, dict):
+        if not isinstance(message, dict):
             return
         if name == self._instance:
-            self._hear_our_name(leaf, told)
+            self._hear_our_name(leaf, message)
             return
         if leaf == "state":
-            self._states[name] = str(told.get("state", "stopped"))
-        elif isinstance(symbols := told.get("symbols"), list):
+            self._states[name] = str(message.get("state", "stopped"))
+        elif isinstance(symbols := message.get("symbols"), list):
             self._published[name] = tuple(str(symbol) for symbol in symbols)
 
-    def _hear_our_name(self, leaf: str, told: dict[str, Any]) -> None:
+    def _hear_our_name(self, leaf: str, message: dict[str, Any]) -> None:
         """What another process said under our name: a later one has taken it, one from before is our own past."""
-        since, session = told.get("since"), told.get("session")
+        since, session = message.get("since"), message.get("session")
         if leaf != "state" or not isinstance(since, int):
             return
         ours = session == self._session
@@ -152,19 +152,19 @@ class Rivals:
             log.warning("standing by: the broker does not let us see other nodes (%s): going on without", blind)
             return
         now_s = asyncio.get_running_loop().time
-        told: dict[str, list[str]] = {}
+        logged: dict[str, list[str]] = {}
         gone_s: float | None = None
         while True:
             alive = self.alive()
-            if alive != told:
+            if alive != logged:
                 for name, symbols in alive.items():
                     log.info("standing by: the node %s publishes %s", name, ",".join(symbols))
             if alive:
                 gone_s = None
             elif gone_s is None:
                 # Who was there may come back.
-                gone_s = now_s() + (_GRACE_S if told else 0.0)
-            told = alive
+                gone_s = now_s() + (_GRACE_S if logged else 0.0)
+            logged = alive
             wait_s = None if gone_s is None else gone_s - now_s()
             if wait_s is not None and wait_s <= 0:
                 return

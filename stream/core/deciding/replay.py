@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stream.core.deciding.accumulation import Rules, anchor, forecast_hours
 from stream.core.deciding.operator import Event, Ready, State, give_up, remember, step
-from stream.core.forecasting import features as feature_room
+from stream.core.forecasting import features
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.features import Features
 from stream.core.forecasting.predictions import Prediction, assemble
@@ -67,7 +67,7 @@ def replay(
     grid, ohlcv = to_grid(candles)
     if not len(grid):
         return
-    table = feature_room.compute(grid, ohlcv)
+    table = features.compute(grid, ohlcv)
     start = anchor(since) if since is not None else int(grid[0])
     rows = np.nonzero(table.ready & forecast_hours(grid, start, own=symbol != rules.described))[0]
     predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
@@ -120,11 +120,11 @@ def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> lis
     Whoever the model gave no usable answer for is not among them.
     """
     found: dict[tuple[str, int], Prediction] = {}
-    last = feature_room.LOOKBACK_HOURS - 1
+    last = features.LOOKBACK_HOURS - 1
     for open_time in sorted({r.open_time for r in ready}):
         together = [r for r in ready if r.open_time == open_time]
         grid = open_time + HOUR_MS * np.arange(-last, 1, dtype=np.int64)
-        table = feature_room.compute(grid, np.stack([r.window for r in together]), newest=1)
+        table = features.compute(grid, np.stack([r.window for r in together]), newest=1)
         row = np.array([0])
         volatility = predict(table.sequences(row)[:, 0], table.static[:, 0])
         for i, r in enumerate(together):

@@ -206,10 +206,10 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
         [summed.sum(h, week * _WEEK_HOURS - h) for h in _SEASON_HOURS for week in range(1, _SEASON_WEEKS + 1)]
     ).reshape(len(_SEASON_HOURS), _SEASON_WEEKS, *summed.sum(1).shape)
     squared, number = sums[..., _RANGE, :], sums[..., _PRESENT, :]
-    told = number * 2 >= np.reshape(_SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
+    valid = number * 2 >= np.reshape(_SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
     level = np.log(np.maximum(np.sqrt(squared / np.maximum(number, 1.0)), SIGMA_FLOOR)) - log_ranges[-1]
-    total = np.add.accumulate(np.where(told, level, 0.0), axis=1)[:, -1]
-    season = _within(total / np.maximum(np.add.reduce(told, axis=1), 1), 6.0)
+    total = np.add.accumulate(np.where(valid, level, 0.0), axis=1)[:, -1]
+    season = _within(total / np.maximum(np.add.reduce(valid, axis=1), 1), 6.0)
 
     return_24 = _within(over(_RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
     static = _columns(

@@ -134,13 +134,13 @@ def accumulated(
 ) -> tuple[IntervalMemory, Array]:
     """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
     memory, highs = start(calibration), np.full(len(volatility), np.nan)
-    for k, (spoken, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
+    for k, (forecast, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
         memory = passed(memory)
         earlier = float(volatility[k - DELAY_HOURS]) if k >= DELAY_HOURS else math.nan
         if outcome == outcome and earlier == earlier:
             memory = learn(calibration, memory, open_time + k * HOUR_MS, earlier, outcome)
-        if spoken == spoken:
-            memory, interval = give(calibration, memory, open_time + k * HOUR_MS, spoken)
+        if forecast == forecast:
+            memory, interval = give(calibration, memory, open_time + k * HOUR_MS, forecast)
             highs[k] = interval.high
     return memory, highs
 

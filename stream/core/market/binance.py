@@ -261,10 +261,10 @@ def decode_time(body: bytes) -> int:
         raise WireError("time_body", f"not a time answer: {error}") from None
 
 
-def _server_time(told: int) -> int:
-    if not EARLIEST_MS <= to_ms(told) < LATEST_MS:
-        raise WireError("time_range", f"server time {told} is not a time of this exchange")
-    return to_ms(told)
+def _server_time(server_time: int) -> int:
+    if not EARLIEST_MS <= to_ms(server_time) < LATEST_MS:
+        raise WireError("time_range", f"server time {server_time} is not a time of this exchange")
+    return to_ms(server_time)
 
 
 class SymbolInfo(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ class ExchangeTime:
         #: Largest server time minus our scaled clock, in this window and in the one before it.
         self._offset_ms: float | None = None
         self._before_ms: float | None = None
-        self._told_ms = 0
+        self._last_returned_ms = 0
         #: The first reading that counts: when it came, and what it said.
         self._first_s = 0.0
         self._first_ms: int | None = None
@@ -98,7 +98,7 @@ class ExchangeTime:
 
     def _restart(self, offset_ms: float, monotonic_s: float) -> None:
         self._offset_ms, self._before_ms, self._began_s = offset_ms, None, monotonic_s
-        self._doubt, self._told_ms = None, 0
+        self._doubt, self._last_returned_ms = None, 0
         self._first_ms = int(round(offset_ms + self._first_s * self._scale * 1_000, 3))
 
     def _take(self, offset_ms: float, monotonic_s: float) -> None:
@@ -135,5 +135,7 @@ class ExchangeTime:
         if self._offset_ms is None:
             raise LookupError("the exchange has not told its time yet")
         # Rounded before it is cut: a millisecond must not be lost to the last bit of a float.
-        self._told_ms = max(self._told_ms, int(round(monotonic_s * self._scale * 1_000 + self._estimate_ms(), 3)))
-        return self._told_ms
+        self._last_returned_ms = max(
+            self._last_returned_ms, int(round(monotonic_s * self._scale * 1_000 + self._estimate_ms(), 3))
+        )
+        return self._last_returned_ms

@@ -102,23 +102,23 @@ def _of_the_operator(issued: Issued) -> Iterator[Reason]:
 
 
 def recent(
-    symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, said: IssuedHistory | None = None
+    symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, history: IssuedHistory | None = None
 ) -> Recent:
     """The last hours as they were published, and as the operator sees them (`entries`) where nothing was."""
-    lines = lines_of(entries, said.lines if said else {})
+    lines = lines_of(entries, history.lines if history else {})
     return Recent(
         symbol=symbol,
         model_version=model.version,
         issued_at=issued_at,
-        highest_revision=said.highest if said else 0,
+        highest_revision=history.highest if history else 0,
         forecasts=tuple(lines[t] for t in sorted(lines)),
     )
 
 
-def lines_of(entries: tuple[RecentForecast, ...], said: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
+def lines_of(entries: tuple[RecentForecast, ...], known: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
     """What was published is repeated, whatever a restart, another accumulation or another model now makes of that
     hour; only its outcome is what the candles now say."""
-    lines = dict(said)
+    lines = dict(known)
     for e in entries:
         before = lines.get(e.open_time)
         if before is None:

@@ -34,13 +34,13 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 class IssuedHistory(msgspec.Struct, frozen=True):
     """`lines` by open time; those without `issued` were shown and never issued. `until` is the newest hour that was
-    issued, 0 before the first; `highest` the highest revision of anything, and `heard` what it was when others were
-    last heard."""
+    issued, 0 before the first; `highest` the highest revision of anything, and `received_highest` what it was when
+    messages of others were last received."""
 
     lines: Mapping[int, RecentEntry] = msgspec.field(default_factory=dict)
     until: int = 0
     highest: int = 0
-    heard: int = 0
+    received_highest: int = 0
 
     def line(self, open_time: int, model_version: str) -> RecentEntry | None:
         """What that model said of the hour, where it is known."""
@@ -56,7 +56,7 @@ class IssuedHistory(msgspec.Struct, frozen=True):
             # The hours around it are known: nothing was said of this one.
             return 0
         settled = open_time <= self.until - RECENT_HOURS * HOUR_MS
-        return 0 if settled and not self.heard else self.heard + 1
+        return 0 if settled and not self.received_highest else self.received_highest + 1
 
     def number(self, forecast: Forecast, decision: Decision) -> int:
         """The revision that both must be issued with, where nothing of ours came before them."""
@@ -74,8 +74,9 @@ class IssuedHistory(msgspec.Struct, frozen=True):
         if before.realized is None:
             return before.issued.score_revision
         number = before.issued.score_revision
-        told = (before.realized, before.volatility, before.low, before.high)
-        return number if close(told, (outcome.realized, outcome.volatility, outcome.low, outcome.high)) else number + 1
+        issued = (before.realized, before.volatility, before.low, before.high)
+        ours = (outcome.realized, outcome.volatility, outcome.low, outcome.high)
+        return number if close(issued, ours) else number + 1
 
     def after(self, pairs: Iterable[tuple[Forecast, Decision]], outcomes: Iterable[Outcome] = ()) -> IssuedHistory:
         """With these words, issued with the revisions that they carry."""
@@ -90,22 +91,22 @@ class IssuedHistory(msgspec.Struct, frozen=True):
             if before is not None and before.issued is not None and _model(before) == outcome.model_version:
                 issued = msgspec.structs.replace(before.issued, score_revision=outcome.score_revision)
                 lines[outcome.open_time] = msgspec.structs.replace(before, realized=outcome.realized, issued=issued)
-        return IssuedHistory(newest_lines(lines), until, highest, self.heard)
+        return IssuedHistory(newest_lines(lines), until, highest, self.received_highest)
 
-    def and_heard(self, heard: IssuedHistory) -> IssuedHistory:
+    def merged_with(self, received: IssuedHistory) -> IssuedHistory:
         """With what others have said. Of one hour the higher revision counts, and ours where they are even."""
         lines = dict(self.lines)
-        for open_time, told in heard.lines.items():
+        for open_time, theirs in received.lines.items():
             ours = lines.get(open_time)
-            if ours is None or _rank(told) > _rank(ours):
-                lines[open_time] = told
-        highest = max(self.highest, heard.highest)
-        return IssuedHistory(newest_lines(lines), max(self.until, heard.until), highest, highest)
+            if ours is None or _rank(theirs) > _rank(ours):
+                lines[open_time] = theirs
+        highest = max(self.highest, received.highest)
+        return IssuedHistory(newest_lines(lines), max(self.until, received.until), highest, highest)
 
 
 def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = None) -> RecentEntry:
     """`before`: what was said under this id until now; its outcome stays."""
-    said, score, realized = forecast.volatility, 0, None
+    volatility, score, realized = forecast.volatility, 0, None
     if before is not None and before.issued is not None:
         score, realized = before.issued.score_revision, before.realized
     issued = IssuedAs(
@@ -116,7 +117,7 @@ def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = No
         previous_exposure=decision.previous_exposure,
         score_revision=score,
     )
-    return RecentEntry(forecast.open_time, said.hourly, said.low, said.high, realized, issued)
+    return RecentEntry(forecast.open_time, volatility.hourly, volatility.low, volatility.high, realized, issued)
 
 
 def same(a: RecentEntry, b: RecentEntry) -> bool:
@@ -131,9 +132,9 @@ def same(a: RecentEntry, b: RecentEntry) -> bool:
     return close((x.exposure, x.previous_exposure), (y.exposure, y.previous_exposure))
 
 
-def repeats(ours: RecentEntry, told: RecentEntry) -> bool:
-    """Whether `told` is no news to who said `ours`: an earlier word, or the same."""
-    return _rank(told) < _rank(ours) or (_rank(told)[:2] == _rank(ours)[:2] and same(ours, told))
+def repeats(ours: RecentEntry, theirs: RecentEntry) -> bool:
+    """Whether `theirs` is no news to who issued `ours`: an earlier word, or the same."""
+    return _rank(theirs) < _rank(ours) or (_rank(theirs)[:2] == _rank(ours)[:2] and same(ours, theirs))
 
 
 def close(a: Iterable[float], b: Iterable[float]) -> bool:
@@ -146,25 +147,25 @@ def newest_lines(lines: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
     return {t: e for t, e in lines.items() if t >= oldest}
 
 
-def heard(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> IssuedHistory:
-    """What retained topics tell; each may be empty, or written by anybody."""
-    told = IssuedHistory()
-    if (said := _decoded(recent, Recent)) is not None:
-        lines = {e.open_time: e for e in said.forecasts}
+def from_retained(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> IssuedHistory:
+    """What retained topics hold; each may be empty, or written by anybody."""
+    history = IssuedHistory()
+    if (published := _decoded(recent, Recent)) is not None:
+        lines = {e.open_time: e for e in published.forecasts}
         issued = {t: e.issued.revision for t, e in lines.items() if e.issued is not None}
-        highest = max((said.highest_revision, *issued.values()))
-        told = _believed(told, IssuedHistory(newest_lines(lines), max(issued, default=0), highest))
-    if (score_said := _decoded(score, PublishedScore)) is not None:
-        told = _believed(told, IssuedHistory({}, score_said.issued_until, score_said.highest_revision))
+        highest = max((published.highest_revision, *issued.values()))
+        history = _believed(history, IssuedHistory(newest_lines(lines), max(issued, default=0), highest))
+    if (published_score := _decoded(score, PublishedScore)) is not None:
+        history = _believed(history, IssuedHistory({}, published_score.issued_until, published_score.highest_revision))
     newest, decided = _decoded(forecast, Forecast), _decoded(decision, Decision)
     if newest is not None and decided is not None and decided.forecast_id == newest.id:
-        told = _believed(told, IssuedHistory().after([(newest, decided)]))
-    return told
+        history = _believed(history, IssuedHistory().after([(newest, decided)]))
+    return history
 
 
-def _believed(known: IssuedHistory, told: IssuedHistory) -> IssuedHistory:
+def _believed(known: IssuedHistory, received: IssuedHistory) -> IssuedHistory:
     """Both, unless no node of ours can have said the second."""
-    return known.and_heard(told) if 0 <= told.highest <= _MOST and 0 <= told.until < _LATEST else known
+    return known.merged_with(received) if 0 <= received.highest <= _MOST and 0 <= received.until < _LATEST else known
 
 
 def _decoded(payload: bytes, kind: type[_M]) -> _M | None:

@@ -43,10 +43,10 @@ def day_of(outcome: Outcome) -> decay.Day | None:
 
 def plausible(outcome: Outcome) -> bool:
     """Whether every σ of it can be one. A row that a disk has changed may not keep a node from starting."""
-    return all(_SIGMA_RANGE[0] < sigma < _SIGMA_RANGE[1] for sigma in (outcome.realized, *_said(outcome)))
+    return all(_SIGMA_RANGE[0] < sigma < _SIGMA_RANGE[1] for sigma in (outcome.realized, *_forecasts(outcome)))
 
 
-def _said(outcome: Outcome) -> list[float]:
+def _forecasts(outcome: Outcome) -> list[float]:
     return [getattr(outcome, field) for field in _FIELDS]
 
 
@@ -60,9 +60,9 @@ def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.DecayMemory
     return memory, tuple(raised)
 
 
-def untold(told: Sequence[int], raised: Sequence[decay.Alarm]) -> list[decay.Alarm]:
-    """Alarms that are none of those told at these open times, moved by a revised outcome."""
-    return [a for a in raised if not any(abs(open_time - a.open_time) <= _SAME_ALARM_MS for open_time in told)]
+def unpublished(published: Sequence[int], raised: Sequence[decay.Alarm]) -> list[decay.Alarm]:
+    """Alarms that are none of those published at these open times, moved by a revised outcome."""
+    return [a for a in raised if not any(abs(open_time - a.open_time) <= _SAME_ALARM_MS for open_time in published)]
 
 
 def decay_message(symbol: str, usual: Usual, alarm: decay.Alarm, model_version: str, issued_at: int) -> Decay:
@@ -94,7 +94,7 @@ class Scoreboard:
         self._newest: int | None = None
         #: By hour, the newest last, NaN where nothing matured: [_HOURS] and [forecasters, _HOURS], hourly σ.
         self._realized = np.full(_HOURS, np.nan)
-        self._said = np.full((len(FORECASTERS), _HOURS), np.nan)
+        self._forecasts = np.full((len(FORECASTERS), _HOURS), np.nan)
         self._covered = np.full(_HOURS, np.nan)
         self.memory = decay.DecayMemory()
 
@@ -124,7 +124,7 @@ class Scoreboard:
             return
         later = 0 if self._newest is None else (outcome.open_time - self._newest) // HOUR_MS
         if later > 0:
-            for values in (self._realized, self._said, self._covered):
+            for values in (self._realized, self._forecasts, self._covered):
                 kept = max(_HOURS - later, 0)
                 values[..., :kept] = values[..., _HOURS - kept :]
                 values[..., kept:] = np.nan
@@ -133,7 +133,7 @@ class Scoreboard:
         at = _HOURS - 1 + later
         if at >= 0:
             self._realized[at] = outcome.realized
-            self._said[:, at] = _said(outcome)
+            self._forecasts[:, at] = _forecasts(outcome)
             self._covered[at] = outcome.low <= outcome.realized <= outcome.high
 
     def score(self, state: State, issued_at: int) -> Score:
@@ -155,8 +155,8 @@ class Scoreboard:
         known = np.nonzero(np.isfinite(self._realized[-days * 24 :]))[0] + _HOURS - days * 24
         realized, covered = self._realized[known], float(self._covered[known].mean())
         found = []
-        for name, said in zip(FORECASTERS, self._said[:, known], strict=True):
-            x, off = (realized / said) ** 2, said - realized
+        for name, forecast in zip(FORECASTERS, self._forecasts[:, known], strict=True):
+            x, off = (realized / forecast) ** 2, forecast - realized
             found.append(
                 ScoreWindow(
                     model=name,

@@ -70,7 +70,7 @@ async def run_job(
     code: str, tmp_path: Path, *, timeout_s: float = 60.0, lines: int = 1
 ) -> tuple[Listener, list[Fact], list[str]]:
     """One attempt whose child runs `code`, with the path of its result as the argument; the log's lines with it."""
-    listener, facts, heard = Listener(), [], Attempts(lines)
+    listener, facts, attempts = Listener(), [], Attempts(lines)
     schedule = job.Schedule(
         listener,
         period_hours=24,
@@ -81,18 +81,18 @@ async def run_job(
         command=lambda symbol, data_dir, model, html: [sys.executable, "-c", code, str(html.with_suffix(".json"))],
         timeout_s=timeout_s,
     )
-    job.log.addHandler(heard)
+    job.log.addHandler(attempts)
     job.log.setLevel(logging.INFO)
     running = asyncio.create_task(schedule.run())
     try:
         async with asyncio.timeout(120):
-            await heard.done.wait()
+            await attempts.done.wait()
         assert not running.done()
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        job.log.removeHandler(heard)
-    return listener, facts, heard.lines
+        job.log.removeHandler(attempts)
+    return listener, facts, attempts.lines
 
 
 async def test_a_childs_result_is_published_and_both_verdicts_are_logged(tmp_path: Path) -> None:

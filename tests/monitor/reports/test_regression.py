@@ -90,9 +90,9 @@ def test_a_report_judges_what_was_served_beside_the_others(outcomes: list[Outcom
     assert (found.first, found.last) == (outcomes[0].open_time, outcomes[-1].open_time)
     realized = np.array([o.realized for o in outcomes])
     for name, field in (("served", "volatility"), ("model", "model_volatility"), ("har", "har"), ("ewma", "ewma")):
-        said = np.array([getattr(o, field) for o in outcomes])
+        forecast = np.array([getattr(o, field) for o in outcomes])
         assert found.by_forecaster[name].rmse_hourly == pytest.approx(
-            float(np.std(said - realized, mean=0.0)), rel=1e-9
+            float(np.std(forecast - realized, mean=0.0)), rel=1e-9
         )
     assert found.by_forecaster["served"] != found.by_forecaster["model"]
     assert found.coverage == sum(o.low <= o.realized <= o.high for o in outcomes) / len(outcomes)
@@ -126,7 +126,7 @@ def test_a_period_holds_the_forecasts_whose_day_lies_in_it(first: int, hours: in
     # The candle of hour h is followed by 24 hours of outcome, h + 1 to h + 24.
     expected = [h for h in range(100) if first <= h and h + 24 < first + hours]
     assert ((inside.open_time - START) // HOUR_MS).tolist() == expected
-    assert len(inside.said["har"]) == len(inside.low) == len(inside.fallback) == len(expected)
+    assert len(inside.forecasts["har"]) == len(inside.low) == len(inside.fallback) == len(expected)
 
 
 @given(st.lists(st.integers(0, 40), max_size=4))
@@ -139,7 +139,7 @@ def test_pieces_joined_are_the_whole(sizes: list[int]) -> None:
     joined, whole = Matured.joined(pieces), Matured.of(rows)
     assert joined.open_time.tolist() == whole.open_time.tolist()
     assert joined.realized.tolist() == whole.realized.tolist()
-    assert {k: v.tolist() for k, v in joined.said.items()} == {k: v.tolist() for k, v in whole.said.items()}
+    assert {k: v.tolist() for k, v in joined.forecasts.items()} == {k: v.tolist() for k, v in whole.forecasts.items()}
     assert joined.level == whole.level or not rows
 
 

@@ -56,14 +56,14 @@ def candles() -> dict[str, list[Candle]]:
 
 
 #: The first of which there is a forecast.
-SPOKE_FROM = 100
+FIRST_FORECAST = 100
 
 
 def matured(hours: int) -> Matured:
     """Forecasts of the hours before that many, whose day is over."""
     draw = np.random.default_rng(3)
     outcomes = []
-    for hour in range(SPOKE_FROM, hours - 24):
+    for hour in range(FIRST_FORECAST, hours - 24):
         realized, served, har = np.exp(draw.normal(-5.4, 0.4, 3)).tolist()
         outcomes.append(
             Outcome(
@@ -121,31 +121,31 @@ def test_pages_hold_all_they_show_and_link_to_what_is_there(written: Written, fo
 
 def test_json_beside_a_page_holds_its_figures(written: Written, folder: Path) -> None:
     for period, found in written.drifts.items():
-        said = json.loads((folder / f"BTCUSDT-{period}-drift.json").read_text())
-        assert {k: said[k] for k in ("kind", "symbol", "period", "model_version")} == {
+        figures = json.loads((folder / f"BTCUSDT-{period}-drift.json").read_text())
+        assert {k: figures[k] for k in ("kind", "symbol", "period", "model_version")} == {
             "kind": "drift", "symbol": "BTCUSDT", "period": period, "model_version": MODEL.version,
         }  # fmt: skip
-        assert msgspec.convert(said, drift.DriftOfPeriod) == found
+        assert msgspec.convert(figures, drift.DriftOfPeriod) == found
         page = (folder / f"BTCUSDT-{period}-drift.html").read_text()
         for name in MEASURES:
             row = [f"{v:.3f}" for v in (found.thresholds[name], max(w.scores[name] for w in found.weeks))]
             assert f"<td>{name}</td><td>{row[0]}</td><td>{row[1]}</td>" in page
-    said = json.loads((folder / "BTCUSDT-whole-regression.json").read_text())
+    figures = json.loads((folder / "BTCUSDT-whole-regression.json").read_text())
     served = written.regression.by_forecaster["served"]
-    assert said["by_forecaster"]["served"] == msgspec.to_builtins(served)
+    assert figures["by_forecaster"]["served"] == msgspec.to_builtins(served)
     assert f"<td>served</td><td>{served.qlike:.3f}</td>" in (folder / "BTCUSDT-whole-regression.html").read_text()
 
 
 def test_what_is_missing_is_told_and_nothing_is_mixed_in(written: Written, folder: Path) -> None:
-    told = "\n".join(written.notes)
-    assert "whole is not complete" in told
-    assert f"hours without a candle: {len(HOLE)} of 1920" in told
-    assert "17 by 0123456789ab" in told
+    notes = "\n".join(written.notes)
+    assert "whole is not complete" in notes
+    assert f"hours without a candle: {len(HOLE)} of 1920" in notes
+    assert "17 by 0123456789ab" in notes
     index = (folder / "BTCUSDT-whole-index.html").read_text()
     assert all(html.escape(note) in index for note in written.notes)
     assert json.loads((folder / "BTCUSDT-whole-index.json").read_text())["notes"] == list(written.notes)
     assert [of.missing_hours for of in written.drifts.values()] == [len(HOLE), 0]
-    assert written.regression.forecasts == 80 * 24 - 24 - SPOKE_FROM
+    assert written.regression.forecasts == 80 * 24 - 24 - FIRST_FORECAST
 
 
 def test_the_trend_is_drawn_of_the_weeks_in_the_json(written: Written, folder: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_trend_is_drawn_of_the_weeks_in_the_json(written: Written, folder: P
         ended = known.open_time + 24 * HOUR_MS
         month = (ended <= p["last"]) & (ended > p["last"] - 30 * DAY_MS)
         for name in ("served", "har"):
-            x = (known.realized[month] / known.said[name][month]) ** 2
+            x = (known.realized[month] / known.forecasts[name][month]) ** 2
             assert p[f"qlike_{name}"] == pytest.approx(np.mean(x - np.log(x) - 1))
 
 
@@ -182,16 +182,16 @@ def test_a_week_says_what_the_daemon_says_on_its_last_hour(
     assert written.files
     last = FIRST.to_ms - HOUR_MS
     known = [c for c in candles[symbol] if c.open_time <= last]
-    said = detection.run(symbol, known, MODEL.contract, model_version="m", issued_at=5, report=None)
+    published = detection.run(symbol, known, MODEL.contract, model_version="m", issued_at=5, report=None)
     of = drift.judged(Measured.of(symbol, *to_grid(candles[symbol])), MODEL.contract, FIRST, None)
     assert of is not None
     week = of.weeks[-1]
-    assert week.last == said.to
-    assert week.reference == said.reference == ("bundle" if symbol == "BTCUSDT" else "own")
-    assert week.scores == {f.feature: pytest.approx(f.score, rel=1e-9) for f in said.features}
-    assert (week.detected, week.default_detected) == (said.detected, said.default_detected)
-    assert said.fast is not None
-    assert week.fast_detected == said.fast.detected
+    assert week.last == published.to
+    assert week.reference == published.reference == ("bundle" if symbol == "BTCUSDT" else "own")
+    assert week.scores == {f.feature: pytest.approx(f.score, rel=1e-9) for f in published.features}
+    assert (week.detected, week.default_detected) == (published.detected, published.default_detected)
+    assert published.fast is not None
+    assert week.fast_detected == published.fast.detected
 
 
 @given(st.integers(1, 5_000))
@@ -212,7 +212,7 @@ def test_a_year_of_quarters_has_52_weeks() -> None:
 
 
 def test_too_little_is_refused_in_one_line_with_the_cure(source: Source, tmp_path: Path) -> None:
-    few = replace(source, matured=matured(SPOKE_FROM + 24 + 23))
+    few = replace(source, matured=matured(FIRST_FORECAST + 24 + 23))
     with pytest.raises(report.ReportError, match=r"0123456789ab made others: name its bundle with --model"):
         report.write(few, [FIRST], FIRST, MODEL, tmp_path)
     grid, ohlcv = source.open_time, source.ohlcv

@@ -204,10 +204,10 @@ def test_check_refuses_exactly_what_run_refuses(
     async def run() -> None:
         stop = asyncio.Event()
 
-        async def beside(running: node.Node) -> None:
+        async def alongside(running: node.Node) -> None:
             stop.set()
 
-        await node.run(settings, stop, beside=beside)
+        await node.run(settings, stop, alongside=alongside)
 
     refusals = []
     for command in (lambda: asyncio.run(run()), lambda: check.check(settings)):
@@ -215,11 +215,11 @@ def test_check_refuses_exactly_what_run_refuses(
             command()
         except RefusedError as error:
             refusals.append(str(error))
-    said = capsys.readouterr().out
-    assert "geheim" not in said + "".join(refusals)
+    output = capsys.readouterr().out
+    assert "geheim" not in output + "".join(refusals)
     if names is None:
         assert refusals == []
-        assert "run would start" in said
+        assert "run would start" in output
         return
     by_run, by_check = refusals
     assert names.format(**files) in by_run

@@ -153,16 +153,16 @@ def test_a_setting_comes_from_the_same_places_for_every_command(
     variables: dict[str, str] = {}
     losers = {"flag": ["variable", "file"], "variable": ["file"], "file": [], "config": []}[source]
     other = "http://127.0.0.1:8" if name == "rest_url" else "another"
-    told = {source: value, **dict.fromkeys(losers, other)}
+    given = {source: value, **dict.fromkeys(losers, other)}
     more = list(args)
-    for place, said in told.items():
+    for place, setting in given.items():
         if place == "flag":
-            more += [f"--{name.replace('_', '-')}", said]
+            more += [f"--{name.replace('_', '-')}", setting]
         elif place == "variable":
-            variables[f"VOLCAST_{name.upper()}"] = f" '{said}' "
+            variables[f"VOLCAST_{name.upper()}"] = f" '{setting}' "
         else:
             file = folder / ("volcast.toml" if place == "file" else "other.toml")
-            file.write_text(f'{name} = "{said}"\n')
+            file.write_text(f'{name} = "{setting}"\n')
             more += ["--config", str(file)] if place == "config" else []
     done = volcast(*more, variables=variables)
     assert done.exit_code == 1, done.output

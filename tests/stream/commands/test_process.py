@@ -174,9 +174,9 @@ def test_so_is_what_commands_say(candle_file: Path, terminal: dict[str, str], tm
     done = ended("predict", "--candles", candle_file, "--out", out, **terminal)
     assert done.returncode == 0, done.stderr
     assert out.exists()
-    told = ended("check", "--model", tmp_path / "σ.onnx", cwd=tmp_path, **terminal)
-    assert told.returncode == 1
-    assert b"Traceback" not in told.stderr
+    refused = ended("check", "--model", tmp_path / "σ.onnx", cwd=tmp_path, **terminal)
+    assert refused.returncode == 1
+    assert b"Traceback" not in refused.stderr
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

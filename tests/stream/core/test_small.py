@@ -51,8 +51,8 @@ def test_one_reading_never_moves_the_exchanges_time_by_more_than_our_clock_allow
 ) -> None:
     clock = believed(scale)
     before_ms, before_s, doubted = T0, 0.0, False
-    for (told_ms, _, asked), at_s in zip(readings, sorted(at for _, at, _ in readings), strict=True):
-        clock.observe(T0 + told_ms, at_s, at_s if asked else None)
+    for (server_ms, _, asked), at_s in zip(readings, sorted(at for _, at, _ in readings), strict=True):
+        clock.observe(T0 + server_ms, at_s, at_s if asked else None)
         moved_ms = clock.now_ms(at_s) - before_ms - (at_s - before_s) * scale * 1_000
         # Only a second reading that agrees with one that was doubted may, and readings that are late for minutes.
         assert moved_ms <= 2_000 * scale + 1 or doubted
@@ -61,10 +61,10 @@ def test_one_reading_never_moves_the_exchanges_time_by_more_than_our_clock_allow
 
 
 @given(st.lists(st.integers(T0, T0 + 10**9), min_size=1))
-def test_at_full_speed_the_exchange_alone_moves_its_time_and_never_backwards(told: list[int]) -> None:
+def test_at_full_speed_the_exchange_alone_moves_its_time_and_never_backwards(readings: list[int]) -> None:
     clock = ExchangeTime(0)
     seen = 0
-    for at_s, server_ms in enumerate(told):
+    for at_s, server_ms in enumerate(readings):
         clock.observe(server_ms, float(at_s))
         assert clock.now_ms(float(at_s)) >= max(seen, server_ms)
         seen = clock.now_ms(float(at_s))
@@ -168,13 +168,13 @@ answers = st.lists(st.tuples(st.sets(st.integers(0, 9)), st.floats(0, 40)), max_
 
 @given(answers)
 def test_an_hour_does_not_exist_once_two_answers_apart_lack_it_and_none_between_has_it(
-    told: list[tuple[set[int], float]],
+    sequence: list[tuple[set[int], float]],
 ) -> None:
     """Against the plain reading: the run of answers up to now that lack an hour spans at least the time apart."""
     absences, at_s = Absences(30.0), 0.0
     since: dict[int, float] = {}
     proven: set[int] = set()
-    for absent, pause_s in told:
+    for absent, pause_s in sequence:
         at_s += pause_s
         present = set(range(10)) - absent
         absences.shown(absent, present, at_s)

@@ -50,7 +50,7 @@ class Rest:
         self.asked = 0
         self.asked_for_candles = 0
         self.lacks: set[int] = set()
-        self.heard = asyncio.Event()
+        self.queried = asyncio.Event()
 
     @property
     def now_ms(self) -> int:
@@ -84,7 +84,7 @@ class Rest:
 
     async def _answer(self) -> None:
         self.asked += 1
-        self.heard.set()
+        self.queried.set()
         await asyncio.sleep(0)
         if not self.reachable:
             raise UnreachableError("nobody there")
@@ -258,9 +258,9 @@ async def test_a_fresh_start_has_all_of_the_past_that_there_is(
 async def test_a_hole_waits_for_rest_and_nothing_passes_before_it_is_filled(stand: Stand) -> None:
     await stand.passed(1)
     stand.rest.reachable = False
-    stand.rest.heard.clear()
+    stand.rest.queried.clear()
     await stand.close(NEWEST + 3)
-    await stand.rest.heard.wait()
+    await stand.rest.queried.wait()
     await stand.close(NEWEST + 4)
     assert stand.queue.empty()
     stand.rest.reachable = True
@@ -271,9 +271,9 @@ async def test_a_hole_waits_for_rest_and_nothing_passes_before_it_is_filled(stan
 async def test_what_comes_in_order_does_not_wait_for_a_rest_that_is_away(stand: Stand) -> None:
     await stand.passed(1)
     stand.rest.reachable = False
-    stand.rest.heard.clear()
+    stand.rest.queried.clear()
     stand.intake.connected()
-    await stand.rest.heard.wait()
+    await stand.rest.queried.wait()
     for hour in (1, 2, 3):
         await stand.close(NEWEST + hour)
     assert await stand.passed(3) == [(NEWEST + h, "live") for h in (1, 2, 3)]
@@ -292,10 +292,18 @@ async def test_an_hour_that_rest_does_not_have_either_is_left_out_once_that_is_p
 
 async def test_where_rest_and_socket_disagree_rest_is_the_truth(stand: Stand) -> None:
     await stand.passed(1)
-    spoken = stand.tape[NEWEST + 2]
-    wrong = Candle(SYMBOL, spoken.open_time, spoken.open, spoken.high * 2, spoken.low, spoken.close, spoken.volume)
-    stand.at(spoken.close_time + 60_000)
-    await stand.intake.closed(KlineUpdate(wrong, spoken.close_time + 80, True), stand.now_s)
+    true_candle = stand.tape[NEWEST + 2]
+    wrong = Candle(
+        SYMBOL,
+        true_candle.open_time,
+        true_candle.open,
+        true_candle.high * 2,
+        true_candle.low,
+        true_candle.close,
+        true_candle.volume,
+    )
+    stand.at(true_candle.close_time + 60_000)
+    await stand.intake.closed(KlineUpdate(wrong, true_candle.close_time + 80, True), stand.now_s)
     assert await stand.passed(2) == [(NEWEST + 1, "backfill"), (NEWEST + 2, "backfill")]
 
 
@@ -305,9 +313,9 @@ async def test_a_frame_from_ahead_of_the_exchange_leads_nobody_astray(stand: Sta
     await stand.idle()
     stand.at(BEGIN_MS + 3_000)
     early = msgspec.structs.replace(stand.tape[NEWEST + 1], open_time=grid_floor(stand.now_ms() + ahead_ms) - HOUR_MS)
-    told_ms = stand.now_ms() + ahead_ms
-    stand.intake.forming(KlineUpdate(early, told_ms, False), stand.now_s)
-    await stand.intake.closed(KlineUpdate(early, told_ms, True), stand.now_s)
+    reported_ms = stand.now_ms() + ahead_ms
+    stand.intake.forming(KlineUpdate(early, reported_ms, False), stand.now_s)
+    await stand.intake.closed(KlineUpdate(early, reported_ms, True), stand.now_s)
     assert stand.time.now_ms(stand.now_s) == stand.now_ms()
     assert [f.reason for f in stand.facts if isinstance(f, FrameRejected)] == ["time_range"] * 2
     # The exchange is asked for its time, and says what it said before.

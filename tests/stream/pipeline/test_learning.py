@@ -159,8 +159,8 @@ async def test_another_value_has_the_next_revision(tmp_path: Path) -> None:
 async def test_what_is_known_of_long_ago_is_that_it_was_said(tmp_path: Path) -> None:
     """`recent` has expired; the score, which never does, tells how far the others came."""
     retained = await others(tmp_path / "others", spoilt=70)
-    told = msgspec.json.decode(retained[SCORE], type=PublishedScore)
-    assert (told.issued_until, told.highest_revision) == (hour(89), 1)
+    reported = msgspec.json.decode(retained[SCORE], type=PublishedScore)
+    assert (reported.issued_until, reported.highest_revision) == (hour(89), 1)
     async with bench(tmp_path / "ours") as made:
         await start(made, TAPE[:60])
         await made.processor.learn(SYMBOL, {SCORE: retained[SCORE]}, Broker(made))
@@ -184,10 +184,10 @@ async def test_what_somebody_else_wrote_there_changes_nothing(payload: bytes, tm
 async def test_a_broker_that_refuses_subscriptions_is_told_once_and_spoken_to(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told: list[Mapping[str, bytes]] = []
+    reported: list[Mapping[str, bytes]] = []
 
     async def learn(payloads: Mapping[str, bytes]) -> None:
-        told.append(payloads)
+        reported.append(payloads)
 
     async with Scripted() as broker, asyncio.timeout(30):
         broker.suback = NOT_AUTHORIZED
@@ -196,8 +196,8 @@ async def test_a_broker_that_refuses_subscriptions_is_told_once_and_spoken_to(
             async with broker_client(broker.url, "n") as client:
                 await recall(client)
                 await Session(client).publish(RECENT, b"{}", retain=True)
-    assert told == [{}, {}]
-    assert broker.said(RECENT) == [RECENT, RECENT]
+    assert reported == [{}, {}]
+    assert broker.received_topics(RECENT) == [RECENT, RECENT]
     assert len([m for m in caplog.messages if "does not let us read" in m]) == 1
 
 

@@ -60,9 +60,9 @@ class Model:
 
 
 class FullDisk(SqliteJournal):
-    """A journal whose disk is full until `room` is made: the answer SQLite gives, at the place where it gives it."""
+    """A journal whose disk is full until it `has_space`: the answer SQLite gives, at the place where it gives it."""
 
-    room = True
+    has_space = True
     posts = True
 
     def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
@@ -71,7 +71,7 @@ class FullDisk(SqliteJournal):
         return super().post(events, retained)
 
     def commit(self, records: Sequence[Record]) -> list[int]:
-        if not self.room:
+        if not self.has_space:
             raise JournalError("journal cannot be written: database or disk is full")
         return super().commit(records)
 
@@ -127,12 +127,12 @@ async def test_nothing_is_said_and_nothing_moves_until_the_journal_has_it(
     tmp_path: Path, tape: dict[str, list[Candle]]
 ) -> None:
     async with bench(tmp_path, tape, Model()) as made:
-        made.journal.room = False
+        made.journal.has_space = False
         working = asyncio.create_task(made.processor.process(round_of(tape, 50)))
         await made.failed.wait()
         assert (made.offered, made.forecasts()) == ([], [])
         assert "disk is full" in made.processor.failing
-        made.journal.room = True
+        made.journal.has_space = True
         await working
         assert made.processor.failing is None
         await made.processor.process(round_of(tape, 51))
@@ -218,7 +218,7 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
     tape = simulate(SYMBOLS, START, hours, 5)
     tape["BTCUSDT"] = [c for c in tape["BTCUSDT"] if c.open_time != START + hole * HOUR_MS]
     found: dict[int, float] = {}
-    told: list[str] = []
+    reported: list[str] = []
     for first, last in ((50, stopped_after), (stopped_after, hours)):
         made = await asyncio.to_thread(Bench, tmp_path, Model())
         past = [c for c in tape["BTCUSDT"] if c.open_time < START + first * HOUR_MS]
@@ -226,7 +226,7 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
         for candle in tape["BTCUSDT"]:
             if START + first * HOUR_MS <= candle.open_time < START + last * HOUR_MS:
                 await made.processor.process([Due(candle, "live", 0.0)])
-        told += [o.topic for o in made.offered]
+        reported += [o.topic for o in made.offered]
         assert not found.keys() & scores(made, "BTCUSDT").keys()
         found |= scores(made, "BTCUSDT")
         stored = await made.processor.in_journal(made.journal.outcomes, "BTCUSDT", 0, 2**60)
@@ -240,7 +240,7 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
     assert len(expected) == (hole - 24 - 50) + (hours - 24 - hole - 1)
     assert found == pytest.approx(expected, rel=1e-9)
     assert {o.open_time: o.realized for o in stored} == found
-    assert sum(topic.endswith("event/forecast.scored") for topic in told) == len(expected)
+    assert sum(topic.endswith("event/forecast.scored") for topic in reported) == len(expected)
 
 
 @contextlib.asynccontextmanager
@@ -256,7 +256,7 @@ async def resumed(data_dir: Path, model: Model, past: Sequence[Candle]):  # type
         await asyncio.to_thread(made.journal.close)
 
 
-def told_scores(made: Bench) -> list[Score]:
+def reported_scores(made: Bench) -> list[Score]:
     payloads = [r.payload for r in made.retained if r.topic.endswith("/score")]
     return [msgspec.json.decode(payload, type=Score) for payload in payloads]
 
@@ -278,7 +278,7 @@ async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path
                 await made.processor.publish_scores()
             alarms += [f.decay for f in made.facts if isinstance(f, DecayFound)]
             events += [e.topic for e in made.offered if e.topic.endswith("event/decay.detected")]
-            scores = told_scores(made)
+            scores = reported_scores(made)
             # One at the start, one after each candle that made an outcome known, and the fact beside it.
             assert scores == [f.score for f in made.facts if isinstance(f, ScoreChanged)]
             assert len(scores) == 1 + until - since - (24 if since == first else 0)
@@ -309,18 +309,18 @@ async def test_a_new_model_starts_with_a_score_of_its_own(tmp_path: Path) -> Non
         for candle in tape[80:120]:
             await made.processor.process([Due(candle, "live", 0.0)])
             await made.processor.publish_scores()
-        assert told_scores(made)[-1].windows
+        assert reported_scores(made)[-1].windows
     other = Model()
     other.model = msgspec.structs.replace(other.model, sha256="cd" * 32)
     async with resumed(tmp_path, other, tape[:120]) as made:
         # Else the old model's alarm would stand at the broker and in the API until the new one has been scored.
-        (first,) = told_scores(made)
+        (first,) = reported_scores(made)
         assert (first.model_version, first.open_time, first.windows) == (other.model.version, None, ())
         for candle in tape[120:130]:
             await made.processor.process([Due(candle, "live", 0.0)])
             await made.processor.publish_scores()
         # Outcomes of the old model's forecasts come, and are not its own.
-        assert {s.windows for s in told_scores(made)} == {()}
+        assert {s.windows for s in reported_scores(made)} == {()}
 
 
 async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Pa
             await made.processor.process([Due(candle, "live", 0.0)])
             await made.processor.publish_scores()
         # One at the start, which says who is served, and one with the first outcome.
-        assert [len(s.windows) for s in told_scores(made)] == [0, 15]
+        assert [len(s.windows) for s in reported_scores(made)] == [0, 15]
         made.journal.posts = False
         await made.processor.process([Due(tape[125], "live", 0.0)])
         await made.processor.publish_scores()
@@ -339,4 +339,4 @@ async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Pa
         made.journal.posts = True
         await made.processor.process([Due(tape[126], "live", 0.0)])
         await made.processor.publish_scores()
-        assert [s.windows[0].matured for s in told_scores(made)[1:]] == [1, 3]
+        assert [s.windows[0].matured for s in reported_scores(made)[1:]] == [1, 3]

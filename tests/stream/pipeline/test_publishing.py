@@ -37,8 +37,8 @@ class Publisher:
     ) -> None:
         self.accepts, self.denied, self.poison, self.unanswered = accepts, denied, poison, unanswered
         self.offered: list[str] = []
-        self.said: list[tuple[str, bytes, bool, int | None]] = []
-        self.spoke = asyncio.Event()
+        self.published: list[tuple[str, bytes, bool, int | None]] = []
+        self.any_published = asyncio.Event()
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
         await asyncio.sleep(0)
@@ -49,16 +49,18 @@ class Publisher:
             raise HungUpError("Not authorized")
         if topic in self.unanswered:
             raise UnreachableError("the broker did not acknowledge")
-        if len(self.said) >= self.accepts:
+        if len(self.published) >= self.accepts:
             raise UnreachableError("gone")
-        self.said.append((topic, payload, retain, expiry_s))
-        self.spoke.set()
+        self.published.append((topic, payload, retain, expiry_s))
+        self.any_published.set()
 
     def topics(self) -> list[str]:
-        return [topic for topic, _, _, _ in self.said]
+        return [topic for topic, _, _, _ in self.published]
 
     def states(self) -> list[str]:
-        return [json.loads(payload)["state"] for topic, payload, _, _ in self.said if topic.endswith("node/n/state")]
+        return [
+            json.loads(payload)["state"] for topic, payload, _, _ in self.published if topic.endswith("node/n/state")
+        ]
 
 
 class Stand:
@@ -141,7 +143,7 @@ async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand)
         stand.publisher.offer([], [Retained("r", str(i).encode(), None)])
     publisher = Publisher()
     await stand.talk(publisher)
-    assert [p for t, p, _, _ in publisher.said if t == "r"] == [b"4"]
+    assert [p for t, p, _, _ in publisher.published if t == "r"] == [b"4"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
     stand.publisher.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
     publisher = Publisher()
     await stand.talk(publisher)
-    assert [e for t, _, _, e in publisher.said if t == "d"] == ([] if expiry_s is None else [expiry_s])
+    assert [e for t, _, _, e in publisher.published if t == "d"] == ([] if expiry_s is None else [expiry_s])
 
 
 async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: Stand) -> None:
@@ -163,12 +165,12 @@ async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: St
     stand.publisher.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
     publisher = Publisher()
     talking = asyncio.create_task(stand.talk(publisher, close=False))
-    await publisher.spoke.wait()
+    await publisher.any_published.wait()
     stand.now_ms = T0
     stand.publisher.time_is_known()
     stand.publisher.close()
     await talking
-    assert [(t, e) for t, _, _, e in publisher.said if t in ("d", "old")] == [("d", 3_600)]
+    assert [(t, e) for t, _, _, e in publisher.published if t in ("d", "old")] == [("d", 3_600)]
 
 
 async def test_a_stop_does_not_wait_for_a_backlog(stand: Stand) -> None:
@@ -186,8 +188,8 @@ async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand
     stand.publisher.load([], await asyncio.to_thread(stand.journal.retained), ["old", "never-said"])
     publisher = Publisher()
     await stand.talk(publisher)
-    said = {topic: payload for topic, payload, _, _ in publisher.said}
-    assert (said["old"], said["never-said"], said["ours"]) == (b"", b"", b"y")
+    published = {topic: payload for topic, payload, _, _ in publisher.published}
+    assert (published["old"], published["never-said"], published["ours"]) == (b"", b"", b"y")
     assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
 
 
@@ -212,8 +214,8 @@ async def post(stand: Stand, *topics: str) -> list[Outgoing]:
     return await asyncio.to_thread(stand.journal.outbox)
 
 
-def said_of(publisher: Publisher, topic: str) -> list[bytes]:
-    return [payload for t, payload, _, _ in publisher.said if t == topic]
+def published_on(publisher: Publisher, topic: str) -> list[bytes]:
+    return [payload for t, payload, _, _ in publisher.published if t == topic]
 
 
 @pytest.mark.fault(45)
@@ -221,8 +223,8 @@ async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand)
     stand.publisher.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
     publisher = Publisher(denied=("a", "r"))
     await stand.talk(publisher)
-    assert said_of(publisher, "b") == [b"1", b"2"]
-    assert said_of(publisher, "s") == [b"1"]
+    assert published_on(publisher, "b") == [b"1", b"2"]
+    assert published_on(publisher, "s") == [b"1"]
     assert publisher.states()[-1] == "stopped"
     assert [(e.topic, e.payload) for e in await asyncio.to_thread(stand.journal.outbox)] == [("a", b"1"), ("a", b"2")]
     assert stand.publisher.remarks == ("the broker does not take r and 1 more: Not authorized",)
@@ -239,9 +241,9 @@ async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand:
     stand.publisher.offer(events[-1:], [Retained("r", b"2", None)])
     publisher = Publisher()
     await stand.talk(publisher)
-    assert said_of(publisher, "a") == [b"1", b"2", b"1"]
-    assert said_of(publisher, "b") == []
-    assert said_of(publisher, "r") == [b"2"]
+    assert published_on(publisher, "a") == [b"1", b"2", b"1"]
+    assert published_on(publisher, "b") == []
+    assert published_on(publisher, "r") == [b"2"]
     assert stand.publisher.remarks == ()
     assert await asyncio.to_thread(stand.journal.outbox) == []
 
@@ -284,7 +286,7 @@ async def test_a_topic_at_which_the_broker_hangs_up_is_found_out_and_left_aside(
     assert stand.publisher.remarks == ("the broker does not take a: it ends the connection there (Not authorized)",)
     publisher = Publisher(poison=("a",))
     await stand.talk(publisher)
-    assert said_of(publisher, "b") == [b"2"]
+    assert published_on(publisher, "b") == [b"2"]
     assert "a" not in publisher.offered
     assert [e.topic for e in await asyncio.to_thread(stand.journal.outbox)] == ["a", "a"]
 
@@ -302,7 +304,7 @@ async def test_a_topic_that_is_never_acknowledged_is_left_aside_and_a_mute_broke
             await stand.talk(Publisher(unanswered=("a",)), close=False)
     publisher = Publisher(unanswered=("a",))
     await stand.talk(publisher)
-    assert said_of(publisher, "b") == [b"1"]
+    assert published_on(publisher, "b") == [b"1"]
     assert stand.publisher.remarks == ("the broker does not take a: it does not acknowledge it, and others it does",)
 
 
@@ -314,7 +316,7 @@ async def test_a_topic_left_aside_is_tried_again_after_a_while(stand: Stand) -> 
     stand.now_s += 61
     publisher = Publisher()
     await stand.talk(publisher)
-    assert said_of(publisher, "a") == [b"1", b"2"]
+    assert published_on(publisher, "a") == [b"1", b"2"]
     assert stand.publisher.remarks == ()
 
 

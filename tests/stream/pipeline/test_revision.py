@@ -30,7 +30,7 @@ async def law(folder: Path, wrong_hours: dict[int, float], absent: set[int], who
         differing = [c for h, c in enumerate(TAPE) if h in wrong_hours or h in absent]
         count = await revised.processor.revise(SYMBOL, TAPE[-REVISED_HOURS:] if whole else differing)
         assert count == len(differing)
-        a, b = await asyncio.to_thread(revised.said), await asyncio.to_thread(right.said)
+        a, b = await asyncio.to_thread(revised.recorded), await asyncio.to_thread(right.recorded)
         assert_close(a, b)
         assert await asyncio.to_thread(revised.gaps) == []
         state, expected = revised.processor._states[SYMBOL], right.processor._states[SYMBOL]
@@ -42,7 +42,7 @@ async def law(folder: Path, wrong_hours: dict[int, float], absent: set[int], who
         assert revised.processor._unscored[SYMBOL].keys() == right.processor._unscored[SYMBOL].keys()
         boards = [made.processor._scores._boards[SYMBOL].score(state, 5) for made in (revised, right)]
         assert_close(*(msgspec.to_builtins(board) for board in boards))
-        revised.spoken()
+        revised.published()
         # Said once more it is nothing new.
         before = len(revised.offered)
         assert await revised.processor.revise(SYMBOL, TAPE[-REVISED_HOURS:]) == 0
@@ -71,7 +71,7 @@ async def test_what_a_revision_changes_is_issued_again_under_the_same_id(tmp_pat
     hour = HOURS - 5
     async with bench(tmp_path) as made:
         await made.live([wrong(c, 0.97) if h == hour else c for h, c in enumerate(TAPE)])
-        first = made.spoken()
+        first = made.published()
         made.offered.clear()
         assert await made.processor.revise(SYMBOL, TAPE[hour : hour + 1]) == 1
         again = [msgspec.json.decode(e.payload) for e in made.offered if e.topic.endswith("forecast.issued")]
@@ -82,9 +82,9 @@ async def test_what_a_revision_changes_is_issued_again_under_the_same_id(tmp_pat
         assert [(d["forecast_id"], d["revision"]) for d in decided] == [(m["id"], 1) for m in again]
         # The day before the candle spoke of it: those outcomes were scored with the old value.
         scores = [e for e in made.offered if e.topic.endswith("forecast.scored")]
-        told = [msgspec.json.decode(e.payload, type=Scored) for e in scores]
-        assert {(s.open_time - START) // HOUR_MS for s in told} == set(range(hour - 24, HOURS - 24))
-        assert {s.revision for s in told} == {1}
+        reported = [msgspec.json.decode(e.payload, type=Scored) for e in scores]
+        assert {(s.open_time - START) // HOUR_MS for s in reported} == set(range(hour - 24, HOURS - 24))
+        assert {s.revision for s in reported} == {1}
         newest = made.retained[f"volcast/v1/binance/spot/{SYMBOL}/1h/forecast"]
         assert msgspec.json.decode(newest.payload) == again[-1]
         assert [f.open_time for f in made.facts if isinstance(f, CandleRevised)] == [TAPE[hour].open_time]
@@ -99,9 +99,9 @@ async def test_an_old_candle_stays_as_it_was_processed(tmp_path: Path) -> None:
     old = HOURS - REVISED_HOURS - 1
     async with bench(tmp_path) as made:
         await made.live(TAPE)
-        before = await asyncio.to_thread(made.said)
+        before = await asyncio.to_thread(made.recorded)
         assert await made.processor.revise(SYMBOL, [wrong(TAPE[old], 0.9)]) == 0
-        assert await asyncio.to_thread(made.said) == before
+        assert await asyncio.to_thread(made.recorded) == before
 
 
 async def test_a_candle_that_rest_lacks_is_not_taken_back(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ async def test_a_revision_is_said_only_when_the_journal_has_it(tmp_path: Path, m
     monkeypatch.setattr("stream.pipeline.processing._COMMIT_RETRY_S", 0.0)
     async with bench(tmp_path) as made:
         await made.live([wrong(c, 0.97) if h == HOURS - 1 else c for h, c in enumerate(TAPE)])
-        made.journal.room = False
-        said = len(made.offered)
+        made.journal.has_space = False
+        issued = len(made.offered)
         revising = asyncio.create_task(made.processor.revise(SYMBOL, TAPE[-2:]))
         async with asyncio.timeout(120):
             while made.processor.failing is None:  # noqa: ASYNC110 - an observer would need the same look
                 await asyncio.sleep(0)
-        assert len(made.offered) == said
-        made.journal.room = True
+        assert len(made.offered) == issued
+        made.journal.has_space = True
         assert await revising == 1
         assert made.processor.failing is None
-        assert len(made.offered) > said
+        assert len(made.offered) > issued

@@ -74,8 +74,8 @@ def keeper(journal: SqliteJournal) -> Scorekeeper:
 
 def test_an_alarm_that_a_revision_unmakes_is_not_told_again_a_day_later(journal: SqliteJournal) -> None:
     journal.commit([record(o) for o in DAYS[:-1]])
-    (told,) = keeper(journal).decays("BTCUSDT", [DAYS[-1]])
-    journal.commit([record(DAYS[-1], told)])
+    (reported,) = keeper(journal).decays("BTCUSDT", [DAYS[-1]])
+    journal.commit([record(DAYS[-1], reported)])
     # The exchange says something else of that day: no alarm stands.
     journal.commit([record(outcome(len(DAYS) - 1, 0.3, score_revision=1))])
     again = keeper(journal)
@@ -89,7 +89,7 @@ def test_an_alarm_that_a_revision_unmakes_is_not_told_again_a_day_later(journal:
         if found := keeper(journal).decays("BTCUSDT", [next_day]):
             break
         journal.commit([record(next_day)])
-    assert [d.kind for d in found] == [told.kind]
+    assert [d.kind for d in found] == [reported.kind]
 
 
 def restating(journal: SqliteJournal) -> _Restating:

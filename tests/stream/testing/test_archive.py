@@ -114,9 +114,9 @@ async def test_truncated_zips_wrong_checksums_and_missing_files_are_counted_by_p
         assert (await http.get(path("2024-12"))).status_code == 200
         assert (await http.get(path("2025-01"))).content == whole[: len(whole) // 2]
         assert (await http.get(path("2025-01"))).content == whole
-        told = {(await http.get(path("2025-01-05") + ".CHECKSUM")).text for _ in range(2)}
-        assert len(told) == 1
-        assert (await http.get(path("2025-01-05") + ".CHECKSUM")).text not in told
+        answers = {(await http.get(path("2025-01-05") + ".CHECKSUM")).text for _ in range(2)}
+        assert len(answers) == 1
+        assert (await http.get(path("2025-01-05") + ".CHECKSUM")).text not in answers
         assert [f["fault"] for f in exchange.state()["faults"]] == ["missing_archive"]
         exchange.fault("mend_archive")
         assert (await http.get(path("2025-01", "ETHUSDT"))).status_code == 200

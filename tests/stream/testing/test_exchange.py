@@ -171,8 +171,8 @@ async def test_the_clock_runs_once_a_client_has_been_told_the_time():
         await http.get("/api/v3/exchangeInfo")
         await http.get("/api/v3/klines", params=klines_params("BTCUSDT", hour(0)))
         assert (await http.get("/control/state")).json()["started"] is False
-        told = decode_time((await http.get("/api/v3/time")).content)
-        assert told == exchange.start_ms
+        server_time = decode_time((await http.get("/api/v3/time")).content)
+        assert server_time == exchange.start_ms
         # Nobody is subscribed, and the hours pass all the same: REST has what closed.
         async with asyncio.timeout(60):
             while decode_time((await http.get("/api/v3/time")).content) < hour(6):

@@ -33,7 +33,7 @@ from training.backtest.benchmarks import BUY_AND_HOLD
 from training.backtest.decisions import of_bundle, of_forecaster
 from training.backtest.execution import Book, Costs, execute
 from training.data.dataset import DatasetError, of_grid
-from training.data.holes import holes, told
+from training.data.holes import holes, jump_notes
 from training.forecasters import named
 from training.pages.html import NONE
 
@@ -208,7 +208,7 @@ def test_a_swap_of_tokens_in_a_halt_changes_no_book(factor: float) -> None:
     (hole,) = other.backtest.holes
     assert (hole.hours, hole.jump) == (30, True)
     assert hole.factor == pytest.approx(factor, rel=0.5)
-    assert other.backtest.notes[-1] == told([hole])[0]
+    assert other.backtest.notes[-1] == jump_notes([hole])[0]
     (quiet,) = plain.backtest.holes
     assert (quiet.hours, quiet.jump) == (30, False)
     assert other.backtest.line(BUY_AND_HOLD).impact.cagr == pytest.approx(
@@ -224,7 +224,7 @@ def test_holes_at_the_ends_are_none_and_jumps_are_beyond_what_the_pair_does() ->
     (hole,) = holes(time, opens, closes)
     assert (hole.from_, hole.to, hole.hours) == ("2024-01-09T08:00Z", "2024-01-09T09:00Z", 2)
     assert not hole.jump
-    assert told([hole]) == []
+    assert jump_notes([hole]) == []
     opens[202:] *= 1.2
     closes[202:] *= 1.2
     (jumped,) = holes(time, opens, closes)

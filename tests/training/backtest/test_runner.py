@@ -168,14 +168,14 @@ def test_decisions_are_the_operators_of_the_daemon_field_by_field() -> None:
     of = made().decided
     rules = Rules.of(Policy(), Bundle.model.contract)
     recent = [c for c in market() if c.open_time > SINCE - 2_880 * HOUR_MS]
-    said = [
+    issued = [
         e for _, e in replay(rules, "BTCUSDT", recent, Bundle.model, sample_predict, SINCE) if isinstance(e, Issued)
     ]
-    assert [(e.prediction, e.interval, e.verdict) for e in said] == [
+    assert [(e.prediction, e.interval, e.verdict) for e in issued] == [
         (e.prediction, e.interval, e.verdict) for e in of.issued
     ]
     assert of.exposure["target-40"][np.isfinite(of.exposure["target-40"])].tolist() == [
-        e.verdict.exposure for e in said
+        e.verdict.exposure for e in issued
     ]
 
 

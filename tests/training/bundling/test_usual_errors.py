@@ -74,14 +74,14 @@ def watch_of(days: int, *, first: int = START, seed: int = 3) -> Watch:
 
 def panel_of(*watches: Watch) -> Panel:
     """Of daily rows only."""
-    realized, said, har = (
+    realized, forecast, har = (
         np.concatenate([getattr(w, name) for w in watches]) for name in ("realized", "forecast", "har")
     )
     return Panel(
         symbol="BTCUSDT",
         open_time=np.concatenate([w.open_time for w in watches]),
         realized=dict.fromkeys(QUANTITIES, realized),
-        forecasts={NEXT_24H: {"model": said, "har": har}},
+        forecasts={NEXT_24H: {"model": forecast, "har": har}},
         watches={"model": watches},
     )
 
@@ -168,8 +168,8 @@ def test_its_figures_are_those_of_the_detectors_day_by_day() -> None:
     found = decay.study(panel_of(wrong))["model"]
     memory, alarms = core.DecayMemory(), []
     rows = zip(*(a.tolist() for a in (watch.open_time, watch.realized, wrong.forecast, watch.har)), strict=True)
-    for time, realized, said, har in rows:
-        day = core.Day(time, serving.excess(realized, said, har), float(np.log(realized / said)))
+    for time, realized, forecast, har in rows:
+        day = core.Day(time, serving.excess(realized, forecast, har), float(np.log(realized / forecast)))
         memory, alarm = core.step(watch.usual, memory, day)
         alarms += [alarm] if alarm else []
     assert alarms

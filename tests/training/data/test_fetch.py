@@ -82,13 +82,13 @@ class Stand:
         self._count = 0
         add = exchange.access_log.add
 
-        def heard(kind: Any, *args: Any, **detail: Any) -> None:
+        def add_and_count(kind: Any, *args: Any, **detail: Any) -> None:
             add(kind, *args, **detail)
             if kind == "request":
                 self._count += 1
                 self._on_request(self._count)
 
-        exchange.access_log.add = heard  # type: ignore[method-assign]
+        exchange.access_log.add = add_and_count  # type: ignore[method-assign]
 
     async def fetch(self, out: Path, symbols: str = "BTCUSDT", **given: Any) -> Fetched:
         options = {"from_ms": ms(2024, 11, 1), "to_ms": None, "archive_url": self.exchange.rest_url, **given}
@@ -275,8 +275,8 @@ async def test_a_killed_fetch_resumes_to_the_same_file(tmp_path: Path, easy: Pat
         assert not out.exists()
         in_hand, since = finished(out), len(here.asked())
         process = await volcast(here, out)
-        _, said = await process.communicate()
-        assert (process.returncode, said) == (0, b"")
+        _, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (0, b"")
         assert not in_hand & {path.rpartition("/")[2] for path in here.asked(since)}
     assert same(out, easy)
 
@@ -289,10 +289,10 @@ async def test_ctrl_c_is_one_line_that_says_that_it_resumes(tmp_path: Path, easy
         assert process.stderr is not None
         assert re.fullmatch(rb"waiting [45]\d\d s: the exchange limits requests\n", await process.stderr.readline())
         process.send_signal(signal.SIGINT)
-        _, said = await process.communicate()
+        _, stderr = await process.communicate()
         assert process.returncode == 1
         line = f"volcast: interrupted; {parts_of(out)} keeps what came: the same command resumes\n"
-        assert said.decode() == line
+        assert stderr.decode() == line
         process = await volcast(here, out)
         await process.communicate()
     assert same(out, easy)
@@ -305,9 +305,9 @@ async def test_a_full_disk_leaves_no_half_file_and_what_came_is_kept(tmp_path: P
     async with stand() as here:
         for limit, name in ((nearly, ".zip"), (full, "a.parquet")):
             process = await volcast(here, out, before=limit)
-            _, said = await process.communicate()
+            _, stderr = await process.communicate()
             assert process.returncode == 1
-            (line,) = said.decode().splitlines()
+            (line,) = stderr.decode().splitlines()
             assert line.startswith("volcast: ")
             assert f"{name}: cannot be written: " in line
             assert "File too large" in line
@@ -325,10 +325,10 @@ async def test_the_command_tells_everything_in_lines_and_in_json(tmp_path: Path)
         here.exchange.fault("truncated_zip", symbol="ETHUSDT", part="2025-01", n=None)
         here.exchange.fault("revised_archive", symbol="BTCUSDT", part="2024-12")
         process = await volcast(here, out, "--to", "2025-02-01", "--json", str(figures))
-        said, warned = await process.communicate()
-    assert (process.returncode, warned) == (0, b"")
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stderr) == (0, b"")
     rows = [len(closed(symbol, to_ms=ms(2025, 2, 1))) for symbol in ("BTCUSDT", "ETHUSDT")]
-    assert said.decode().splitlines()[0] == f"{sum(rows)} candles: {out}"
+    assert stdout.decode().splitlines()[0] == f"{sum(rows)} candles: {out}"
     for line in (
         f"BTCUSDT: 2024-11-10 07:00 to 2025-01-31 23:00, {rows[0]} from the archive, 0 from REST",
         "BTCUSDT: the exchange has no candle for 2 hour(s) from 2024-12-24 03:00 to 2024-12-24 04:00",
@@ -336,11 +336,11 @@ async def test_the_command_tells_everything_in_lines_and_in_json(tmp_path: Path)
         "ETHUSDT: REST replaces the archive's 2025-01: "
         "ETHUSDT-1h-2025-01.zip: its checksum is wrong, or it is not whole",
     ):
-        assert line in said.decode().splitlines()
-    assert "BTCUSDT: archive, which counts, and REST differ at 2024-12-01 00:00: " in said.decode()
-    told = json.loads(figures.read_text())
-    assert told["rows"] == sum(rows)
-    btc, eth = told["series"]
+        assert line in stdout.decode().splitlines()
+    assert "BTCUSDT: archive, which counts, and REST differ at 2024-12-01 00:00: " in stdout.decode()
+    summary = json.loads(figures.read_text())
+    assert summary["rows"] == sum(rows)
+    btc, eth = summary["series"]
     assert btc["holes"] == [{"from_ms": HOLES[0], "to_ms": HOLES[1], "hours": 2}]
     assert eth["facts"]["replaced"][0]["part"] == "2025-01"
 
@@ -357,10 +357,10 @@ async def test_the_command_tells_everything_in_lines_and_in_json(tmp_path: Path)
 async def test_nonsense_is_one_line(tmp_path: Path, args: list[str], words: str) -> None:
     async with stand() as here:
         process = await volcast(here, tmp_path / "a.parquet", *args)
-        _, said = await process.communicate()
+        _, stderr = await process.communicate()
         assert here.asked() == []
     assert process.returncode == 2
-    (line,) = said.decode().splitlines()
+    (line,) = stderr.decode().splitlines()
     assert line.startswith("volcast: ")
     assert words in line
 

@@ -33,7 +33,7 @@ def test_the_batch_of_intervals_is_the_operators(missing: set[int], first: int) 
     candles = [c for i, c in enumerate(CANDLES) if i not in missing]
     since = START + first * HOUR_MS
     rules = Rules.of(Policy(), MODEL.contract)
-    said = {
+    issued = {
         e.prediction.open_time: e
         for _, e in replay(rules, "BTCUSDT", candles, MODEL, sample_predict, since)
         if isinstance(e, Issued)
@@ -41,10 +41,10 @@ def test_the_batch_of_intervals_is_the_operators(missing: set[int], first: int) 
     data = of_grid("BTCUSDT", *to_grid(candles))
     rows = np.nonzero(data.features.ready & (data.open_time >= since))[0]
     got = adaptive(data, rows, lambda asked: forecast(data, asked), MODEL.contract.calibration)
-    assert list(said) == data.open_time[rows].tolist()
+    assert list(issued) == data.open_time[rows].tolist()
     # While har is served the interval that is told is har's; the model's own goes on beside it.
-    own = np.array([e.serving == "model" for e in said.values()])
+    own = np.array([e.serving == "model" for e in issued.values()])
     assert own.sum() > 300
     for bound in ("low", "high"):
-        told = np.array([getattr(e.interval, bound) for e in said.values()])
-        assert getattr(got, bound)[own] == pytest.approx(told[own], rel=1e-9)
+        published = np.array([getattr(e.interval, bound) for e in issued.values()])
+        assert getattr(got, bound)[own] == pytest.approx(published[own], rel=1e-9)

@@ -82,8 +82,8 @@ def test_each_row_is_forecast_by_who_was_fitted_before_it_and_none_is_lost_betwe
     spy = Spy()
     panel = walk.walk_forward(data, folds, [spy])
     assert spy.fits == [(START, at(1_500)), (START, at(2_500))]
-    said = panel.forecasts[NEXT_24H]["spy"]
-    np.testing.assert_array_equal(said, np.where(panel.open_time < at(2_500), at(1_500), at(2_500)))
+    forecast = panel.forecasts[NEXT_24H]["spy"]
+    np.testing.assert_array_equal(forecast, np.where(panel.open_time < at(2_500), at(1_500), at(2_500)))
     np.testing.assert_array_equal(panel.open_time, data.open_time[data.rows(at(1_500), at(4_000))])
     # Every hour up to the last whose 24 h end within the period, but the missing ones and the one before them.
     assert panel.open_time[[0, -1]].tolist() == [at(1_500), at(4_000 - 25)]
@@ -134,12 +134,12 @@ def test_a_bundle_is_scored_with_the_numbers_that_predict_gives_for_it(data):
         walk.bundles([SHIPPED_BUNDLE]), data, since, at(HOURS), forecasters.named(["persistence", "ewma", "har"])
     )
     served = {e.prediction.open_time: e for e in issued}
-    said = [served[t] for t in panel.open_time.tolist()]
-    assert len(said) > 1_000
+    events = [served[t] for t in panel.open_time.tolist()]
+    assert len(events) > 1_000
     # While `har` is served its numbers are said; what the model says beside it is known of the headline.
-    own = np.array([e.serving == "model" for e in said])
+    own = np.array([e.serving == "model" for e in events])
     assert own.sum() > 400
-    np.testing.assert_array_equal(panel.forecasts[NEXT_24H]["model"], [e.model_volatility for e in said])
+    np.testing.assert_array_equal(panel.forecasts[NEXT_24H]["model"], [e.model_volatility for e in events])
     for quantity, name, field in (
         (NEXT_24H, "model", "volatility"),
         (NEXT_24H, "persistence", "baseline_persistence"),
@@ -148,11 +148,11 @@ def test_a_bundle_is_scored_with_the_numbers_that_predict_gives_for_it(data):
         *((horizon, "model", horizon) for horizon in HORIZONS),
         (ROLLING_24H_NEXT, "model", "rolling_24h_next"),
     ):
-        served_now = np.array([getattr(e.prediction, field) for e in said])
+        served_now = np.array([getattr(e.prediction, field) for e in events])
         np.testing.assert_array_equal(panel.forecasts[quantity][name][own], served_now[own], err_msg=quantity + name)
     adaptive = panel.intervals["adaptive"]
-    np.testing.assert_allclose(adaptive.low[own], np.array([e.interval.low for e in said])[own], rtol=1e-9)
-    np.testing.assert_allclose(adaptive.high[own], np.array([e.interval.high for e in said])[own], rtol=1e-9)
+    np.testing.assert_allclose(adaptive.low[own], np.array([e.interval.low for e in events])[own], rtol=1e-9)
+    np.testing.assert_allclose(adaptive.high[own], np.array([e.interval.high for e in events])[own], rtol=1e-9)
     calibration = bundle.model.contract.calibration
     static = panel.intervals["static"]
     np.testing.assert_allclose(static.low, panel.forecasts[NEXT_24H]["model"] * np.exp(calibration.low))
@@ -204,15 +204,15 @@ def test_what_a_fit_notes_is_said_once_or_with_its_date(data):
 
 
 def test_who_waits_is_told_what_is_done(data):
-    told = []
+    steps = []
     folds = [Fold(START, at(1_500), at(2_500)), Fold(START, at(2_500), at(4_000))]
-    walk.walk_forward(data, folds, [Spy("a"), Spy("b")], progress=lambda *step: told.append(step))
-    assert [done for _, done, _ in told] == [0, 1, 2, 3, 4]
-    assert {total for _, _, total in told} == {4}
-    assert told[0][0] == "fitting a before 2024-03-03"
-    told.clear()
-    walk.fixed({"model": Bundle()}, data, at(2_000), at(3_000), [Spy()], progress=lambda *step: told.append(step))
-    assert [done for _, done, _ in told] == [0, 1]
+    walk.walk_forward(data, folds, [Spy("a"), Spy("b")], progress=lambda *step: steps.append(step))
+    assert [done for _, done, _ in steps] == [0, 1, 2, 3, 4]
+    assert {total for _, _, total in steps} == {4}
+    assert steps[0][0] == "fitting a before 2024-03-03"
+    steps.clear()
+    walk.fixed({"model": Bundle()}, data, at(2_000), at(3_000), [Spy()], progress=lambda *step: steps.append(step))
+    assert [done for _, done, _ in steps] == [0, 1]
 
 
 def test_bundles_are_named_by_their_files_or_their_versions(tmp_path):

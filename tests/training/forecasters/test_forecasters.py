@@ -94,9 +94,9 @@ def assert_blind_to_labels(forecaster, data: Dataset, seed: int) -> None:
     assert_same(says(forecaster, data, HOURS - 1), says(forecaster, labels_altered(data, seed), HOURS - 1))
 
 
-def assert_same(said: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> None:
-    assert said.keys() == again.keys()
-    for quantity, sigma in said.items():
+def assert_same(forecasts: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> None:
+    assert forecasts.keys() == again.keys()
+    for quantity, sigma in forecasts.items():
         assert np.isfinite(sigma).any()
         np.testing.assert_array_equal(sigma, again[quantity], err_msg=quantity)
 
@@ -209,10 +209,10 @@ def test_trees_see_the_static_features_and_the_measured_channels_of_48_hours(dat
 def test_what_is_fitted_says_every_quantity_and_is_right_on_average_in_its_range(data, fitted):
     rows = data.rows(START, SPLIT)
     for name in ("linear", "garch_t"):
-        said = fitted[name].forecast(data, rows)
-        assert set(said) == {NEXT_24H, *HORIZONS, ROLLING_24H_NEXT}
+        forecasts = fitted[name].forecast(data, rows)
+        assert set(forecasts) == {NEXT_24H, *HORIZONS, ROLLING_24H_NEXT}
         known = np.isfinite(data.labels[rows, 0])
-        ratio = data.labels[rows, 0][known].mean() / said[NEXT_24H][known].mean()
+        ratio = data.labels[rows, 0][known].mean() / forecasts[NEXT_24H][known].mean()
         assert ratio == pytest.approx(1.0, abs=0.15), name
 
 
@@ -222,13 +222,13 @@ def test_the_reference_network_is_saved_as_it_forecasts(data, tmp_path):
 
     path = tmp_path / "reference.keras"
     rows = np.arange(40, 60)
-    said = ReferenceLstm(epochs=1, save_to=path).fit(data, START, SPLIT).forecast(data, rows)[ROLLING_24H_NEXT]
+    forecast = ReferenceLstm(epochs=1, save_to=path).fit(data, START, SPLIT).forecast(data, rows)[ROLLING_24H_NEXT]
     # The first 47 hours have no window of 48.
-    assert np.isnan(said[: 47 - 40]).all()
-    rows, said = rows[47 - 40 :], said[47 - 40 :]
+    assert np.isnan(forecast[: 47 - 40]).all()
+    rows, forecast = rows[47 - 40 :], forecast[47 - 40 :]
     window = np.stack([data.features.realized_24h[r - 47 : r + 1] for r in rows])[..., None]
     again = np.asarray(keras.models.load_model(path)(window.astype(np.float32)))[:, 0]
-    np.testing.assert_allclose(np.maximum(again, 1e-5), said, rtol=1e-5)
+    np.testing.assert_allclose(np.maximum(again, 1e-5), forecast, rtol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["reference.keras"]
     # It is what its description says: one LSTM of 64 units on one channel, and one dense unit.
     count = 4 * 64 * (64 + 1 + 1) + 64 + 1

@@ -34,10 +34,10 @@ def test_untrained_the_network_is_its_base(base, windows):
     members = lstm.members(SCALER, base, 2)
     expected = base.log_sigma(linear.expanded(windows[1]))
     for network, shape in ((members, (16, 2, 5)), (lstm.ensemble(members, SCALER, base, 2, shrink=0.5), (16, 5))):
-        said = np.asarray(network(list(windows), training=False))
-        assert said.shape == shape
+        output = np.asarray(network(list(windows), training=False))
+        assert output.shape == shape
         np.testing.assert_allclose(
-            said, np.broadcast_to(expected[:, None] if said.ndim == 3 else expected, shape), atol=2e-5
+            output, np.broadcast_to(expected[:, None] if output.ndim == 3 else expected, shape), atol=2e-5
         )
 
 

@@ -64,13 +64,13 @@ def test_each_phase_is_statsmodels_test_of_one_forecast_a_day():
 
 def test_equals_are_seldom_told_apart():
     # 24 phases of 40 markets: at 5 % a test of equals may say "different" in about 1 of 20.
-    said = []
+    rejected = []
     for seed in range(40):
         chance = np.random.default_rng(seed)
         realized = np.exp(-5 + 0.2 * chance.standard_normal(len(PHASE)))
         a, b = np.exp(-5 + 0.2 * chance.standard_normal((2, len(PHASE))))
-        said.append((diebold_mariano(realized, a, b, PHASE).p or 0.0) < 0.05)
-    assert np.mean(said) < 0.1
+        rejected.append((diebold_mariano(realized, a, b, PHASE).p or 0.0) < 0.05)
+    assert np.mean(rejected) < 0.1
 
 
 def test_a_forecaster_against_itself_is_undefined():
@@ -157,5 +157,5 @@ def test_forecasts_and_outcomes_that_hardly_vary_give_numbers_or_a_reason(seed, 
             assert figures or of.reason
         day = phase == 0
         losses = {n: qlike_losses(outcome[day], f[day]) for n, f in (("a", forecast), ("b", second))}
-        told = confidence_set(losses)
-        assert told.reason or np.isfinite(list((told.p or {}).values())).all()
+        result = confidence_set(losses)
+        assert result.reason or np.isfinite(list((result.p or {}).values())).all()

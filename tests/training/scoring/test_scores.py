@@ -18,7 +18,7 @@ from training.data.panel import NEXT_24H, QUANTITIES, IntervalSeries, Panel
 from training.evaluation.evaluate import MEANINGS
 from training.pages import evaluation_page, figures, table
 from training.scoring.measures import measures
-from training.scoring.scores import Evaluation, Protocol, ScoredModel, said, score
+from training.scoring.scores import Evaluation, Protocol, ScoredModel, common_sample, score
 
 START = 1_609_455_600_000  # 2020-12-31 23:00 UTC: its forecast is said at 2021-01-01 00:00
 DAYS = 100
@@ -30,12 +30,16 @@ def panel_of(days: int = DAYS, seed: int = 1) -> Panel:
     n = 24 * days
     true = np.exp(-5 + 0.3 * chance.standard_normal(n))
     realized = true * np.exp(0.2 * chance.standard_normal(n))
-    said_by = {"model": true, "har": true * np.exp(0.25 * chance.standard_normal(n)), "persistence": np.full(n, 0.007)}
+    by_forecaster = {
+        "model": true,
+        "har": true * np.exp(0.25 * chance.standard_normal(n)),
+        "persistence": np.full(n, 0.007),
+    }
     return Panel(
         symbol="BTCUSDT",
         open_time=START + HOUR_MS * np.arange(n, dtype=np.int64),
         realized=dict.fromkeys(QUANTITIES, realized),
-        forecasts=dict.fromkeys(QUANTITIES, said_by),
+        forecasts=dict.fromkeys(QUANTITIES, by_forecaster),
         intervals={"static": IntervalSeries(0.7 * true, 1.4 * true, 0.9)},
         notes=("persistence knows <nothing>",),
     )
@@ -104,7 +108,7 @@ def test_everybody_is_scored_on_the_rows_that_all_of_them_said(panel):
     assert got.silent == {NEXT_24H: ["mute"]}
     assert set(got.next_24h) == {"model", "har"}
     assert got.next_24h["model"] == measures(realized[200:], model[200:])
-    assert said(partly, NEXT_24H).rows.sum() == got.scored_rows[NEXT_24H]
+    assert common_sample(partly, NEXT_24H).rows.sum() == got.scored_rows[NEXT_24H]
 
 
 def test_outcomes_decide_no_group(panel, evaluation):
@@ -200,8 +204,8 @@ def test_the_page_needs_nothing_from_anywhere_and_is_the_same_again(panel, evalu
     assert "<script" not in page
     assert "http" not in re.sub(r"base64,[^\"]+", "", page)
     assert "knows &lt;nothing&gt;" in page
-    for said_there in (MEANINGS[NEXT_24H][1:], evaluation.data_sha256, "abcdef012345", "As it is.", "Harvey"):
-        assert said_there in page
+    for expected in (MEANINGS[NEXT_24H][1:], evaluation.data_sha256, "abcdef012345", "As it is.", "Harvey"):
+        assert expected in page
     images = re.findall(r'<img alt="([^"]+)" src="data:image/svg\+xml;base64,([^"]+)"', page)
     assert len(images) == page.count("<img") == 5
     for alt, data in images:

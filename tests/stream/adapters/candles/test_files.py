@@ -145,13 +145,13 @@ def test_rows_in_neither_order_of_time_are_refused_by_the_first_of_them(tmp_path
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from stream.adapters import candles
+from stream.adapters.candles import files
 from stream.testing.market import simulate
 tape = simulate(["BTCUSDT"], 1_609_459_200_000, 2_000, seed=1)["BTCUSDT"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    candles.write(tape, Path(sys.argv[1]))
-except candles.CandleFileError as error:
+    files.write(tape, Path(sys.argv[1]))
+except files.CandleFileError as error:
     print(error)
 """
 

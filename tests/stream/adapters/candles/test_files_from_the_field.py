@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_refused_with_one_line(name, content, cause, writ
 # -- hours that are not over
 
 
-def said(caplog) -> str:
+def warned(caplog) -> str:
     return "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
 
 
@@ -206,7 +206,7 @@ def said(caplog) -> str:
 def test_the_running_hour_and_the_future_are_left_out_and_said(now, unfinished, written, caplog):
     table = files.read(written("a.csv", text(SIX, header=HEADER)), now_ms=HOUR + now)
     assert (len(table), table.unfinished) == (48 - unfinished, unfinished)
-    assert (f"{unfinished} row(s) left out: they have an hour that is not over" in said(caplog)) == bool(unfinished)
+    assert (f"{unfinished} row(s) left out: they have an hour that is not over" in warned(caplog)) == bool(unfinished)
 
 
 def test_a_file_without_an_hour_that_is_over_is_refused(written):
@@ -243,7 +243,7 @@ def test_a_file_that_was_written_during_its_last_hour_has_that_hour_half(written
     at_s = (HOUR + 47 * HOUR_MS + HOUR_MS // 2) / 1_000
     os.utime(path, (at_s, at_s))
     assert files.read(path, now_ms=HOUR + 48 * HOUR_MS + HOUR_MS // 2).unfinished == 1
-    assert "or was not when the file was written" in said(caplog)
+    assert "or was not when the file was written" in warned(caplog)
     # What is dated before its own rows has lost its date on some way: that says nothing.
     os.utime(path, (315_532_800, 315_532_800))
     assert files.read(path, now_ms=NOW).unfinished == 0
@@ -258,20 +258,20 @@ def spaced(step_ms: int, rows: int, first: int = HOUR) -> list[list[str]]:
 
 @pytest.mark.parametrize("rows", [3, 12, 500])
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "shown"),
     [(1, "1 min"), (15, "15 min"), (30, "30 min"), (90, "90 min"), (120, "2 h"), (240, "4 h"), (1_440, "24 h")],
 )
-def test_another_interval_is_refused_by_what_was_found(step, told, rows, written):
+def test_another_interval_is_refused_by_what_was_found(step, shown, rows, written):
     path = written("a.csv", text(spaced(step * MINUTE_MS, rows), header=HEADER))
     with pytest.raises(CandleFileError) as refusal:
         files.read(path, now_ms=NOW * 2)
-    assert str(refusal.value) == f"{path}: candles of BTCUSDT are {told} apart; Volcast reads 1h candles: fetch those"
+    assert str(refusal.value) == f"{path}: candles of BTCUSDT are {shown} apart; Volcast reads 1h candles: fetch those"
 
 
-@pytest.mark.parametrize(("step", "told"), [(15, "15 min"), (240, "4 h"), (1_440, "24 h")])
-def test_another_interval_in_a_part_of_the_file_is_refused(step, told, written):
+@pytest.mark.parametrize(("step", "shown"), [(15, "15 min"), (240, "4 h"), (1_440, "24 h")])
+def test_another_interval_in_a_part_of_the_file_is_refused(step, shown, written):
     rows = [*spaced(HOUR_MS, 1_000), *spaced(step * MINUTE_MS, 40, HOUR + 1_000 * HOUR_MS)]
-    with pytest.raises(CandleFileError, match=rf"are {told} apart from 2024-02-11 16:00 UTC on; Volcast reads 1h"):
+    with pytest.raises(CandleFileError, match=rf"are {shown} apart from 2024-02-11 16:00 UTC on; Volcast reads 1h"):
         files.read(written("a.csv", text(rows, header=HEADER)), now_ms=NOW * 2)
 
 
@@ -289,7 +289,7 @@ def test_holes_and_candles_off_the_hour_are_no_interval(written, caplog):
     rows = [*spaced(HOUR_MS, 66), *off, *spaced(HOUR_MS, 400, HOUR + 160 * HOUR_MS)]
     table = files.read(written("a.csv", text(rows, header=HEADER)), now_ms=NOW)
     assert (len(table), table.off_hour) == (466, 54)
-    assert "54 row(s) left out: they do not open on the hour" in said(caplog)
+    assert "54 row(s) left out: they do not open on the hour" in warned(caplog)
 
 
 def test_hours_of_another_time_zone_are_refused(written):
@@ -322,7 +322,7 @@ def test_another_symbol_than_asked_for_and_none_at_all_are_refused(written):
 def test_the_name_of_a_file_says_whose_candles_it_holds(name, written, caplog):
     path = written(name, text(SIX, header=HEADER))
     assert files.read(path, now_ms=NOW).symbols == ("ETHUSDT",)
-    assert "it has no column symbol: its candles are taken for ETHUSDT" in said(caplog)
+    assert "it has no column symbol: its candles are taken for ETHUSDT" in warned(caplog)
     with pytest.raises(CandleFileError, match="by its name it holds candles of ETHUSDT, not BTCUSDT; choose --symbol"):
         files.read(path, asked="BTCUSDT", now_ms=NOW)
 
@@ -335,7 +335,7 @@ def test_the_name_of_a_file_that_names_no_pair_says_nothing(name, written):
 def test_where_nothing_says_whose_candles_they_are_it_is_told_or_refused(written, caplog):
     path = written("a.csv", text(SIX, header=HEADER))
     assert files.read(path, asked="ETHUSDT", now_ms=NOW).symbols == ("ETHUSDT",)
-    assert "taken for ETHUSDT" in said(caplog)
+    assert "taken for ETHUSDT" in warned(caplog)
     with pytest.raises(CandleFileError, match="nothing says whose candles it holds; add a column symbol"):
         files.read(path, default_symbol=None, now_ms=NOW)
 
@@ -347,5 +347,5 @@ def test_every_row_that_is_set_aside_is_said(written, caplog):
     table = files.read(path, now_ms=NOW)
     assert (len(table), table.duplicates, table.off_hour, table.unfinished) == (48, 1, 1, 1)
     for what in ("they repeat another row exactly", "they do not open on the hour", "that is not over"):
-        assert f"{path}: 1 row(s) left out: " in said(caplog)
-        assert what in said(caplog)
+        assert f"{path}: 1 row(s) left out: " in warned(caplog)
+        assert what in warned(caplog)

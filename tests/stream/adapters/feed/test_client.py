@@ -28,7 +28,7 @@ class Listener:
     """Keeps what it hears; `enough` is set when `closes` closing frames have come."""
 
     def __init__(self, closes: int) -> None:
-        self.heard: list[Candle] = []
+        self.received: list[Candle] = []
         self.reasons: list[str] = []
         self.connections = 0
         self.forming_count = 0
@@ -47,8 +47,8 @@ class Listener:
 
     async def closed(self, update: KlineUpdate, received_at_s: float) -> None:
         assert update.closed
-        self.heard.append(update.candle)
-        if len(self.heard) >= self._closes:
+        self.received.append(update.candle)
+        if len(self.received) >= self._closes:
             self.enough.set()
 
 
@@ -88,7 +88,7 @@ async def listen(
 async def test_every_close_arrives_in_order_for_each_symbol(exchange: Exchange, tape: dict[str, list[Candle]]) -> None:
     listener = await listen(exchange, 96, [])
     for symbol in SYMBOLS:
-        assert [c.ohlcv for c in listener.heard if c.symbol == symbol] == [c.ohlcv for c in tape[symbol]]
+        assert [c.ohlcv for c in listener.received if c.symbol == symbol] == [c.ohlcv for c in tape[symbol]]
     assert listener.forming_count > 0
 
 
@@ -146,14 +146,14 @@ async def test_a_frame_that_cannot_be_used_is_counted_and_the_next_one_is_read()
 
     candle = simulate(["BTCUSDT"], START, 1, 7)["BTCUSDT"][0]
 
-    async def speak(socket: ServerConnection) -> None:
+    async def send_frames(socket: ServerConnection) -> None:
         for frame in ("not json", b"\xff\xfe", '{"e":"trade"}', '{"e":"kline","s":"BTCUSDT"}'):
             await socket.send(frame)
         await socket.send(kline_payload(candle, candle.close_time + 80, closed=True), text=True)
         await socket.wait_closed()
 
     facts: list[Fact] = []
-    async with serve(speak, "127.0.0.1", 0) as server:
+    async with serve(send_frames, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         rng = random.Random(1)
         feed = BinanceFeed(f"ws://127.0.0.1:{port}", ["BTCUSDT"], clock=Clock(), observe=facts.append, rng=rng)
@@ -227,8 +227,8 @@ async def test_hundreds_of_symbols_are_subscribed_within_the_exchanges_limit(
         await asyncio.gather(running, return_exceptions=True)
         assert exchange.limits()["broken"] == 0
         assert 2 <= exchange.limits()["control_frames_in_1_s"] <= 5
-        said = [e for e in exchange.access_log.entries("frame") if e.method == "SUBSCRIBE"]
-        assert len(said) == 6
+        subscriptions = [e for e in exchange.access_log.entries("frame") if e.method == "SUBSCRIBE"]
+        assert len(subscriptions) == 6
     assert not [f for f in facts if isinstance(f, FeedDisconnected)]
 
 
@@ -309,5 +309,5 @@ async def test_a_connection_is_relieved_before_its_day_is_over_and_not_near_a_cl
     assert listener.connections == 1
     # Nothing is missing over the change; what both brought is the ledger's to tell.
     for symbol in SYMBOLS:
-        heard = {c.open_time for c in listener.heard if c.symbol == symbol}
-        assert heard == {c.open_time for c in tape[symbol] if c.open_time <= max(heard)}
+        received = {c.open_time for c in listener.received if c.symbol == symbol}
+        assert received == {c.open_time for c in tape[symbol] if c.open_time <= max(received)}

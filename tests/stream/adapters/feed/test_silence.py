@@ -24,7 +24,7 @@ def candle(symbol: str, volume: float = 1.0) -> Candle:
 
 def test_silence_is_suspected_after_its_time_and_not_before() -> None:
     silence = Silence(["A", "B"], {}, 0.0, 60.0)
-    silence.heard(candle("A"), 30.0)
+    silence.received(candle("A"), 30.0)
     assert silence.suspects(59.9) == []
     assert silence.suspects(60.0) == ["B"]
     assert not silence.total(60.0)
@@ -47,14 +47,14 @@ def test_a_stream_that_stays_mute_is_woken_less_and_less_often() -> None:
     now_s, attempts = 0.0, []
     while now_s < 86_400:
         now_s += 1.0
-        silence.heard(candle("B"), now_s)
+        silence.received(candle("B"), now_s)
         if silence.suspects(now_s):
             silence.woken("A", now_s)
             attempts.append(now_s)
     assert attempts[:3] == [60.0, 120.0, 240.0]
     assert len(attempts) < 32
     # A frame makes good.
-    silence.heard(candle("A"), now_s)
+    silence.received(candle("A"), now_s)
     assert silence.suspects(now_s + 60) == ["A", "B"]
 
 
@@ -72,12 +72,12 @@ def test_no_second_holds_more_json_than_leaves_room_for_a_pong(wishes: list[tupl
         elif kind == "json":
             while (wait_s := frames.wait_s()) > 0:
                 now[0] += wait_s
-            frames.spoke()
+            frames.json_sent()
             sent.append((now[0], "json"))
     for at_s, _ in sent:
         assert sum(at_s <= t < at_s + 1.0 for t, _ in sent) <= PER_SECOND
-    spoken = [t for t, k in sent if k == "json"]
-    assert all(b - a >= 0.25 - 1e-9 for a, b in itertools.pairwise(spoken))
+    json_at_s = [t for t, k in sent if k == "json"]
+    assert all(b - a >= 0.25 - 1e-9 for a, b in itertools.pairwise(json_at_s))
 
 
 @pytest.mark.fault(6)

@@ -35,8 +35,8 @@ TABLES = ("candles", "forecasts", "decisions", "gaps", "outbox", "retained", "op
 def message(hour: int, tail: str = "") -> tuple[str, int, str, int, bytes]:
     open_time = T0 + hour * HOUR_MS
     schema = "volcast.decision/1" if tail else "volcast.forecast/1"
-    told = {"id": f"binance:spot:B:1h:{open_time}:m{tail}", "revision": 0, "symbol": "B", "open_time": open_time}
-    return (*told.values(), msgspec.json.encode({"schema": schema, **told, "exposure": 0.25, "padding": "x" * 600}))  # type: ignore[return-value]
+    key = {"id": f"binance:spot:B:1h:{open_time}:m{tail}", "revision": 0, "symbol": "B", "open_time": open_time}
+    return (*key.values(), msgspec.json.encode({"schema": schema, **key, "exposure": 0.25, "padding": "x" * 600}))  # type: ignore[return-value]
 
 
 def fill(db: sqlite3.Connection, hours: int = HOURS, *, holes: tuple[int, ...] = (), keep_outbox: int = 20) -> None:

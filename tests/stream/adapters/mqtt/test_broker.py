@@ -63,7 +63,7 @@ async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted
     scripted.pubacks = [0, 0, 0, code, 0, code, code, 0, code]
     facts: list[Fact] = []
     await node(scripted, facts).run(saying(EVENTS))
-    events = scripted.said("e/")
+    events = scripted.received_topics("e/")
     assert sorted(set(events), key=events.index) == EVENTS
     assert [t for t in events if events.count(t) > 1] == ["e/3"] * 3 + ["e/4"] * 2
     assert len([f for f in facts if isinstance(f, BrokerLost)]) == 3
@@ -73,11 +73,11 @@ async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted
 async def test_a_slow_broker_is_waited_for_and_hears_everything_once(scripted: Scripted) -> None:
     scripted.prompt.clear()
     running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
-    await scripted.spoken_to.wait()
-    assert scripted.said("e/") == EVENTS[:1]
+    await scripted.publish_received.wait()
+    assert scripted.received_topics("e/") == EVENTS[:1]
     scripted.prompt.set()
     await running
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
     assert scripted.connects == 1
 
 
@@ -88,7 +88,7 @@ async def test_refused_credentials_are_tried_again_and_told_once(
     scripted.connacks = [NOT_AUTHORIZED] * 3
     facts: list[Fact] = []
     await node(scripted, facts).run(saying(EVENTS))
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
     assert [m for m in caplog.messages if "Not authorized" in m] == [caplog.messages[0]]
     assert [type(f) for f in facts][-1] is BrokerConnected
 
@@ -97,7 +97,7 @@ async def test_refused_credentials_are_tried_again_and_told_once(
 async def test_a_takeover_ends_the_node_instead_of_a_fight(scripted: Scripted) -> None:
     scripted.prompt.clear()
     running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
-    await scripted.spoken_to.wait()
+    await scripted.publish_received.wait()
     scripted.disconnect(TAKEN_OVER)
     with pytest.raises(RefusedError, match="--instance"):
         await running
@@ -107,12 +107,12 @@ async def test_a_takeover_ends_the_node_instead_of_a_fight(scripted: Scripted) -
 async def test_any_other_goodbye_of_the_broker_is_no_takeover(scripted: Scripted) -> None:
     scripted.prompt.clear()
     running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
-    await scripted.spoken_to.wait()
+    await scripted.publish_received.wait()
     scripted.disconnect(0x8B)
     scripted.prompt.set()
     await running
     assert scripted.connects == 2
-    assert sorted(set(scripted.said("e/")), key=EVENTS.index) == EVENTS
+    assert sorted(set(scripted.received_topics("e/")), key=EVENTS.index) == EVENTS
 
 
 def property_text(identifier: int, text: str) -> bytes:
@@ -130,7 +130,7 @@ async def test_the_brokers_own_reason_is_what_the_log_says(
     scripted.prompt.clear()
     facts: list[Fact] = []
     running = asyncio.create_task(node(scripted, facts).run(saying(EVENTS)))
-    await scripted.spoken_to.wait()
+    await scripted.publish_received.wait()
     scripted.disconnect(0x8B)
     scripted.prompt.set()
     await running
@@ -166,7 +166,7 @@ async def test_what_is_too_large_for_this_broker_is_not_sent_to_it(scripted: Scr
         with pytest.raises(MessageRefusedError, match=r"Packet too large \(2000 bytes; .*1000"):
             await Session(client).publish("e/0", b"x" * 2_000)
         await Session(client).publish("e/1", b"x")
-    assert scripted.said("e/") == ["e/1"]
+    assert scripted.received_topics("e/") == ["e/1"]
 
 
 async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(scripted: Scripted) -> None:
@@ -185,19 +185,19 @@ async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(
 async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, says_why: bool) -> None:
     """MQTT 5 has a packet for it; before that, brokers closed the connection."""
     scripted.poison, scripted.says_why = {"e/0"}, says_why
-    heard: list[BaseException] = []
+    errors: list[BaseException] = []
 
     async def session(publisher: Publisher) -> None:
-        if heard:
+        if errors:
             return
         try:
             await publisher.publish("e/0", b"x")
         except BaseException as error:
-            heard.append(error)
+            errors.append(error)
             raise
 
     await node(scripted).run(session)
-    assert [(type(e), str(e)) for e in heard] == [
+    assert [(type(e), str(e)) for e in errors] == [
         (HungUpError, "Not authorized" if says_why else "the connection ended without a word")
     ]
 
@@ -212,13 +212,13 @@ async def test_a_dead_address_of_the_brokers_name_does_not_hide_the_living_one(
     with dead_addresses(scripted.port, monkeypatch) as name:
         async with broker_client(f"mqtt://{name}:{scripted.port}", "volcast-n") as client:
             await Session(client).publish("e/0", b"x")
-    assert scripted.said("e/") == ["e/0"]
+    assert scripted.received_topics("e/") == ["e/0"]
 
 
 # --- rivals ----------------------------------------------------------------------------------------------------
 
 
-def told(instance: str, state: str, symbols: list[str]) -> list[tuple[str, bytes]]:
+def node_messages(instance: str, state: str, symbols: list[str]) -> list[tuple[str, bytes]]:
     return [
         (node_topic(instance, "state"), json.dumps({"state": state}).encode()),
         (node_topic(instance, "info"), json.dumps({"symbols": symbols}).encode()),
@@ -231,22 +231,22 @@ def ours() -> Rivals:
 
 @pytest.mark.parametrize("state", ["starting", "ready", "degraded", "stopping"])
 async def test_a_live_node_with_our_symbol_is_a_reason_not_to_speak(scripted: Scripted, state: str) -> None:
-    scripted.retained = told("other", state, ["XRPUSDT", "ETHUSDT"])
+    scripted.retained = node_messages("other", state, ["XRPUSDT", "ETHUSDT"])
     with pytest.raises(RefusedError, match=r"node other .* publishes ETHUSDT too: .*--standby.*node/other/state"):
         await node(scripted, rivals=ours).run(saying(EVENTS))
-    assert scripted.heard == []
+    assert scripted.received == []
 
 
 @pytest.mark.parametrize(
     "retained",
     [
         [],
-        told("other", "ready", ["XRPUSDT"]),
-        told("other", "lost", ["BTCUSDT"]),
-        told("other", "stopped", ["BTCUSDT"]),
-        told("n", "ready", ["BTCUSDT"]),
-        told("other", "ready", [])[:1],
-        told("other", "ready", ["BTCUSDT"])[1:],
+        node_messages("other", "ready", ["XRPUSDT"]),
+        node_messages("other", "lost", ["BTCUSDT"]),
+        node_messages("other", "stopped", ["BTCUSDT"]),
+        node_messages("n", "ready", ["BTCUSDT"]),
+        node_messages("other", "ready", [])[:1],
+        node_messages("other", "ready", ["BTCUSDT"])[1:],
         [(node_topic("other", "state"), b"\xff{"), (node_topic("other", "info"), b"[" * 100_000)],
         [(node_topic("other", "state"), b"[]"), (node_topic("other", "info"), b'{"symbols": 7}')],
     ],
@@ -257,13 +257,13 @@ async def test_what_is_no_rival_does_not_keep_us_from_speaking(
 ) -> None:
     scripted.retained = retained
     await node(scripted, rivals=ours).run(saying(EVENTS))
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
 
 
 async def test_who_spoke_under_our_name_since_we_did_ends_us_and_our_own_past_does_not(scripted: Scripted) -> None:
     def state(session: str, since: int, state: str) -> list[tuple[str, bytes]]:
-        said = {"state": state, "session": session, "since": since}
-        return [(node_topic("n", "state"), json.dumps(said).encode())]
+        message = {"state": state, "session": session, "since": since}
+        return [(node_topic("n", "state"), json.dumps(message).encode())]
 
     def ourselves() -> Rivals:
         return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
@@ -291,7 +291,7 @@ async def test_a_broker_that_does_not_let_us_look_lets_us_speak(
 ) -> None:
     scripted.suback = NOT_AUTHORIZED
     await node(scripted, rivals=ours).run(saying(EVENTS))
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
     assert "does not let us see other nodes" in caplog.text
 
 
@@ -302,18 +302,18 @@ async def test_who_may_not_subscribe_publishes_all_the_same_and_is_told_why_once
 ) -> None:
     scripted.subscription = subscription
     await node(scripted, rivals=ours).run(saying(EVENTS))
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
     why = {"mute": "it does not answer a subscription", "hang_up": "it ends the connection when we subscribe"}
-    told = [m for m in caplog.messages if "does not let us see other nodes" in m]
-    assert len(told) == 1
-    assert why[subscription] in told[0]
+    warnings = [m for m in caplog.messages if "does not let us see other nodes" in m]
+    assert len(warnings) == 1
+    assert why[subscription] in warnings[0]
 
 
 async def chatter(broker: Scripted, every_s: float = 0.1) -> None:
     """A node that never tires of saying that it is there, for other symbols than ours."""
     while True:
-        for topic, payload in told("noisy", "ready", ["XRPUSDT"]):
-            broker.tell(topic, payload, retain=False)
+        for topic, payload in node_messages("noisy", "ready", ["XRPUSDT"]):
+            broker.deliver(topic, payload, retain=False)
         await asyncio.sleep(every_s)
 
 
@@ -321,18 +321,18 @@ async def chatter(broker: Scripted, every_s: float = 0.1) -> None:
 async def test_other_nodes_that_never_cease_to_talk_do_not_keep_us_from_speaking(scripted: Scripted) -> None:
     noise = asyncio.create_task(chatter(scripted))
     await node(scripted, rivals=ours).run(saying(EVENTS))
-    assert scripted.said("e/") == EVENTS
+    assert scripted.received_topics("e/") == EVENTS
     noise.cancel()
 
 
 async def test_other_nodes_that_never_cease_to_talk_do_not_keep_a_standby_from_taking_over(scripted: Scripted) -> None:
-    scripted.retained = told("other", "ready", ["BTCUSDT"])
+    scripted.retained = node_messages("other", "ready", ["BTCUSDT"])
     noise = asyncio.create_task(chatter(scripted))
     waiting = asyncio.create_task(
         stand_by(scripted.url, client_id="volcast-n-standby", rivals=ours, rng=random.Random(7))
     )
     await scripted.subscribed.wait()
-    scripted.tell(*told("other", "stopped", [])[0])
+    scripted.deliver(*node_messages("other", "stopped", [])[0])
     await waiting
     noise.cancel()
 
@@ -344,24 +344,24 @@ async def test_an_end_of_our_own_making_is_no_rival(scripted: Scripted) -> None:
     def ourselves() -> Rivals:
         return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
 
-    said = {"state": "ready", "session": "ours", "since": 1_500}
-    scripted.retained = [(node_topic("n", "state"), json.dumps(said).encode())]
+    message = {"state": "ready", "session": "ours", "since": 1_500}
+    scripted.retained = [(node_topic("n", "state"), json.dumps(message).encode())]
     scripted.prompt.clear()
     running = asyncio.create_task(node(scripted, rivals=ourselves).run(saying(EVENTS)))
-    await scripted.spoken_to.wait()
+    await scripted.publish_received.wait()
     scripted.disconnect(TAKEN_OVER)
     scripted.prompt.set()
     await running
     assert scripted.connects == 2
-    assert sorted(set(scripted.said("e/")), key=EVENTS.index) == EVENTS
+    assert sorted(set(scripted.received_topics("e/")), key=EVENTS.index) == EVENTS
 
 
 async def test_who_takes_our_connection_again_and_again_is_a_rival_though_it_says_nothing(scripted: Scripted) -> None:
     scripted.prompt.clear()
     running = asyncio.create_task(node(scripted, rivals=ours).run(saying(EVENTS)))
     for _ in range(3):
-        scripted.spoken_to.clear()
-        await scripted.spoken_to.wait()
+        scripted.publish_received.clear()
+        await scripted.publish_received.wait()
         scripted.disconnect(TAKEN_OVER)
     with pytest.raises(RefusedError, match="--instance"):
         await running
@@ -372,8 +372,8 @@ async def test_our_own_past_with_a_clock_that_was_ahead_is_no_rival(scripted: Sc
     def ourselves() -> Rivals:
         return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
 
-    said = {"state": "lost", "session": "before", "since": 9_000}
-    scripted.retained = [(node_topic("n", "state"), json.dumps(said).encode())]
+    message = {"state": "lost", "session": "before", "since": 9_000}
+    scripted.retained = [(node_topic("n", "state"), json.dumps(message).encode())]
     scripted.pubacks = [QUOTA_EXCEEDED]
     await node(scripted, rivals=ourselves).run(saying(EVENTS))
     assert scripted.connects == 2
@@ -383,7 +383,7 @@ async def test_our_own_past_with_a_clock_that_was_ahead_is_no_rival(scripted: Sc
 async def test_who_stands_by_comes_in_when_the_other_has_gone(
     scripted: Scripted, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted.retained = told("other", "ready", ["BTCUSDT"])
+    scripted.retained = node_messages("other", "ready", ["BTCUSDT"])
     standing_by = asyncio.Event()
 
     class Listener(logging.Handler):
@@ -399,12 +399,12 @@ async def test_who_stands_by_comes_in_when_the_other_has_gone(
     await standing_by.wait()
     assert not waiting.done()
     # Gone and back within the grace: still alive.
-    for topic, payload in [*told("other", end, [])[:1], *told("other", "starting", [])[:1]]:
-        scripted.tell(topic, payload)
-    scripted.tell(*told("other", "ready", ["BTCUSDT"])[1])
-    scripted.tell(*told("other", end, [])[0])
+    for topic, payload in [*node_messages("other", end, [])[:1], *node_messages("other", "starting", [])[:1]]:
+        scripted.deliver(topic, payload)
+    scripted.deliver(*node_messages("other", "ready", ["BTCUSDT"])[1])
+    scripted.deliver(*node_messages("other", end, [])[0])
     await waiting
-    assert scripted.heard == []
+    assert scripted.received == []
 
 
 async def test_nobody_to_wait_for_is_not_waited_for(scripted: Scripted) -> None:

@@ -56,7 +56,7 @@ def test_annual_is_the_root_of_8760_hours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("annualized", "before", "after", "action", "said"),
+    ("annualized", "before", "after", "action", "codes"),
     [
         (0.80, 0.0, 0.5, "increase", ["volatility_target"]),
         (0.20, 0.0, 1.0, "increase", ["volatility_target", "capped"]),

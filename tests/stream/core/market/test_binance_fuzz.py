@@ -153,14 +153,14 @@ def _keys(rng: random.Random, frame: bytes, frames: list[bytes]) -> bytes:
 
 def verdict(frame: bytes) -> str | None:
     """The cause for which a frame is set aside; None where it was accepted, and rightly."""
-    told, cause = None, None
+    decoded, cause = None, None
     try:
-        told = decode_frame(frame)
+        decoded = decode_frame(frame)
     except WireError as error:
         cause = error.reason
     assert cause is None or cause in CAUSES
-    if isinstance(told, KlineUpdate):
-        assert_true(frame, told)
+    if isinstance(decoded, KlineUpdate):
+        assert_true(frame, decoded)
     return cause
 
 
@@ -176,8 +176,8 @@ def _whole(value: Any) -> int:
     return int(number)
 
 
-def assert_true(frame: bytes, told: KlineUpdate) -> None:
-    candle = check(told.candle)
+def assert_true(frame: bytes, decoded: KlineUpdate) -> None:
+    candle = check(decoded.candle)
     message = _read(frame)
     event = message["data"] if message.get("data") is not None else message
     k = event["k"]
@@ -185,12 +185,12 @@ def assert_true(frame: bytes, told: KlineUpdate) -> None:
     assert k["i"] == "1h"
     assert candle.open_time == to_ms(_whole(k["t"]))
     assert candle.close_time == to_ms(_whole(k["T"]))
-    assert told.event_time == to_ms(_whole(event["E"]))
+    assert decoded.event_time == to_ms(_whole(event["E"]))
     assert candle.ohlcv == tuple(float(k[name]) for name in "ohlcv")
     assert (candle.quote_volume, candle.taker_buy_base) == (float(k["q"]), float(k["V"]))
     assert candle.trades == _whole(k["n"])
-    assert told.closed is (str(k["x"]).lower() in ("true", "1"))
-    assert not told.closed or told.event_time >= candle.close_time
+    assert decoded.closed is (str(k["x"]).lower() in ("true", "1"))
+    assert not decoded.closed or decoded.event_time >= candle.close_time
 
 
 @settings(max_examples=300)

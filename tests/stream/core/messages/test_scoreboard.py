@@ -119,21 +119,21 @@ def broken(days: int, factor: float) -> list[Outcome]:
     made = []
     for day in range(days):
         wobble = 0.01 * math.exp(0.3 * math.sin(7.1 * day))
-        said = 0.01 * (factor if day >= 60 else 1.0)
-        made.append(outcome(day * 24 + 23, (said, said, 0.01, 0.01, 0.01, wobble)))
+        forecast = 0.01 * (factor if day >= 60 else 1.0)
+        made.append(outcome(day * 24 + 23, (forecast, forecast, 0.01, 0.01, 0.01, wobble)))
     return made
 
 
 @pytest.mark.parametrize("factor", [0.4, 2.5])
 def test_a_model_that_breaks_is_told_once_with_its_evidence(factor: float) -> None:
-    board, told = Scoreboard(USUAL, VERSION), []
+    board, published = Scoreboard(USUAL, VERSION), []
     for one in broken(150, factor):
         alarm = board.alarm(one)
         board.add(one)
         if alarm is not None:
-            told.append(scoreboard.decay_message("BTCUSDT", USUAL, alarm, VERSION, 5))
-    assert len(told) == 1
-    (decay,) = told
+            published.append(scoreboard.decay_message("BTCUSDT", USUAL, alarm, VERSION, 5))
+    assert len(published) == 1
+    (decay,) = published
     assert decay.since >= START + 50 * 24 * HOUR_MS
     assert START + 60 * 24 * HOUR_MS < decay.open_time < START + 82 * 24 * HOUR_MS
     assert decay.statistic >= decay.threshold
@@ -151,5 +151,5 @@ def test_a_revised_outcome_neither_repeats_an_alarm_nor_swallows_one() -> None:
     moved = [*days[:at], msgspec.structs.replace(days[at], realized=days[at].model_volatility * 0.9), *days[at + 1 :]]
     _, after = scoreboard.alarms(USUAL, moved)
     assert [a.open_time for a in after] != [a.open_time for a in before]
-    assert scoreboard.untold([alarm.open_time], after) == []
-    assert scoreboard.untold([], after) == list(after)
+    assert scoreboard.unpublished([alarm.open_time], after) == []
+    assert scoreboard.unpublished([], after) == list(after)
