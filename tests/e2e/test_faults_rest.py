@@ -178,7 +178,8 @@ async def test_a_stream_that_is_cut_at_the_close_takes_no_half_formed_candle(
 async def test_a_close_that_is_sent_an_hour_early_waits_for_its_end(
     tape: dict[str, list[Candle]], broker: str, tmp_path: Path
 ) -> None:
-    async with just(-2.0, tape) as exchange:
+    # Long enough before the close for a busy machine to be listening when it comes.
+    async with just(-15.0, tape) as exchange:
         exchange.fault("early_close", at=START)
         watch, _ = await stand.run(
             exchange, broker, tmp_path, last=LAST, since=hour(-1), up_to=hour(1), stall_after_s=30.0,

@@ -28,7 +28,7 @@ def volcast(*arguments: object, failing: str | None = None) -> subprocess.Comple
         call, _, error = failing.partition(":")
         how = ["-e", f"trace={call}", "-e", f"inject={call}:error={error}"]
         command = [strace, "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", *how, "--", *command]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
 
 
 @pytest.fixture

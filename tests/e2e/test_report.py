@@ -192,6 +192,7 @@ def test_without_evidently_it_says_what_to_install(candle_file: Path, tmp_path: 
 
 
 @pytest.mark.real_data
+@pytest.mark.timeout(900)
 def test_the_year_2024_is_reported_as_the_docs_say(real_data: Path, tmp_path: Path) -> None:
     command, output = re.findall(r"```sh\n(volcast report .*?)\n```\n\n```\n(.*?)```", DOCS, re.DOTALL)[0]
     options = command.split()[2:]

@@ -63,7 +63,7 @@ class Watched:
             )
 
     def run(self, *arguments: object) -> None:
-        assert self.start(*arguments).wait(timeout=200) == 0, self.errors
+        assert self.start(*arguments).wait(timeout=400) == 0, self.errors
 
     @property
     def _calls(self) -> Path:
