@@ -1,7 +1,7 @@
 """Facts become Prometheus metrics. Every name is in this file, in one registry that the caller owns.
 
 A gauge of an event is its time, not its age, so that a stuck updater shows. All label sets of the configured
-symbols exist from the start. CONTRACT §5 fixes the names.
+symbols exist from the start. docs/contract.md §5 fixes the names.
 """
 
 from __future__ import annotations

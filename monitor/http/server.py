@@ -21,7 +21,7 @@ from litestar.params import PathParameter, QueryParameter
 from stream.core.messages.schemas import Decision, Drift, Forecast, Score
 from stream.ports import Status
 
-#: A pipeline that has not moved for this long is dead (CONTRACT §4).
+#: A pipeline that has not moved for this long is dead (docs/contract.md §4).
 HEARTBEAT_LIMIT_S = 30.0
 HISTORY_LIMIT = 1_000
 

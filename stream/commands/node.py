@@ -74,7 +74,7 @@ def packaged_model() -> Path:
 
 
 def model_path(model: Path | None, data_dir: Path) -> Path:
-    """CONTRACT §1: the one given, else the data directory's champion, else the packaged one."""
+    """docs/contract.md §1: the one given, else the data directory's champion, else the packaged one."""
     if model is not None:
         return model
     champion = data_dir / "champion.onnx"

@@ -17,7 +17,6 @@ from typing import Any
 from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
-from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.market.sequencer import Due, FeedStateName
 from stream.core.messages import schemas
@@ -26,6 +25,7 @@ from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
 from stream.logs import utc
 from stream.pipeline import learning
+from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
@@ -45,10 +45,6 @@ from stream.telemetry import (
 
 log = logging.getLogger(__name__)
 
-#: CONTRACT §4: a candle may take this long after its close before the node is not ready.
-_READY_GRACE_MS = 120_000
-#: The same in real time where the exchange's clock runs faster than ours.
-_READY_GRACE_REAL_S = 5.0
 _TICK_S = 1.0
 _LAG_PROBE_S = 0.1
 _STORAGE_EVERY_TICKS = 30
@@ -94,17 +90,12 @@ class Daemon:
         self._clock = clock
         self._observe = observe
         self._instance, self._session = instance, session
-        self._grace_ms = int(max(_READY_GRACE_MS, _READY_GRACE_REAL_S * 1_000 * time_scale))
         self._queue: asyncio.Queue[Due] = asyncio.Queue()
-        self._beat_s = clock.monotonic_s()
-        #: When the work in hand was begun; None between two rounds.
-        self._busy_since_s: float | None = None
         self._stopping = False
-        #: What waits came while nothing could be written, and is late (CONTRACT §7).
+        #: What waits came while nothing could be written, and is late (docs/contract.md §7).
         self._late = False
         #: Whether the exchange's time is in doubt, and that was said.
         self._doubting = False
-        self._done: dict[str, int] = {}
         self.processor = Processor(
             journal=journal,
             predictor=predictor,
@@ -134,6 +125,17 @@ class Daemon:
             clock=clock,
             observe=observe,
             notify_feed=self._notify_feed,
+        )
+        self.health = Health(
+            symbols,
+            intake=self.intake,
+            processor=self.processor,
+            publisher=self.publisher,
+            journal=journal,
+            exchange_time=exchange_time,
+            time_scale=time_scale,
+            clock=clock,
+            is_idle=self._queue.empty,
         )
 
     # --- run ---------------------------------------------------------------------------------------------------
@@ -243,7 +245,7 @@ class Daemon:
                     batch[due.candle.symbol] = due
             if self._late:
                 batch = {symbol: Due(due.candle, "backfill") for symbol, due in batch.items()}
-            self._busy_since_s = self._clock.monotonic_s()
+            self.health.begin()
             # Finished even when we are told to stop: half a candle does not exist.
             processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
             try:
@@ -251,16 +253,15 @@ class Daemon:
             except asyncio.CancelledError:
                 await asyncio.wait([processing], timeout=_STOP_S)
                 raise
-            self._busy_since_s = None
             self._late = self._late and (waiting is not None or not self._queue.empty())
-            self._done |= {symbol: due.candle.open_time for symbol, due in batch.items()}
+            self.health.end({symbol: due.candle.open_time for symbol, due in batch.items()})
             self.intake.took()
             self._publish_state()
 
     async def _tick(self) -> None:
         ticks = 0
         while True:
-            self._beat_s = self._clock.monotonic_s()
+            self.health.beat()
             self._late = self._late or self.processor.failing is not None
             if not self._stopping:
                 # Then the intake has ended, and repairs nothing any more.
@@ -357,59 +358,23 @@ class Daemon:
 
     @property
     def heartbeat_age_s(self) -> float:
-        oldest_s = self._beat_s
-        # A journal that cannot be written is waited for, and said elsewhere; a restart would not mend it.
-        if self._busy_since_s is not None and self.processor.failing is None:
-            oldest_s = min(oldest_s, self._busy_since_s)
-        return self._clock.monotonic_s() - oldest_s
+        return self.health.heartbeat_age_s
 
     def exchange_now_ms(self) -> int | None:
         return self._time.now_ms(self._clock.monotonic_s()) if self._time.known else None
 
     def readiness(self) -> Readiness:
-        reasons: list[str] = []
-        halted = tuple(s for s, each in self.intake.subscriptions.items() if each.sequencer.halted)
-        if not self.publisher.connected:
-            reasons.append("broker not connected")
-        if failing := self.processor.failing or self._journal.stuck:
-            reasons.append(failing)
-        now_ms = self.exchange_now_ms()
-        if now_ms is None:
-            reasons.append("the exchange has not answered yet")
-        else:
-            due = grid_floor(now_ms - self._grace_ms) - HOUR_MS
-            for symbol in self._symbols:
-                sequencer = self.intake.subscriptions[symbol].sequencer
-                if sequencer.unlisted and not sequencer.started:
-                    reasons.append(f"{symbol}: the exchange does not list it")
-                if symbol in halted:
-                    continue
-                if symbol in self.processor.unforecast:
-                    reasons.append(f"{symbol}: the model gives no usable forecast")
-                done = self._done.get(symbol, self._warmed(symbol))
-                if done is None:
-                    reasons.append(f"{symbol}: warming up")
-                elif done < due:
-                    reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
-        served = self.processor.serving_baseline()
-        remarks = (*served.values(), *self.publisher.remarks)
-        return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
+        return self.health.readiness()
 
     def readiness_ok(self) -> bool:
         return self.readiness().ready
-
-    def _warmed(self, symbol: str) -> int | None:
-        """After a restart the newest candle may have been processed by the run before."""
-        subscription = self.intake.subscriptions[symbol]
-        idle = subscription.sequencer.started and subscription.backfill is None and self._queue.empty()
-        return subscription.sequencer.last_open_time if idle else None
 
     def _publish_state(self) -> None:
         if self._stopping:
             return
         readiness = self.readiness()
         # Whether the broker is there, the broker need not be told.
-        reasons = tuple(r for r in readiness.reasons if r != "broker not connected")
+        reasons = tuple(r for r in readiness.reasons if r != BROKER_AWAY)
         if not reasons:
             # A node that serves the baseline does what it shall; that it does is said all the same.
             self.publisher.publish_state("ready", readiness.remarks)

@@ -102,6 +102,21 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours but an answer of
         self.code = code
 
 
+def _listed(exchange: Running) -> list[str]:
+    return [s for s in exchange.tape.symbols if exchange.board.status(s) != "DELISTED"]
+
+
+def _scripted(board: FaultBoard, path: str) -> Response[Any] | None:
+    failure = board.rest_answer(path)
+    if failure is None:
+        return None
+    headers = {} if failure.retry_after is None else {"Retry-After": str(failure.retry_after)}
+    if failure.status == 403:  # a firewall in front of the exchange answers, in its own language
+        body, media = "<html><body><h1>403 Forbidden</h1></body></html>", MediaType.HTML
+        return Response(body, status_code=403, headers=headers, media_type=media)
+    return _json({"code": _code_of(failure.status), "msg": "scripted failure"}, failure.status, headers)
+
+
 def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
     archive = Archive(exchange.tape, exchange.board, exchange.now_ms)
     #: What a cache in front of the exchange remembers, and until when.
@@ -121,28 +136,15 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
             now_ms = exchange.now_ms()
             await asyncio.sleep(late_s)
             request.state.asked_at_ms = now_ms
-        return _scripted(path)
+        return _scripted(exchange.board, path)
 
     async def before_file(request: Asked) -> Response[Any] | None:
         exchange.access_log.add("request", None, request.url.path, weight=0)
-        return _scripted(request.url.path)
-
-    def _scripted(path: str) -> Response[Any] | None:
-        failure = exchange.board.rest_answer(path)
-        if failure is None:
-            return None
-        headers = {} if failure.retry_after is None else {"Retry-After": str(failure.retry_after)}
-        if failure.status == 403:  # a firewall in front of the exchange answers, in its own language
-            body, media = "<html><body><h1>403 Forbidden</h1></body></html>", MediaType.HTML
-            return Response(body, status_code=403, headers=headers, media_type=media)
-        return _json({"code": _code_of(failure.status), "msg": "scripted failure"}, failure.status, headers)
+        return _scripted(exchange.board, request.url.path)
 
     async def after(response: Response[Any]) -> Response[Any]:
         response.headers["X-MBX-USED-WEIGHT-1M"] = str(meter.used(exchange.now_ms()))
         return response
-
-    def listed() -> list[str]:
-        return [s for s in exchange.tape.symbols if exchange.board.status(s) != "DELISTED"]
 
     @get("/ping")
     async def ping() -> Response[bytes]:
@@ -157,7 +159,7 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
     async def exchange_info(request: Asked) -> Response[bytes]:
         query = request.query_params
         try:
-            symbols = _asked_symbols(query.get("symbol"), query.get("symbols"), listed())
+            symbols = _asked_symbols(query.get("symbol"), query.get("symbols"), _listed(exchange))
         except _Refused as refused:
             return _refusal(refused)
         return _json(
@@ -183,7 +185,7 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
         lag_ms = 0 if board.lag is None else round(board.lag.seconds * 1_000)
         cap = MAX_LIMIT if board.cap is None else board.cap.rows
         try:
-            rows = _klines(request, exchange.tape, listed(), now_ms - lag_ms, cap, kind)
+            rows = _klines(request, exchange.tape, _listed(exchange), now_ms - lag_ms, cap, kind)
         except _Refused as refused:
             return _refusal(refused)
         answer = _spoilt(rows, kind)

@@ -1,4 +1,4 @@
-"""Candle files, in and out (polars): one row per closed hour (CONTRACT §1).
+"""Candle files, in and out (polars): one row per closed hour (docs/contract.md §1).
 
 Reading goes through `candle_bytes` (what the file is), `candle_columns` (what its columns mean) and `candle_rules`
 (which rows are candles): one way, for all commands. Files appear at once or not at all: they are written beside their

@@ -28,7 +28,7 @@ class PredictorError(VolcastError, RuntimeError):
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """What model and baselines say about one symbol's closed candle. σ are hourly; see CONTRACT §3."""
+    """What model and baselines say about one symbol's closed candle. σ are hourly; see docs/contract.md §3."""
 
     symbol: str
     open_time: int
