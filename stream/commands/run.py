@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from stream.adapters.supervisor import Supervisor
 from stream.commands import node
 from stream.settings import Settings
 
@@ -18,19 +20,38 @@ T = TypeVar("T")
 
 
 def run(settings: Settings) -> None:
-    asyncio.run(_run(settings))
+    with contextlib.closing(Supervisor()) as supervisor:
+        asyncio.run(_run(settings, supervisor))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, supervisor: Supervisor) -> None:
     stop = asyncio.Event()
     stop_on_signals(stop)
-    await node.run(settings, stop, alongside=_settle)
+    up: list[node.Node] = []
+
+    async def settle(running: node.Node) -> None:
+        up.append(running)
+        # What is there once the node is up stays. To look through all of it for garbage holds every thread for a third
+        # of a second, again and again, for instance in a scrape of many symbols.
+        gc.freeze()
+        await supervisor.ready()
+
+    if settings.standby:
+        # It may be days until it is its turn, and it does what it shall.
+        await supervisor.ready()
+    alive = asyncio.create_task(supervisor.keep_alive(lambda: up[0].daemon.heartbeat_age_s if up else 0.0))
+    stopping = asyncio.create_task(_say_stopping(stop, supervisor))
+    try:
+        await node.run(settings, stop, alongside=settle)
+    finally:
+        for task in (alive, stopping):
+            task.cancel()
+        await asyncio.gather(alive, stopping, return_exceptions=True)
 
 
-async def _settle(_: node.Node) -> None:
-    """What is there once the node is up stays. To look through all of it for garbage holds every thread for a third of
-    a second, again and again, for instance in a scrape of many symbols."""
-    gc.freeze()
+async def _say_stopping(stop: asyncio.Event, supervisor: Supervisor) -> None:
+    await stop.wait()
+    await supervisor.stopping()
 
 
 class _Unjoined(ThreadPoolExecutor):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -99,6 +100,25 @@ def test_a_node_whose_terminal_is_closed_says_goodbye(start: Callable[..., Node]
     until(lambda: forecasts(node.get(f"{url}/metrics")) > 0, "its first forecast")
     node.popen.send_signal(signal.SIGHUP)
     assert node.popen.wait(20) == 0
+
+
+def test_a_supervisor_that_asks_is_told_of_start_life_and_stop(
+    start: Callable[..., Node], tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(120)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        node = start(subprocess.DEVNULL, "--http-port", "0", env=environment)
+        messages = {systemd.recv(100), systemd.recv(100)}
+        while b"READY=1" not in messages:
+            messages.add(systemd.recv(100))
+        assert messages == {b"READY=1", b"WATCHDOG=1"}
+        assert listening(node.popen.pid) is not None
+        node.popen.send_signal(signal.SIGTERM)
+        while systemd.recv(100) != b"STOPPING=1":
+            pass
+        assert node.popen.wait(20) == 0
 
 
 def test_a_node_has_as_many_threads_on_one_core_as_on_all(
