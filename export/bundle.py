@@ -1,6 +1,6 @@
 """`volcast export`: a run directory in, one ONNX file out, with everything the daemon must know inside it.
 
-Rules of this room:
+Rules of this module:
 - The run directory is the interface to training: `network.keras`, `contract.json`, `windows.npz`.
 - No clock and no chance: two exports of one run are the same bytes, and the model's version is their hash.
 - What does not load as the daemon loads it, or does not say what Keras says, does not come out.

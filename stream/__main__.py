@@ -1,4 +1,4 @@
-"""The door: the command line. It parses, imports what one command needs, and turns refusals into one line.
+"""The command line. It parses, imports what one command needs, and turns refusals into one line.
 
 Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage, 130 interrupted by Ctrl-C.
 """
@@ -15,14 +15,12 @@ from typing import Any, TypeVar
 try:
     import click
 
-    from stream.commands import process
+    from stream.commands import environment, parameters, process, settings_flags
+    from stream.commands.paths import PAGE_FILES, RUN_FILES, TABLE_SUFFIXES, DataDir, Folder, Input, Output
+    from stream.errors import MisuseError, VolcastError
 except KeyboardInterrupt:
     # Before there is anything that could turn it into an exit code.
     sys.exit(130)
-
-from stream.commands import environment, parameters, settings_flags
-from stream.commands.paths import PAGE_FILES, RUN_FILES, TABLE_SUFFIXES, DataDir, Folder, Input, Output
-from stream.errors import MisuseError, VolcastError
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,6 +1,6 @@
 """Drift: do the candles of the last 30 days still look like those the model was trained on? Evidently's door.
 
-Rules of this room:
+Rules of this module:
 - pandas and Evidently are imported here and in monitor/reports/regression.py, inside the call, in a process that does
   nothing more: importing them takes seconds and hundreds of megabytes.
 - What is measured, over which windows and with which verdict is the core's (stream/core/forecasting/drift.py).

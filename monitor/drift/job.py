@@ -1,6 +1,6 @@
 """The periodic drift run, in a process of its own: niced, bounded, timed, and gone with its memory when it is done.
 
-Rules of this room:
+Rules of this module:
 - The daemon never imports what the run needs. A run that fails, hangs, eats memory or says nothing is a counter and a
   log line, and so is a clean-up that fails.
 - The child leads a process group, which is killed as one: on time-out, and when the daemon stops.

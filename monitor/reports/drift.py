@@ -1,6 +1,6 @@
 """Drift of a period as the daemon would have judged it: 30 days, and the newest 10 of them, a week further each time.
 
-Rules of this room:
+Rules of this module:
 - A week is judged by the 30 days that end with it, however long the period is: thresholds are calibrated for 30 days.
 - Weeks are counted back from the period's end and lie within it; a period shorter than a week has one, its end.
 - Scores by week are the core's arithmetic (stream/core/forecasting/drift.py), which gives Evidently's numbers without

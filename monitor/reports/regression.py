@@ -1,6 +1,6 @@
 """How good forecasts were, once their 24 hours were over: figures of any period, and Evidently's page of it.
 
-Rules of this room:
+Rules of this module:
 - A forecast is judged as it was served at the time; the model's own σ and the baselines' stand beside it.
 - Figures are our own arithmetic in hourly units and say so in their names. Evidently draws σ in annualized percent:
   it prints two decimals, and of an hourly σ of 0.005 they would leave nothing.

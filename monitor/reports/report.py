@@ -1,6 +1,6 @@
 """The report of a period: drift pages, a page of the forecasts' quality, an index with the trend; beside each its JSON.
 
-Rules of this room:
+Rules of this module:
 - It works on arrays; where they came from, a candle file or the journal, is told to it and is on every page.
 - A page's figures and those of the `.json` beside it are the same numbers.
 - A report is of one model: its training range, its reference, its thresholds, its forecasts. What other models said is

@@ -1,6 +1,6 @@
 """The way out: which proxy the environment names, and which authorities vouch for others.
 
-Rules of this room:
+Rules of this module:
 - The same for `https://`, `wss://` and, without a proxy, `mqtts://`. The libraries get the answer and read none of
   these variables: each has its own rules for them, and raises what no caller expects.
 - What cannot work is `RefusedError`, before anything is sent. Whether a proxy answers is found out by asking it.

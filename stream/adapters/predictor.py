@@ -1,6 +1,6 @@
 """The model at run time (onnxruntime): a bundle in, volatilities out.
 
-Rules of this room:
+Rules of this module:
 - A file is judged before it runs: size, structure, foreign code and data, contract, inputs and outputs. What does
   not fit is refused with one line that begins with its path (`ContractError`).
 - A row's answer does not depend on the rows beside it, to the last bit: every call of the runtime has one row, so no

@@ -1,1 +1,1 @@
-"""The door's inside: one module a command. Part of the door, so it may know every room; nobody imports it."""
+"""One module a command, and what commands share. They know every package; nobody imports them."""

@@ -1,6 +1,6 @@
 """The daemon's own operator over history: who forecast, and what every policy decided, hour by hour.
 
-Rules of this room:
+Rules of this module:
 - A term is the time that one model is in charge of. Each begins as a daemon's start does, on the 120 days before it, so
   a walk forward is a daemon whose model is replaced each new year.
 - A term's model learns from what lies before it; where a bundle did not, `Term.note` says so.

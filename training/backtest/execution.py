@@ -1,6 +1,6 @@
 """Execution: what decided exposures would have come to, with next-bar fills, fees and slippage. One book, hour by hour.
 
-Rules of this room:
+Rules of this module:
 - A decision on the candle of hour t is filled at the open of hour t + `delay_hours`, never at a price that it saw.
 - A decision that has expired (stream/core/messages/builders.py: two hours after its candle's close) is not filled;
   what is held stays held, and across hours without a candle nothing can be traded.

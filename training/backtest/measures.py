@@ -1,6 +1,6 @@
 """What a book was: impact on risk, cost and stability. Ratios are empyrical's, annualized with 8,760 hours.
 
-Rules of this room:
+Rules of this module:
 - Returns are hourly and simple; CVaR and the bootstrap look at UTC days, whose returns are compounded.
 - Hours and days without a candle have no return. What is said of a year is of the calendar's, holes included.
 - A figure that does not exist, such as a ratio to an account that never moved, is None.

@@ -1,6 +1,6 @@
 """The drift reference of a bundle, and thresholds under which its training range was mostly quiet.
 
-Rules of this room:
+Rules of this module:
 - The reference is the training range's quantiles; 30 days of the same range are held against it, a week further each
   time, and 10 days against the 90 before them. What those distances usually reach is what is usual.
 - A signal alarms where any measure reaches its threshold, so the thresholds are set together: each measure's 95 %

@@ -1,6 +1,6 @@
 """`volcast train`: from a candle file to a run directory that `volcast export` turns into a bundle.
 
-Rules of this room:
+Rules of this module:
 - The run directory is the interface to export: `network.keras`, `contract.json`, `windows.npz`. It becomes a whole
   run at once or stays what it was: files are written beside their places and renamed at the end, the contract last.
   A run that was cut short cannot be exported.

@@ -1,6 +1,6 @@
 """One symbol's candles for a period: from the archive, and from REST what the archive lacks.
 
-Rules of this room:
+Rules of this module:
 - Where both have an hour the archive wins: it is what gets repaired. That they differ is told.
 - A zip's checksum is asked for first: one that was revised is noticed, one that is in hand is not fetched again.
 - An hour that neither has is a hole once two of REST's answers, some time apart, have a candle before and after it and

@@ -1,6 +1,6 @@
 """From a candle file to rows that can be learnt from, and their splits in time.
 
-Rules of this room:
+Rules of this module:
 - A row belongs to a range only if its candle and all 24 hours of its label do: between the rows of a range and the
   next range lies an embargo of 24 h, so no label reaches over a split.
 - The look-back may reach before a range: it is past wherever the row is.

@@ -1,6 +1,6 @@
 """What a fetch has in hand: verified answers as files in a folder beside the output, each with its checksum.
 
-Rules of this room:
+Rules of this module:
 - A part counts once its `.CHECKSUM` (`sha256sum`'s format) is there and right. It is written after the part, and both
   appear at once or not at all: whatever moment a fetch is killed at, what counts is whole.
 - Nothing here knows what a part means.

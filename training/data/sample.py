@@ -1,6 +1,6 @@
 """What a model learns from: every hour of the symbol that it is for, and a thinned, lighter share of other pairs.
 
-Rules of this room:
+Rules of this module:
 - Features are free of scale, so that hours of other pairs teach the same law; they say what one pair's few years
   cannot (Bollerslev, Hood, Huss & Pedersen, Review of Financial Studies 31, 2018). All of them together weigh
   `POOL_SHARE` of the symbol itself.

@@ -1,6 +1,6 @@
 """Every look at the test year, one JSON line each: what the model card counts, so that nobody looks for free.
 
-Rules of this room:
+Rules of this module:
 - A line is added by each scoring whose period touches the test year, whatever comes of it, and none is ever removed.
 - The same scoring again is the same line, and the file stays as it is: a pipeline may be repeated.
 - The file is replaced whole, under a lock: a crash leaves the old one, two writers leave both lines.

@@ -1,6 +1,6 @@
 """The honest protocol: who learns from what, who is asked about what, and all of it on the same rows.
 
-Rules of this room:
+Rules of this module:
 - Two ways. `fixed`: bundles as they are, beside baselines that learn from the first bundle's own training range.
   `walk_forward`: for each fold everyone learns anew from all that lies before its split, labels included (embargo).
 - Everyone is asked about the same rows. Who makes no forecast of a quantity, or of a row, has NaN or no column there.

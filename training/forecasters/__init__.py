@@ -1,6 +1,6 @@
 """Whatever can be scored: the baselines, each as strong as it can honestly be made, and the model beside them.
 
-Rules of this room:
+Rules of this module:
 - A fit sees rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
   on candles up to that row. tests/training/forecasters/test_forecasters.py alters the future and compares. It must find
   `rolling_mean_published` guilty, which repeats a published leak and is named for it.

@@ -1,6 +1,6 @@
 """What a range of hours teaches: the model, and what it would have said inside that range unseen.
 
-Rules of this room:
+Rules of this module:
 - Whatever is fitted is fitted inside the range: retransforms come from folds that walk forward in it. What lies
   after it is not looked at: scoring is `volcast evaluate`'s.
 """

@@ -1,6 +1,6 @@
 """An evaluation as one HTML page: figures inside it, no script, nothing loaded from anywhere.
 
-Rules of this room:
+Rules of this module:
 - The page is a function of the evaluation and its panel: no clock, so the same input gives the same bytes.
 - Each figure has a text for who cannot see it, each table a heading that says what its numbers are.
 """

@@ -1,6 +1,6 @@
 """Figures of an evaluation, as bytes of SVG or PNG: the same input gives the same bytes.
 
-Rules of this room:
+Rules of this module:
 - Lines over time are drawn of the forecasts made at 00:00 UTC, one a day: hourly ones overlap and cannot be read.
 Importing this module loads matplotlib.
 """

@@ -1,6 +1,6 @@
 """Whether one forecaster is better than another, or luckier: three tests, each on one forecast a day.
 
-Rules of this room:
+Rules of this module:
 - Forecasts of one phase (made at one hour of the day) share no hour of outcome, so days are counted, not hours. Every
   phase is tested; the median is reported with the spread, since a single phase is not a result.
 - The tests are statsmodels' and arch's. What is fixed here was fixed before any figure was seen.

@@ -1,6 +1,6 @@
 """What the watch over a forecaster would have said: of it as it was, and of its forecasts made too low or too high.
 
-Rules of this room:
+Rules of this module:
 - The detectors and the choice of who is served are the daemon's own code (stream/core/forecasting/decay.py,
   serving.py); nothing is decided here.
 - Each fit is watched anew, as a daemon starts anew with a new model. No day is watched twice.

@@ -1,6 +1,6 @@
 """When a forecast was made, and which forecasts belong together.
 
-Rules of this room:
+Rules of this module:
 - A row's origin is the close of its candle: that is when the forecast is said, and its 24 hours begin there.
 - A group is known at the origin. None is made of outcomes: among hours that turned out wild every forecast looks too
   low, and among calm ones too high, however good it is.

@@ -1,6 +1,6 @@
 """From a panel to figures: every measure, test and group of an evaluation, as one struct that goes into JSON.
 
-Rules of this room:
+Rules of this module:
 - Forecasters of a quantity are scored on the same rows: those whose outcome is known and that all of them said.
 - The tests are of the next 24 h, the only quantity whose outcomes share no hour with what is known.
 - What is undefined is null, and a `reason` beside it says why.

@@ -1,6 +1,6 @@
 """What the two drift signals of a bundle are worth: how often they alarm, and which changes they find.
 
-Rules of this room:
+Rules of this module:
 - The verdicts are the monitor's own (stream/core/forecasting/drift.py), with the bundle's reference and thresholds.
 - Week by week through the period, inside it: windows reach neither before nor beyond.
 - A change begins at a week's start and lasts 30 days. The slow signal is asked at its end, the fast one ten days after

@@ -1,6 +1,6 @@
 """What makes candles of rows: whole hours that are over, each once, of one interval. The rest is set aside or refused.
 
-Rules of this room:
+Rules of this module:
 - Nothing is repaired. Rows that say nothing wrong about the others are set aside and counted, the rest is refused with
   one line that names the row, the cause and the cure.
 - A row counts when its hour is over: by the clock, by its own close_time, and by when the file was written.

@@ -1,11 +1,11 @@
 """The socket, the news: Binance's combined kline stream over `websockets`.
 
-Rules of this room:
+Rules of this module:
 - It reconnects for ever, and by its own rules: the library's backoff starts over at each handshake, so a server that
   accepts and closes would be hammered, and it takes most HTTP refusals for final.
 - Watching is done on data, and REST is the arbiter: a peer that pongs and sends nothing is dead where something was
   traded, and quiet where nothing was.
-- A connection that is to go is relieved: its successor receives before it is closed. The ledger knows a candle that
+- A connection that is to go is relieved: its successor receives before it is closed. The sequencer knows a candle that
   both bring.
 """
 

@@ -1,6 +1,6 @@
 """The journal as a file: copied whole, moved aside when it is damaged, and what can be read of it carried over.
 
-Rules of this room:
+Rules of this module:
 - A copy is whole or it is not there: it is written under another name, checked, and renamed.
 - A damaged file is never written to and never deleted. Its successor is finished before it is moved aside, so a
   kill at any point leaves either of them in place, and the next start goes on from there.

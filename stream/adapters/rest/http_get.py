@@ -1,6 +1,6 @@
 """GET over httpx, bounded in time and in size: what REST and the archive have in common.
 
-Rules of this room:
+Rules of this module:
 - An answer is whole or it is `UnreachableError`; nothing is retried here, and no redirect is followed.
 - A refusal with Retry-After (429, 418) binds every later request of this client: none is sent until it is over.
 """

@@ -1,6 +1,6 @@
 """What the operator remembers since its anchor, computed from nothing: intervals, policies, who is served, own regimes.
 
-Rules of this room:
+Rules of this module:
 - An accumulation begins at `anchor(t)`, a multiple of 30 days, 60 to 90 days back, and starts over when the anchor
   moves. So a fresh start and a daemon that ran for a year agree: both come to the same by the same hours.
 - Carrying a memory on by one hour and accumulating all hours up to it are the same additions in the same order; the

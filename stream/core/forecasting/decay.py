@@ -3,7 +3,7 @@
 Two questions, three alarms: is the excess QLIKE over `har` above what is usual (`excess_qlike`), and is
 ln(realized / forecast) above or below it (`realized_above`: forecasts too low; `realized_below`: too high)?
 
-Rules of this room:
+Rules of this module:
 - Cumulative sums (CUSUM, Page 1954) in deviations of the bundle's usual errors. A day's value is bounded: a crash is no
   change of the model.
 - Excess is measured against the bundle's usual mean for good: a slow loss of skill is decay too. The level of ratios

@@ -2,7 +2,7 @@
 
 Training calibrates its thresholds over historical windows and the monitor measures with it; both call this.
 
-Rules of this room:
+Rules of this module:
 - A measure is a logarithm or in the symbol's own σ: Evidently holds what varies by less than 0.001 against 0.001,
   and a variance of 1e-5 would never be seen to move.
 - OHLCV only. Levels carry the symbol's own scale, so they are held against that symbol's own past.

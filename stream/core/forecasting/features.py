@@ -1,6 +1,6 @@
 """THE definition of the features. Training, backtest, batch prediction, the daemon and drift all call `compute`.
 
-Rules of this room:
+Rules of this module:
 - Time runs along the hourly grid; an hour without a candle is a row of NaN. Windows average what exists, and a
   return across a missing hour does not exist.
 - A row depends on the `LOOKBACK_HOURS` rows that end with it and on nothing else (stream/core/forecasting/windows.py).

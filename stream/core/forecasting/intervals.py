@@ -1,6 +1,6 @@
 """Adaptive conformal intervals for the volatility of the next 24 hours, with the feedback that really exists.
 
-Rules of this room:
+Rules of this module:
 - What happened after a forecast is known 24 hours later. Until then it changes nothing, here as in life.
 - Weekday and weekend are calibrated apart: their errors differ, and pooled intervals fail one of them.
 - The memory is an accumulation from the bundle's starting calibration over a finite history, so a fresh start agrees

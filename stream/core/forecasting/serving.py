@@ -1,6 +1,6 @@
 """Who is served: the model, or `har` while the model has been behind it for 30 days.
 
-Rules of this room:
+Rules of this module:
 - One value a day, of the forecast made at 00:00 UTC, once its 24 hours are over: days that share no hour.
 - A day's excess, QLIKE of the model less that of `har`, is bounded: one wild day is no 30 bad ones.
 - The answer is a function of the last 30 such days alone, so a fresh start and a year's run agree.

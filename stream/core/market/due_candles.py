@@ -1,4 +1,4 @@
-"""The ledger of due candles: what the next one is, and what is proven not to exist.
+"""Due candles: what the next one is, and what is proven not to exist.
 
 Rules of this module:
 - Times only: candles live elsewhere, and a hole that REST cannot fill is declared by the operator when the next candle

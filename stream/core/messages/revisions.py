@@ -1,6 +1,6 @@
 """What has been said of a symbol, by whichever node, and the revision that a word of ours must have.
 
-Rules of this room:
+Rules of this module:
 - (id, revision) names one value for ever, over all nodes that ever spoke. A value equal to the one that was said has
   its revision; one that differs has the next.
 - The exchange is held against the journal for 48 hours, so 48 lines hold every value that may still differ. Of an hour

@@ -1,6 +1,6 @@
 """Live scores: what the matured forecasts of one symbol and one model came to, and whether the model decays.
 
-Rules of this room:
+Rules of this module:
 - Only what was published is scored. Losses and coverage are over all matured hours of a window; whatever is tested, the
   detectors and the choice of who is served, sees one forecast a day (stream/core/forecasting/serving.py).
 - A board is a function of the outcomes in the journal: built anew from them, or carried on outcome by outcome.

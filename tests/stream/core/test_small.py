@@ -1,4 +1,4 @@
-"""Ledger, exchange time, candle rules: small pure things."""
+"""Due candles, exchange time, candle rules: small pure things."""
 
 from __future__ import annotations
 

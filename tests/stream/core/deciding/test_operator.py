@@ -25,6 +25,8 @@ from stream.core.market.candle import HOUR_MS, Candle
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
 
+pytestmark = pytest.mark.slow
+
 MODEL = sample_model()
 #: Every law below holds for all of these at once: what each remembers is part of what is compared.
 VARIED = (
