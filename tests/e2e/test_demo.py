@@ -172,11 +172,6 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
     terminal = Terminal("demo", "--http-port", 0, "--symbols", "BTCUSDT,1000SATSUSDT", columns=columns)
     with contextlib.closing(terminal):
         rest_url = terminal.until(lambda lines: re.search(r"exchange\s+(http\S+)/control", "\n".join(lines)))[1]
-        shown = terminal.until(lambda lines: lines if any(re.match(r"BTCUSDT .*%", line) for line in lines) else None)
-        shown = [line.rstrip() for line in shown]
-        assert max(len(line) for line in shown if line.startswith(("symbol", "BTCUSDT", "1000SATS"))) <= columns
-        assert "…" not in "\n".join(shown)
-        figures = " ".join(line for line in shown if line.startswith("BTCUSDT"))
         # Forecast, interval, realized, HAR, served, exposure, action, regime.
         found = [
             r"\d+\.\d%",
@@ -188,7 +183,15 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
             "(hold|increase|reduce)",
             r"\w+",
         ]
-        assert re.search(" .*".join(found), figures), shown
+        whole = re.compile(" .*".join(found))
+
+        def all_parts(lines: list[str]) -> list[str] | None:
+            """The screen, once every part of the table is drawn."""
+            return lines if whole.search(" ".join(line for line in lines if line.startswith("BTCUSDT"))) else None
+
+        shown = [line.rstrip() for line in terminal.until(all_parts)]
+        assert max(len(line) for line in shown if line.startswith(("symbol", "BTCUSDT", "1000SATS"))) <= columns
+        assert "…" not in "\n".join(shown)
         junk = {"fault": "malformed", "kinds": ["not_json"]}
         assert httpx.post(f"{rest_url}/control/fault", json=junk, trust_env=False).status_code == 200
         warning = "a frame was set aside"
