@@ -14,6 +14,9 @@ from stream.core.market.candle import Provenance
 from stream.core.messages.schemas import Decay, Decision, Drift, Forecast, NodeStateName, Score
 from stream.core.messages.scoring import Outcome
 
+#: A pipeline that has not moved for this long is dead (docs/contract.md §4): `/healthz` and the supervisor hear of it.
+HEARTBEAT_LIMIT_S = 30.0
+
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
     """Something that happened. Seconds are real seconds."""

@@ -20,9 +20,8 @@ from litestar.params import PathParameter, QueryParameter
 
 from stream.core.messages.schemas import Decision, Drift, Forecast, Score
 from stream.ports import Status
+from stream.telemetry import HEARTBEAT_LIMIT_S
 
-#: A pipeline that has not moved for this long is dead (docs/contract.md §4).
-HEARTBEAT_LIMIT_S = 30.0
 HISTORY_LIMIT = 1_000
 
 _SYMBOL = PathParameter(pattern=r"^\w{2,40}$", description="As configured, e.g. BTCUSDT; any case.")

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from sdnotify import SystemdNotifier
 
-log = logging.getLogger(__name__)
+from stream.telemetry import HEARTBEAT_LIMIT_S
 
-#: As long as `/healthz` allows: a pipeline that has not moved for longer is restarted.
-DEAD_AFTER_S = 30.0
+log = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -46,7 +45,7 @@ class Supervisor:
     async def keep_alive(self, heartbeat_age_s: Callable[[], float]) -> None:
         """Says that we are alive, as often as it wants, while the heartbeat is young; until cancelled."""
         while self.watchdog_s:
-            if heartbeat_age_s() < DEAD_AFTER_S:
+            if heartbeat_age_s() < HEARTBEAT_LIMIT_S:
                 await self._notify("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_s / 3)
 

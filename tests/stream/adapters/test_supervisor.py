@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stream.adapters.supervisor import DEAD_AFTER_S, Supervisor
+from stream.adapters.supervisor import Supervisor
+from stream.telemetry import HEARTBEAT_LIMIT_S
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ async def test_it_hears_of_life_only_while_the_heartbeat_is_young(
     def heartbeat_age_s() -> float:
         nonlocal asked
         asked += 1
-        return 0.0 if asked <= 2 else DEAD_AFTER_S
+        return 0.0 if asked <= 2 else HEARTBEAT_LIMIT_S
 
     alive = asyncio.create_task(supervisor.keep_alive(heartbeat_age_s))
     assert [await next_message(systemd), await next_message(systemd)] == ["WATCHDOG=1"] * 2
