@@ -12,7 +12,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlineUpdate
 from stream.core.market.candle import Candle
-from stream.core.messages.records import Outgoing, Processed, Record, Renumbering, Retained, Revision
+from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.telemetry import Latest, Readiness
@@ -66,6 +66,15 @@ class Feed(Protocol):
 class Journal(Protocol):
     """Synchronous and slow: called from its own thread. `JournalError` where it cannot be read or written."""
 
+    @property
+    def stuck(self) -> str | None:
+        """Why nothing can be written at present; None while it can. May be read on any thread."""
+        ...
+
+    def try_again(self) -> None:
+        """Looks whether a journal that is stuck can be written by now."""
+        ...
+
     def processed(self, symbol: str) -> Processed | None: ...
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]: ...
@@ -74,10 +83,6 @@ class Journal(Protocol):
 
     def commit(self, records: Sequence[Record]) -> list[int]:
         """Stores the records at once and returns the numbers of their events, in order."""
-        ...
-
-    def revise(self, revision: Revision) -> list[int]:
-        """Stores a revision at once and returns the numbers of its events, in order."""
         ...
 
     def messages(
@@ -96,7 +101,7 @@ class Journal(Protocol):
         """Open times of the alarms about one model that were told, oldest first."""
         ...
 
-    def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
+    def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         """Messages that belong to no candle; the numbers of the events, in order."""
         ...
 
@@ -117,6 +122,10 @@ class Journal(Protocol):
         ...
 
     def renumber(self, change: Renumbering) -> None: ...
+
+    def keep_issuer(self, issuer: Issuer) -> None:
+        """Remembers the bundle and the policy that issue from now on."""
+        ...
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """A bundle or a policy that has spoken here lately."""

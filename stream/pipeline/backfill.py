@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from stream.clock import Clock
 from stream.core.market.sequencer import AskStatus, Done, Output, Wait, emitted
-from stream.pipeline.queries import Queries, Sleep
+from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.warmup import Warmup
 
@@ -27,7 +27,6 @@ class Backfills:
         act: Callable[[Subscription, Sequence[Output]], None],
         wait_for_space: Callable[[], Awaitable[None]],
         ask_status: Callable[[Subscription], Awaitable[None]],
-        sleep: Sleep,
     ) -> None:
         self._queries = queries
         self._warmup = warmup
@@ -35,7 +34,6 @@ class Backfills:
         self._act = act
         self._wait_for_space = wait_for_space
         self._ask_status = ask_status
-        self._sleep = sleep
 
     async def run(self, subscription: Subscription) -> None:
         """One backfill of one symbol, to its end; the first begins with the warm-up."""
@@ -57,7 +55,7 @@ class Backfills:
             if isinstance(step, Done):
                 return
             if isinstance(step, Wait) and step.seconds > 0:
-                await self._sleep(step.seconds)
+                await self._clock.sleep(step.seconds)
 
     async def _emit(self, subscription: Subscription) -> None:
         """All that can pass now, one by one."""

@@ -14,13 +14,13 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.market.sequencer import Due, FeedStateName
 from stream.core.messages import schemas
-from stream.core.messages.records import Issuer, Outgoing, Retained
+from stream.core.messages.builders import EVENT_EXPIRY_S
+from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
 from stream.logs import utc
@@ -29,8 +29,9 @@ from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
-from stream.pipeline.revision import EVENT_EXPIRY_S, Load
-from stream.ports import Broker, History, Predictor
+from stream.pipeline.revision import Load
+from stream.pipeline.worker import Worker
+from stream.ports import Broker, History, Journal, Predictor
 from stream.ports import Feed as FeedPort
 from stream.telemetry import (
     ClockCompared,
@@ -63,7 +64,7 @@ class Daemon:
         session: str,
         symbols: Sequence[str],
         data_dir: Path,
-        journal: SqliteJournal,
+        journal: Journal,
         predictor: Predictor,
         rules: Rules,
         feed: FeedPort,
@@ -96,8 +97,10 @@ class Daemon:
         self._late = False
         #: Whether the exchange's time is in doubt, and that was said.
         self._doubting = False
+        self._worker = Worker(clock=clock, observe=observe)
         self.processor = Processor(
             journal=journal,
+            worker=self._worker,
             predictor=predictor,
             rules=rules,
             clock=clock,
@@ -109,7 +112,7 @@ class Daemon:
             instance=instance,
             session=session,
             journal=journal,
-            in_journal=self.processor.in_journal,
+            worker=self._worker,
             clock=clock,
             exchange_now_ms=self.exchange_now_ms,
             observe=observe,
@@ -119,6 +122,7 @@ class Daemon:
             history=history,
             journal=journal,
             processor=self.processor,
+            worker=self._worker,
             queue=self._queue,
             exchange_time=exchange_time,
             time_scale=time_scale,
@@ -130,6 +134,7 @@ class Daemon:
             symbols,
             intake=self.intake,
             processor=self.processor,
+            worker=self._worker,
             publisher=self.publisher,
             journal=journal,
             exchange_time=exchange_time,
@@ -151,7 +156,7 @@ class Daemon:
         try:
             await self._run(broker, stop, alongside)
         finally:
-            await asyncio.to_thread(self.processor.close)
+            await asyncio.to_thread(self._worker.close)
 
     async def _run(
         self, broker: Broker, stop: asyncio.Event, alongside: Iterable[Callable[[], Coroutine[Any, Any, None]]]
@@ -187,9 +192,9 @@ class Daemon:
 
     async def _load(self) -> None:
         """What an earlier run left, and what it left for symbols that are no longer ours."""
-        outbox = await self.processor.in_journal(self._journal.outbox)
-        retained = await self.processor.in_journal(self._journal.retained)
-        known = await self.processor.in_journal(self._journal.symbols)
+        outbox = await self._worker.call(self._journal.outbox)
+        retained = await self._worker.call(self._journal.retained)
+        known = await self._worker.call(self._journal.symbols)
         gone = [
             schemas.symbol_topic(symbol, leaf)
             for symbol in known
@@ -204,9 +209,9 @@ class Daemon:
         if self._kept:
             return
         try:
-            await self.processor.in_journal(self._journal.configure, self._symbols)
+            await self._worker.call(self._journal.configure, self._symbols)
             if self._issuer is not None:
-                await self.processor.in_journal(self._journal.keep_issuer, self._issuer)
+                await self._worker.call(self._journal.keep_issuer, self._issuer)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
         else:
@@ -262,10 +267,11 @@ class Daemon:
         ticks = 0
         while True:
             self.health.beat()
-            self._late = self._late or self.processor.failing is not None
+            self._late = self._late or self._worker.failing is not None
             if not self._stopping:
                 # Then the intake has ended, and repairs nothing any more.
                 self.intake.watch()
+                self.intake.audit()
             self._publish_state()
             now_ms = self.exchange_now_ms()
             if now_ms is not None:
@@ -273,11 +279,11 @@ class Daemon:
                 self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
                 self._log_doubt(now_ms)
             if self._journal.stuck is not None:
-                await self.processor.in_journal(self._journal.try_again)
+                await self._worker.call(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._measure_storage()
             ticks += 1
-            await asyncio.sleep(_TICK_S)
+            await self._clock.sleep(_TICK_S)
 
     def _log_doubt(self, now_ms: int) -> None:
         """Says once that the exchange's time jumped, and what became of it."""
@@ -295,7 +301,7 @@ class Daemon:
         while True:
             await self.processor.scores_wait()
             # The messages of the candle first: scores take the processor from them.
-            await asyncio.sleep(_SCORES_AFTER_S)
+            await self._clock.sleep(_SCORES_AFTER_S)
             await self.processor.publish_scores()
 
     async def _last_scores(self) -> None:
@@ -307,8 +313,8 @@ class Daemon:
     async def _measure_storage(self) -> None:
         await self._keep_terms()
         try:
-            size = await self.processor.in_journal(self._journal.size_bytes)
-            free = await self.processor.in_journal(shutil.disk_usage, self._data_dir)
+            size = await self._worker.call(self._journal.size_bytes)
+            free = await self._worker.call(shutil.disk_usage, self._data_dir)
         except OSError as error:
             log.warning("the data directory cannot be measured: %s", error)
             return
@@ -317,7 +323,7 @@ class Daemon:
     async def _measure_lag(self) -> None:
         while True:
             asked_s = self._clock.monotonic_s()
-            await asyncio.sleep(_LAG_PROBE_S)
+            await self._clock.sleep(_LAG_PROBE_S)
             self._observe(LoopLagged(max(0.0, self._clock.monotonic_s() - asked_s - _LAG_PROBE_S)))
 
     # --- what others say ---------------------------------------------------------------------------------------
@@ -341,9 +347,13 @@ class Daemon:
         payload = schemas.encode(drift)
         retained = [Retained(schemas.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
         topic = schemas.event_topic(drift.symbol, "drift.detected")
-        events = [(topic, payload, EVENT_EXPIRY_S)] if drift.detected or (drift.fast and drift.fast.detected) else []
+        events = (
+            [EventMessage(topic, payload, EVENT_EXPIRY_S)]
+            if drift.detected or (drift.fast and drift.fast.detected)
+            else []
+        )
         try:
-            seqs = await self.processor.in_journal(self._journal.post, events, retained)
+            seqs = await self._worker.call(self._journal.post, events, retained)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
             raise
@@ -378,7 +388,7 @@ class Daemon:
         if not reasons:
             # A node that serves the baseline does what it shall; that it does is said all the same.
             self.publisher.publish_state("ready", readiness.remarks)
-        elif self.publisher.state == "starting" and self.processor.failing is None:
+        elif self.publisher.state == "starting" and self._worker.failing is None:
             self.publisher.publish_state("starting", reasons)
         else:
             self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
@@ -392,6 +402,6 @@ class Daemon:
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
-        return await self.processor.in_journal(
+        return await self._worker.call(
             self._journal.messages, "forecasts", symbol, from_ms, to_ms, limit, from_ms is None
         )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
+from stream.pipeline.worker import Worker
+from stream.ports import Journal
 from stream.telemetry import Readiness
 
 #: docs/contract.md §4: a candle may take this long after its close before the node is not ready.
@@ -34,7 +35,8 @@ class Health:
         intake: Intake,
         processor: Processor,
         publisher: EventPublisher,
-        journal: SqliteJournal,
+        journal: Journal,
+        worker: Worker,
         exchange_time: ExchangeTime,
         time_scale: float,
         clock: Clock,
@@ -45,6 +47,7 @@ class Health:
         self._processor = processor
         self._publisher = publisher
         self._journal = journal
+        self._worker = worker
         self._time = exchange_time
         self._grace_ms = int(max(_READY_GRACE_MS, _READY_GRACE_REAL_S * 1_000 * time_scale))
         self._clock = clock
@@ -73,7 +76,7 @@ class Health:
     def heartbeat_age_s(self) -> float:
         oldest_s = self._beat_s
         # A journal that cannot be written is waited for, and said elsewhere; a restart would not mend it.
-        if self._busy_since_s is not None and self._processor.failing is None:
+        if self._busy_since_s is not None and self._worker.failing is None:
             oldest_s = min(oldest_s, self._busy_since_s)
         return self._clock.monotonic_s() - oldest_s
 
@@ -84,7 +87,7 @@ class Health:
         halted = tuple(s for s, each in self._intake.subscriptions.items() if each.sequencer.halted)
         if not self._publisher.connected:
             reasons.append(BROKER_AWAY)
-        if failing := self._processor.failing or self._journal.stuck:
+        if failing := self._worker.failing or self._journal.stuck:
             reasons.append(failing)
         if not self._time.known:
             reasons.append("the exchange has not answered yet")

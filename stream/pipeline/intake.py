@@ -29,9 +29,10 @@ from stream.errors import RefusedError, UnreachableError
 from stream.pipeline.audit import Audit
 from stream.pipeline.backfill import Backfills
 from stream.pipeline.processing import Processor
-from stream.pipeline.queries import Queries, Sleep
+from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.warmup import Warmup
+from stream.pipeline.worker import Worker
 from stream.ports import History, Journal
 from stream.telemetry import (
     BackfillFailed,
@@ -55,7 +56,6 @@ _APART_MS = 30_000
 _APART_REAL_S = 1.0
 #: Candles that may wait for the worker before the socket and REST are made to wait.
 _BACKLOG = 256
-_AUDIT_TICK_S = 1.0
 #: So long the stream waits for symbols whose past is not there yet, while others have theirs.
 _SETTLE_S = 15.0
 
@@ -83,16 +83,15 @@ class Intake:
         history: History,
         journal: Journal,
         processor: Processor,
+        worker: Worker,
         queue: asyncio.Queue[Due],
         exchange_time: ExchangeTime,
         time_scale: float,
         clock: Clock,
         observe: Observer,
         notify_feed: Callable[[str, FeedStateName, int | None, int | None], None],
-        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`notify_feed(symbol, state, from, to)` is called with each change of a feed's state; `sleep` waits between
-        two queries to REST."""
+        """`notify_feed(symbol, state, from, to)` is called with each change of a feed's state."""
         self.subscriptions = {s: Subscription(sequencer(s, exchange_time, time_scale)) for s in symbols}
         self._history = history
         self._queue = queue
@@ -109,17 +108,15 @@ class Intake:
             clock=clock,
             observe=observe,
             stalled=self._unanswered,
-            sleep=sleep,
         )
         warmup = Warmup(
             queries=queries,
             history=history,
             journal=journal,
             processor=processor,
+            worker=worker,
             clock=clock,
-            observe=observe,
             stalled=self._stalled,
-            sleep=sleep,
         )
         self._backfills = Backfills(
             queries=queries,
@@ -128,7 +125,6 @@ class Intake:
             act=self._act,
             wait_for_space=self._wait_for_space,
             ask_status=self._ask_status,
-            sleep=sleep,
         )
         self._audit = Audit(
             queries=queries,
@@ -144,9 +140,7 @@ class Intake:
         async with asyncio.TaskGroup() as self._group:
             for subscription in self.subscriptions.values():
                 self._act(subscription, subscription.sequencer.begin())
-            while True:
-                await asyncio.sleep(_AUDIT_TICK_S)
-                self.audit()
+            await asyncio.get_running_loop().create_future()
 
     async def settled(self) -> None:
         """Returns once each symbol knows where it begins, or that REST does not answer. Listening earlier would let a

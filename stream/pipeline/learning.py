@@ -15,7 +15,8 @@ import msgspec
 from stream.core.deciding.operator import RECENT_HOURS
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, revisions, schemas, scoring
-from stream.core.messages.records import Outgoing, Renumbering, Retained
+from stream.core.messages.recording import encoded
+from stream.core.messages.records import Encoded, Outgoing, Renumbering, Retained
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decision, Forecast, Recent, Score, Scored
 from stream.core.messages.scoring import Outcome
@@ -91,20 +92,21 @@ def learn(
         return Learnt(own, None)
     theirs = IssuedHistory().merged_with(published)
     waiting = _Waiting(symbol, pending)
-    forecasts: list[tuple[Forecast, Forecast]] = []
-    decisions: list[tuple[Decision, Decision]] = []
+    forecasts: list[tuple[Encoded[Forecast], Encoded[Forecast]]] = []
+    decisions: list[tuple[Encoded[Decision], Encoded[Decision]]] = []
     payloads: dict[int, bytes] = {}
     given: dict[str, int] = {}
     for (seq, forecast), (decision_seq, decision) in waiting.pairs():
-        number = max(forecast.revision, theirs.number(forecast, decision), given.get(forecast.id, -1) + 1)
-        given[forecast.id] = number
-        if number == forecast.revision:
+        waits = forecast.message
+        number = max(waits.revision, theirs.number(waits, decision.message), given.get(waits.id, -1) + 1)
+        given[waits.id] = number
+        if number == waits.revision:
             continue
-        again = msgspec.structs.replace(forecast, revision=number)
-        decided = msgspec.structs.replace(decision, revision=number)
+        again = encoded(msgspec.structs.replace(waits, revision=number))
+        decided = encoded(msgspec.structs.replace(decision.message, revision=number))
         forecasts.append((forecast, again))
         decisions.append((decision, decided))
-        payloads |= {seq: schemas.encode(again), decision_seq: schemas.encode(decided)}
+        payloads |= {seq: again.payload, decision_seq: decided.payload}
     outcomes: list[Outcome] = []
     for seq, score in waiting.scores:
         known = journal.outcomes(symbol, score.open_time, score.open_time)
@@ -114,7 +116,7 @@ def learn(
             outcomes.append(msgspec.structs.replace(outcome, score_revision=number))
             payloads[seq] = schemas.encode(scoring.scored(outcomes[-1], score.issued_at))
     merged = own.merged_with(published).after(
-        [(f, d) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes
+        [(f.message, d.message) for (_, f), (_, d) in zip(forecasts, decisions, strict=True)], outcomes
     )
     retained = _retained(journal, symbol, forecasts, decisions)
     return Learnt(merged, Renumbering(tuple(forecasts), tuple(decisions), tuple(outcomes), payloads, retained))
@@ -135,32 +137,37 @@ class _Waiting:
     """Events in the outbox, read."""
 
     def __init__(self, symbol: str, pending: Sequence[Outgoing]) -> None:
-        self._forecasts: list[tuple[int, Forecast]] = []
-        self._decisions: dict[tuple[str, int], tuple[int, Decision]] = {}
+        self._forecasts: list[tuple[int, Encoded[Forecast]]] = []
+        self._decisions: dict[tuple[str, int], tuple[int, Encoded[Decision]]] = {}
         self.scores: list[tuple[int, Scored]] = []
         for event in pending:
             if event.topic == schemas.event_topic(symbol, "forecast.issued"):
-                self._forecasts.append((event.seq, msgspec.json.decode(event.payload, type=Forecast)))
+                forecast = msgspec.json.decode(event.payload, type=Forecast)
+                self._forecasts.append((event.seq, Encoded(forecast, event.payload)))
             elif event.topic == schemas.event_topic(symbol, "decision.issued"):
                 decision = msgspec.json.decode(event.payload, type=Decision)
-                self._decisions[decision.forecast_id, decision.revision] = (event.seq, decision)
+                key = (decision.forecast_id, decision.revision)
+                self._decisions[key] = (event.seq, Encoded(decision, event.payload))
             elif event.topic == schemas.event_topic(symbol, "forecast.scored"):
                 self.scores.append((event.seq, msgspec.json.decode(event.payload, type=Scored)))
 
-    def pairs(self) -> list[tuple[tuple[int, Forecast], tuple[int, Decision]]]:
+    def pairs(self) -> list[tuple[tuple[int, Encoded[Forecast]], tuple[int, Encoded[Decision]]]]:
         """In their order; a forecast whose decision or that itself was heard already has its number."""
-        keyed = [(found, self._decisions.get((found[1].id, found[1].revision))) for found in self._forecasts]
+        keyed = [
+            (found, self._decisions.get((found[1].message.id, found[1].message.revision))) for found in self._forecasts
+        ]
         return [(found, decided) for found, decided in keyed if decided is not None]
 
 
 def _retained(
     journal: Journal,
     symbol: str,
-    forecasts: Sequence[tuple[Forecast, Forecast]],
-    decisions: Sequence[tuple[Decision, Decision]],
+    forecasts: Sequence[tuple[Encoded[Forecast], Encoded[Forecast]]],
+    decisions: Sequence[tuple[Encoded[Decision], Encoded[Decision]]],
 ) -> tuple[Retained, ...]:
     """The retained topics that carry what is renumbered."""
-    by_payload: dict[bytes, bytes] = {schemas.encode(a): schemas.encode(b) for a, b in (*forecasts, *decisions)}
+    by_payload: dict[bytes, bytes] = {a.payload: b.payload for a, b in forecasts}
+    by_payload |= {a.payload: b.payload for a, b in decisions}
     leaves: tuple[schemas.SymbolTopic, ...] = ("forecast", "decision")
     kept = [r for leaf in leaves for r in _kept(journal, symbol, leaf)]
     return tuple(

@@ -1,8 +1,8 @@
 """Processing: candles that are due go through the operator, the model and the journal, in that order.
 
 The operator's new state counts only once its record is committed: a commit that fails is tried again with the
-same record, and nothing is said meanwhile. Operator, model and journal share one thread, so that a candle crosses
-to it and back once; the loop only waits.
+same record, and nothing is published meanwhile. Operator, model and journal share the worker's thread, so that a candle
+crosses to it and back once; the loop only waits.
 """
 
 from __future__ import annotations
@@ -10,38 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 import msgspec
 
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
-from stream.core.deciding.operator import Event, Issued, Matured, Ready, State, give_up, step
+from stream.core.deciding.operator import Ready, State
 from stream.core.deciding.replay import predict_ready, warm
 from stream.core.forecasting import serving
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.sequencer import Due
-from stream.core.messages import builders, schemas, scoring
-from stream.core.messages.builders import RETAINED_EXPIRY_S
+from stream.core.messages import builders, recording, turn
 from stream.core.messages.records import Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import IssuedHistory
-from stream.core.messages.schemas import Decay, Forecast
-from stream.core.messages.scoring import Outcome
+from stream.core.messages.schemas import Forecast
+from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
 from stream.logs import utc
 from stream.pipeline import learning
-from stream.pipeline import records as record_building
 from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
+from stream.pipeline.worker import Worker
 from stream.ports import Journal, Predictor
 from stream.telemetry import (
     CandleProcessed,
     CandleRevised,
-    CommitFailed,
     ForecastCommitted,
     ForecastFailed,
     ForecastRevised,
@@ -54,10 +51,6 @@ from stream.telemetry import (
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_COMMIT_RETRY_S = 1.0
-
 
 class Waiting(Protocol):
     """What waits to be published."""
@@ -67,22 +60,6 @@ class Waiting(Protocol):
     def amend(self, payloads: Mapping[int, bytes]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """What one round of candles led to: records to commit, and the states that count once they are."""
-
-    records: list[Record]
-    states: list[State]
-    predicted: int
-    seconds: float
-    #: Symbols for which the model gave no usable answer.
-    refused: list[str]
-    #: Alarms that the outcomes among them raised.
-    decays: list[Decay]
-    #: What has been said of each state's symbol once its record is committed.
-    history: list[IssuedHistory]
-
-
 class Processor:
     """Owns the operators' states. One turn at a time: candles that are due, or a revision of the past."""
 
@@ -90,6 +67,7 @@ class Processor:
         self,
         *,
         journal: Journal,
+        worker: Worker,
         predictor: Predictor,
         rules: Rules,
         clock: Clock,
@@ -99,6 +77,7 @@ class Processor:
     ) -> None:
         """`offer` takes what was committed, to be published. `load` makes a predictor of a bundle that spoke before."""
         self._journal = journal
+        self._worker = worker
         self._predictor = predictor
         self._rules = rules
         self._clock = clock
@@ -113,27 +92,18 @@ class Processor:
         #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
         #: closing candle waits for a read.
         self._unscored: dict[str, dict[int, list[Forecast]]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="work")
         self._turn_lock = asyncio.Lock()
         self._scores = Scorekeeper(
             journal=journal,
-            in_journal=self.in_journal,
+            worker=worker,
             model=predictor.model,
             clock=clock,
             observe=observe,
             offer=offer,
             issued_history=lambda symbol: self._issued.get(symbol, IssuedHistory()),
         )
-        self.failing: str | None = None
         #: Symbols whose newest candle has no forecast because the model's answer was none.
         self.unforecast: set[str] = set()
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    async def in_journal(self, call: Callable[..., T], *args: object) -> T:
-        """Runs a call on the thread of journal and model: they are used from no other."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     def history_hours(self, symbol: str) -> int:
         """Candles that the symbol's operator must have seen to say what one says that always ran."""
@@ -158,14 +128,14 @@ class Processor:
         """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
         model = self._predictor.model
         async with self._turn_lock:
-            state = await self.in_journal(warm, self._rules, symbol, candles, model, self._predictor)
-            history = await self.in_journal(learning.from_journal, symbol, self._journal, model.version)
+            state = await self._worker.call(warm, self._rules, symbol, candles, model, self._predictor)
+            history = await self._worker.call(learning.from_journal, symbol, self._journal, model.version)
             await self._adopt(state, history)
             if (received := self._received.pop(symbol, None)) is not None:
                 await self._learn(symbol, *received)
         log.info("%s: warmed up on %d candles", symbol, len(candles))
         if expected is not None:
-            newest = await self.in_journal(self._journal.newest, symbol)
+            newest = await self._worker.call(self._journal.newest, symbol)
             self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))
         self._scores.due(state)
         if (
@@ -190,14 +160,14 @@ class Processor:
             await self._learn(symbol, payloads, waiting)
 
     async def _learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
-        reported = await self.in_journal(learning.from_broker, payloads, symbol)
+        reported = await self._worker.call(learning.from_broker, payloads, symbol)
         pending = waiting.pending()
-        learnt = await self.in_journal(learning.learn, symbol, self._issued[symbol], reported, pending, self._journal)
+        learnt = await self._worker.call(learning.learn, symbol, self._issued[symbol], reported, pending, self._journal)
         if learnt.change is None:
             return
         retained = (*learnt.change.retained, self._recent(symbol, learnt.history))
         change = msgspec.structs.replace(learnt.change, retained=retained)
-        await self.in_journal(self._journal.renumber, change)
+        await self._worker.call(self._journal.renumber, change)
         waiting.amend(change.payloads)
         self._issued[symbol] = learnt.history
         self._offer([], change.retained)
@@ -214,7 +184,7 @@ class Processor:
     def _recent(self, symbol: str, reported: IssuedHistory) -> Retained:
         model, now_ms = self._predictor.model, self._clock.wall_ms()
         message = builders.recent(symbol, self._states[symbol].recent, model, now_ms, reported)
-        return Retained(schemas.symbol_topic(symbol, "recent"), schemas.encode(message), RETAINED_EXPIRY_S)
+        return recording.retained_recent(message)
 
     async def _adopt(self, state: State, reported: IssuedHistory) -> None:
         """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
@@ -228,7 +198,7 @@ class Processor:
         waiting: dict[int, list[Forecast]] = {}
         if state.last_open_time is not None:
             since = state.last_open_time - (DELAY_HOURS - 1) * HOUR_MS
-            for forecast in await self.in_journal(self._journal.unscored, state.symbol, since):
+            for forecast in await self._worker.call(self._journal.unscored, state.symbol, since):
                 waiting.setdefault(forecast.open_time, []).append(forecast)
         return waiting
 
@@ -239,21 +209,18 @@ class Processor:
         of them is said again with a higher revision.
         """
         async with self._turn_lock:
-            found = await self.in_journal(self._restate, symbol, tuple(reported))
+            found = await self._worker.call(self._restate, symbol, tuple(reported))
             if found is None:
                 return 0
-            revision = found.revision
-            try:
-                seqs = await self.in_journal(self._journal.revise, revision)
-            except JournalError as failure:
-                seqs = await self._commit_later(lambda: self._journal.revise(revision), failure)
+            record = found.record
+            seqs = await self._worker.commit(partial(self._journal.commit, [record]))
             await self._adopt(found.state, found.issued)
-            outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, revision.events, strict=True)]
-            self._offer(outgoing, [Retained(*r) for r in revision.retained])
-            if revision.outcomes:
+            outgoing = [Outgoing(seq, *event) for seq, event in zip(seqs, record.events, strict=True)]
+            self._offer(outgoing, record.retained)
+            if record.outcomes:
                 self._scores.due(found.state)
         self._report_revised(found)
-        return len(revision.candles)
+        return len(record.candles)
 
     def _restate(self, symbol: str, reported: Sequence[Candle]) -> Restated | None:
         history, now_ms = self._issued.get(symbol), self._clock.wall_ms()
@@ -262,22 +229,23 @@ class Processor:
         )
 
     def _report_revised(self, found: Restated) -> None:
-        revision = found.revision
+        record = found.record
         log.warning(
             "%s: the exchange revised %d hour(s) from %s on; %d forecast(s) and %d score(s) are issued again",
-            revision.symbol,
-            len(revision.candles),
-            utc(revision.candles[0].open_time),
-            len(revision.forecasts),
-            len(revision.outcomes),
+            record.symbol,
+            len(record.candles),
+            utc(record.candles[0].open_time),
+            len(record.forecasts),
+            len(record.outcomes),
         )
-        for candle in revision.candles:
+        for candle in record.candles:
             self._observe(CandleRevised(candle.symbol, candle.open_time))
-        for forecast, decision in zip(revision.forecasts, revision.decisions, strict=True):
-            self._observe(ForecastRevised(forecast, decision, forecast.id == found.newest_id))
-        for outcome in revision.outcomes:
+        for forecast, decision in zip(record.forecasts, record.decisions, strict=True):
+            newest = forecast.message.id == found.newest_id
+            self._observe(ForecastRevised(forecast.message, decision.message, newest))
+        for outcome in record.outcomes:
             self._observe(ForecastScored(outcome))
-        self._scores.report(revision.decays)
+        self._scores.report([found.message for found in record.decays])
 
     async def scores_wait(self) -> None:
         """Until there are scores to tell."""
@@ -294,33 +262,31 @@ class Processor:
             await self._process(batch)
 
     async def _process(self, batch: Sequence[Due]) -> None:
-        turn, seqs, failure = await self.in_journal(self._turn, batch)
-        if turn.predicted:
-            self._observe(Inferred(turn.seconds, turn.predicted))
+        taken, seqs, inferred, failure = await self._worker.call(self._turn, batch)
+        if inferred is not None:
+            self._observe(inferred)
         if failure is not None:
-            seqs = await self._commit_later(lambda: self._journal.commit(turn.records), failure)
+            seqs = await self._worker.commit(partial(self._journal.commit, taken.records), failure)
         numbers = iter(seqs)
-        served = {state.symbol: self._states[state.symbol].serving for state in turn.states}
-        for due, state, record, history in zip(batch, turn.states, turn.records, turn.history, strict=True):
+        served = {state.symbol: self._states[state.symbol].serving for state in taken.states}
+        for due, state, record, history in zip(batch, taken.states, taken.records, taken.histories, strict=True):
             self._states[state.symbol], self._issued[state.symbol] = state, history
             self._await_outcome(record)
-            self._scores.take(state.symbol, record.outcomes, record.decays)
+            self._scores.take(state.symbol, record.outcomes, [found.message for found in record.decays])
             outgoing = [
-                Outgoing(
-                    next(numbers), topic, payload, expiry_s, due.arrived_at_s, timed=topic.endswith("forecast.issued")
-                )
-                for topic, payload, expiry_s in record.events
+                Outgoing(next(numbers), *event, due.arrived_at_s, timed=event.topic.endswith("forecast.issued"))
+                for event in record.events
             ]
-            self._offer(outgoing, [Retained(*r) for r in record.retained])
-        # The speaker first, then the observers: subscribers wait for the one and nobody for the others.
+            self._offer(outgoing, record.retained)
+        # The publisher first, then the observers: subscribers wait for the one and nobody for the others.
         await asyncio.sleep(0)
-        for due, state, record in zip(batch, turn.states, turn.records, strict=True):
+        for due, state, record in zip(batch, taken.states, taken.records, strict=True):
             self._report(due, record)
-            self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in turn.refused)
+            self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in taken.refused)
             if state.serving != served[state.symbol]:
                 self._log_serving(state)
-        self._scores.report(turn.decays)
-        for state, record in zip(turn.states, turn.records, strict=True):
+        self._scores.report(taken.decays)
+        for state, record in zip(taken.states, taken.records, strict=True):
             if record.outcomes:
                 self._scores.due(state)
 
@@ -330,40 +296,32 @@ class Processor:
         else:
             log.info("%s: the model is served again", state.symbol)
 
-    def _turn(self, batch: Sequence[Due]) -> tuple[_Turn, list[int], JournalError | None]:
-        """On the work thread: step, predict, step, and a first attempt to commit."""
-        moved = [(due, *step(self._rules, self._states[due.candle.symbol], due.candle)) for due in batch]
-        ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
-        started_s = self._clock.monotonic_s()
-        predictions = {p.symbol: p for p in self._predict(ready)}
-        seconds = self._clock.monotonic_s() - started_s
-        records: list[Record] = []
-        states: list[State] = []
-        decays: list[Decay] = []
-        history: list[IssuedHistory] = []
-        for due, state, events in moved:
-            issued: Issued | None = None
-            prediction = predictions.get(state.symbol)
-            if prediction is not None:
-                state, concluded = step(self._rules, state, prediction)
-                issued = next(e for e in concluded if isinstance(e, Issued))
-            elif state.awaiting:
-                state = give_up(state)
-            outcomes = self._outcomes(state.symbol, events)
-            found = self._scores.decays(state.symbol, outcomes)
-            history_before, now_ms = self._issued[state.symbol], self._clock.wall_ms()
-            telling = record_building.Telling(self._predictor.model, self._rules.policy.version, due.provenance, now_ms)
-            record, reported = telling.record(due.candle, state, events, issued, outcomes, found, history_before)
-            records.append(record)
-            states.append(state)
-            history.append(reported)
-            decays += found
-        refused = [r.symbol for r in ready if r.symbol not in predictions]
-        turn = _Turn(records, states, len(ready), seconds, refused, decays, history)
+    def _turn(self, batch: Sequence[Due]) -> tuple[Turn, list[int], Inferred | None, JournalError | None]:
+        """On the work thread: the turn, and a first attempt to commit it."""
+        symbols = [due.candle.symbol for due in batch]
+        inferred: Inferred | None = None
+
+        def predict(ready: Sequence[Ready]) -> Sequence[Prediction]:
+            nonlocal inferred
+            started_s = self._clock.monotonic_s()
+            predictions = self._predict(ready)
+            if ready:
+                inferred = Inferred(self._clock.monotonic_s() - started_s, len(ready))
+            return predictions
+
+        taken = turn.take(
+            batch,
+            {s: Standing(self._states[s], self._issued[s], self._unscored[s]) for s in symbols},
+            rules=self._rules,
+            model=self._predictor.model,
+            predict=predict,
+            alarms=self._scores.decays,
+            now_ms=self._clock.wall_ms(),
+        )
         try:
-            return turn, self._journal.commit(records), None
+            return taken, self._journal.commit(taken.records), inferred, None
         except JournalError as error:
-            return turn, [], error
+            return taken, [], inferred, error
 
     def _predict(self, ready: Sequence[Ready]) -> list[Prediction]:
         """All at once; where that fails each alone, so that what one symbol does to the model costs that one only."""
@@ -375,39 +333,13 @@ class Processor:
                 return []
             return [prediction for one in ready for prediction in self._predict([one])]
 
-    def _outcomes(self, symbol: str, reported: Sequence[Event]) -> tuple[Outcome, ...]:
-        found = [
-            scoring.outcome(forecast, e.realized)
-            for e in reported
-            if isinstance(e, Matured)
-            for forecast in self._unscored[symbol].get(e.open_time, ())
-        ]
-        history = self._issued[symbol]
-        return tuple(msgspec.structs.replace(o, score_revision=history.score_number(o)) for o in found)
-
     def _await_outcome(self, record: Record) -> None:
         """Remembers a committed forecast until its outcome is due, and forgets those whose hour has come."""
-        open_time, waiting = record.candle.open_time, self._unscored[record.candle.symbol]
-        for due in [t for t in waiting if t <= open_time - DELAY_HOURS * HOUR_MS]:
+        waiting = self._unscored[record.symbol]
+        for due in [t for t in waiting if t <= record.open_time - DELAY_HOURS * HOUR_MS]:
             del waiting[due]
-        if record.forecast is not None:
-            waiting[open_time] = [record.forecast]
-
-    async def _commit_later(self, commit: Callable[[], list[int]], failure: JournalError) -> list[int]:
-        """Tries the same commit until the journal takes them. Nothing is said and nothing moves meanwhile."""
-        log.error("%s; nothing new is published until it can be written", failure)
-        while True:
-            self.failing = str(failure)
-            self._observe(CommitFailed(str(failure)))
-            await asyncio.sleep(_COMMIT_RETRY_S)
-            try:
-                seqs = await self.in_journal(commit)
-            except JournalError as error:
-                failure = error
-                continue
-            log.info("the journal can be written again")
-            self.failing = None
-            return seqs
+        if record.forecasts:
+            waiting[record.open_time] = [forecast.message for forecast in record.forecasts]
 
     def _judge(self, symbol: str, open_time: int, *, usable: bool) -> None:
         if usable:
@@ -428,7 +360,7 @@ class Processor:
             )
             self._observe(GapDeclared(symbol, first, last, hours))
         self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))
-        if record.forecast is not None and record.decision is not None:
-            self._observe(ForecastCommitted(record.forecast, record.decision))
+        for forecast, decision in zip(record.forecasts, record.decisions, strict=True):
+            self._observe(ForecastCommitted(forecast.message, decision.message))
         for outcome in record.outcomes:
             self._observe(ForecastScored(outcome))

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from stream.clock import Clock
 from stream.core.messages import schemas
@@ -21,6 +20,7 @@ from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
 from stream.errors import HungUpError, JournalError, MessageRefusedError, UnreachableError
 from stream.pipeline.withheld import Withheld
+from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
 from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
 
@@ -43,7 +43,7 @@ class EventPublisher:
         instance: str,
         session: str,
         journal: Journal,
-        in_journal: Callable[..., Awaitable[Any]],
+        worker: Worker,
         clock: Clock,
         exchange_now_ms: Callable[[], int | None],
         observe: Observer,
@@ -52,7 +52,7 @@ class EventPublisher:
         self._instance = instance
         self._session_id = session
         self._journal = journal
-        self._in_journal = in_journal
+        self._worker = worker
         self._clock = clock
         self._exchange_now_ms = exchange_now_ms
         self._observe = observe
@@ -175,7 +175,7 @@ class EventPublisher:
     async def _keep(self) -> None:
         """What waits was kept before it is said: long may have passed since, and somebody removed the journal."""
         try:
-            await self._in_journal(self._journal.check_place)
+            await self._worker.call(self._journal.check_place)
         except JournalError as error:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
 
@@ -236,7 +236,7 @@ class EventPublisher:
         if not seqs:
             return
         try:
-            await self._in_journal(self._journal.acknowledge, seqs)
+            await self._worker.call(self._journal.acknowledge, seqs)
         except JournalError:
             # They stay on the list, and in the worst case are said once more after a restart.
             return
@@ -263,7 +263,7 @@ class EventPublisher:
             self._cleared.remove(topic)
             # Not noted is cleared once more at the next start, harmlessly.
             with contextlib.suppress(JournalError):
-                await self._in_journal(self._journal.forget_retained, [topic])
+                await self._worker.call(self._journal.forget_retained, [topic])
 
     def _remaining_s(self, item: Retained) -> int | None:
         """Seconds this payload may still live at the broker; None for ever, 0 not at all."""

@@ -23,7 +23,6 @@ from stream.ports import History
 from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
 T = TypeVar("T")
-Sleep = Callable[[float], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +38,12 @@ class Queries:
         clock: Clock,
         observe: Observer,
         stalled: Callable[[Subscription], None],
-        sleep: Sleep,
     ) -> None:
         self._history = history
         self._time = exchange_time
         self._clock = clock
         self._observe = observe
         self._stalled = stalled
-        self._sleep = sleep
 
     async def until_answered(self, subscription: Subscription, query: Callable[[], Awaitable[T]]) -> T:
         """The answer, however long that takes."""
@@ -69,7 +66,7 @@ class Queries:
             if reason != logged:
                 log.warning("%s: no answer from the exchange, retrying: %s", subscription.symbol, reason)
                 logged = reason
-            await self._sleep(pause_s)
+            await self._clock.sleep(pause_s)
             pause_s = min(RETRY_CAP_S, pause_s * 2)
 
     async def exchange_now_ms(self, subscription: Subscription) -> int:

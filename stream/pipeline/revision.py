@@ -26,9 +26,8 @@ from stream.core.deciding.replay import replay, warm
 from stream.core.forecasting.contract import ContractError
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages import builders, schemas, scoreboard, scoring
-from stream.core.messages.builders import RETAINED_EXPIRY_S
-from stream.core.messages.records import Processed, Revision
+from stream.core.messages import builders, recording, scoreboard, scoring
+from stream.core.messages.records import Encoded, Processed, Record
 from stream.core.messages.revisions import SAME, IssuedHistory, line, same
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
@@ -36,8 +35,6 @@ from stream.ports import Journal, Predictor
 
 #: How far back REST is asked whether it still says the same.
 REVISED_HOURS = 48
-
-EVENT_EXPIRY_S = 7 * 86_400
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +46,9 @@ Load = Callable[[bytes], Predictor]
 
 @dataclass(frozen=True, slots=True)
 class Restated:
-    """A revision to commit, what counts once it is, and the newest forecast's id."""
+    """A record to commit, what counts once it is, and the newest forecast's id."""
 
-    revision: Revision
+    record: Record
     state: State
     issued: IssuedHistory
     newest_id: str
@@ -155,30 +152,36 @@ class _Restating:
                         forecasts[pair[0].id], decisions[pair[1].id] = pair
         again.sort(key=lambda pair: pair[0].open_time)
         outcomes = self._outcomes(forecasts.values(), matured, scored_since)
-        decays = self._decays(outcomes)
+        decays = tuple(recording.encoded(found) for found in self._decays(outcomes))
         recent_past = [c for c in history if c.open_time > newest - needed * HOUR_MS]
         state = warm(self._rules, symbol, recent_past, model, self._predictor)
         newest_id = self._newest_id(again, latest)
         # Lines that were only shown are those of the corrected candles; what was issued is what was issued last.
         shown = {t: e for t, e in self._history.lines.items() if e.issued is not None or t < since}
         issued = msgspec.structs.replace(self._history, lines=shown).after(again, outcomes)
-        revision = Revision(
+        pairs = [(recording.encoded(forecast), recording.encoded(decision)) for forecast, decision in again]
+        of_newest: tuple[Encoded[Forecast] | None, Encoded[Decision] | None] = next(
+            (pair for pair in pairs if pair[0].message.id == newest_id), (None, None)
+        )
+        recent = builders.recent(symbol, state.recent, model, self._issued_at, issued)
+        record = Record(
             symbol=symbol,
             candles=tuple(changed),
+            provenance="backfill",
             filled=filled,
-            forecasts=tuple(f for f, _ in again),
-            decisions=tuple(d for _, d in again),
+            forecasts=tuple(forecast for forecast, _ in pairs),
+            decisions=tuple(decision for _, decision in pairs),
             outcomes=outcomes,
             decays=decays,
-            events=self._events(again, outcomes, decays),
-            retained=self._retained(again, newest_id, state, issued),
+            events=recording.event_messages(symbol, pairs, outcomes, decays, self._issued_at),
+            retained=recording.retained_messages(symbol, *of_newest, recent),
             open_time=newest,
             anchor=state.anchor,
             exposure=state.memory.exposure,
             model_version=model.version,
             policy_version=self._rules.policy.version,
         )
-        return Restated(revision, state, issued, newest_id)
+        return Restated(record, state, issued, newest_id)
 
     def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Issuer]:
         """Models and policies that said something of these hours and no longer speak."""
@@ -300,53 +303,6 @@ class _Restating:
         if latest is not None and (newest is None or latest.open_time > newest.open_time):
             newest = latest
         return newest.id if newest else ""
-
-    def _events(
-        self, again: Sequence[tuple[Forecast, Decision]], outcomes: Sequence[Outcome], decays: Sequence[Decay]
-    ) -> tuple[tuple[str, bytes, int], ...]:
-        events: list[tuple[str, bytes, int]] = []
-        for forecast, decision in again:
-            events += [
-                (schemas.event_topic(self._symbol, "forecast.issued"), schemas.encode(forecast), EVENT_EXPIRY_S),
-                (schemas.event_topic(self._symbol, "decision.issued"), schemas.encode(decision), EVENT_EXPIRY_S),
-            ]
-        events += [
-            (
-                schemas.event_topic(self._symbol, "forecast.scored"),
-                schemas.encode(scoring.scored(outcome, self._issued_at)),
-                EVENT_EXPIRY_S,
-            )
-            for outcome in outcomes
-        ]
-        events += [
-            (schemas.event_topic(self._symbol, "decay.detected"), schemas.encode(found), EVENT_EXPIRY_S)
-            for found in decays
-        ]
-        return tuple(events)
-
-    def _retained(
-        self, again: Sequence[tuple[Forecast, Decision]], newest_id: str, state: State, issued: IssuedHistory
-    ) -> tuple[tuple[str, bytes, int | None, int | None], ...]:
-        symbol, model = self._symbol, self._predictor.model
-        retained: list[tuple[str, bytes, int | None, int | None]] = []
-        for forecast, decision in again:
-            if forecast.id == newest_id:
-                retained = [
-                    (
-                        schemas.symbol_topic(symbol, "forecast"),
-                        schemas.encode(forecast),
-                        RETAINED_EXPIRY_S,
-                        forecast.valid_until,
-                    ),
-                    (
-                        schemas.symbol_topic(symbol, "decision"),
-                        schemas.encode(decision),
-                        RETAINED_EXPIRY_S,
-                        decision.valid_until,
-                    ),
-                ]
-        recent = schemas.encode(builders.recent(symbol, state.recent, model, self._issued_at, issued))
-        return (*retained, (schemas.symbol_topic(symbol, "recent"), recent, RETAINED_EXPIRY_S, None))
 
 
 def _same(a: Any, b: Any) -> bool:

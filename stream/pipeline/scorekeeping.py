@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from stream.clock import Clock
 from stream.core.deciding.operator import State
@@ -24,6 +23,7 @@ from stream.core.messages.scoreboard import Scoreboard
 from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
 from stream.logs import utc
+from stream.pipeline.worker import Worker
 from stream.ports import Journal
 from stream.telemetry import CommitFailed, DecayFound, Observer, ScoreChanged
 
@@ -37,7 +37,7 @@ class Scorekeeper:
         self,
         *,
         journal: Journal,
-        in_journal: Callable[..., Awaitable[Any]],
+        worker: Worker,
         model: Model,
         clock: Clock,
         observe: Observer,
@@ -46,7 +46,7 @@ class Scorekeeper:
     ) -> None:
         """`issued_history` is what has been said of a symbol: its score tells how far that goes."""
         self._journal = journal
-        self._in_journal = in_journal
+        self._worker = worker
         self._model = model
         self._clock = clock
         self._observe = observe
@@ -61,7 +61,7 @@ class Scorekeeper:
 
     async def adopt(self, state: State) -> None:
         """The symbol's board becomes what the journal's outcomes make it."""
-        self._boards[state.symbol], self._reported[state.symbol] = await self._in_journal(self._of_journal, state)
+        self._boards[state.symbol], self._reported[state.symbol] = await self._worker.call(self._of_journal, state)
 
     def _of_journal(self, state: State) -> tuple[Scoreboard, list[int]]:
         newest, version = state.last_open_time or 0, self._model.version
@@ -99,7 +99,7 @@ class Scorekeeper:
         if not states:
             return
         try:
-            posted = await self._in_journal(self._post, states)
+            posted = await self._worker.call(self._post, states)
         except JournalError as failure:
             # The next one says it all again.
             self._observe(CommitFailed(str(failure)))

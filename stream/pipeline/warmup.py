@@ -16,13 +16,12 @@ from functools import partial
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.sequencer import LONGEST_WITNESS_HOURS, RETRY_CAP_S, RETRY_FIRST_S, WITNESS_HOURS
-from stream.errors import JournalError
 from stream.logs import utc
 from stream.pipeline.processing import Processor
-from stream.pipeline.queries import Queries, Sleep
+from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
+from stream.pipeline.worker import Worker
 from stream.ports import History, Journal
-from stream.telemetry import CommitFailed, Observer
 
 log = logging.getLogger(__name__)
 
@@ -37,33 +36,32 @@ class Warmup:
         history: History,
         journal: Journal,
         processor: Processor,
+        worker: Worker,
         clock: Clock,
-        observe: Observer,
         stalled: Callable[[Subscription], Awaitable[None]],
-        sleep: Sleep,
     ) -> None:
         self._queries = queries
         self._history = history
         self._journal = journal
         self._processor = processor
+        self._worker = worker
         self._clock = clock
-        self._observe = observe
         self._stalled = stalled
-        self._sleep = sleep
 
     async def warm(self, subscription: Subscription) -> None:
         """Gives the symbol its past and says which candle is due next."""
         symbol = subscription.symbol
-        done = await self._processor.in_journal(self._journal.processed, symbol)
+        done = await self._worker.call(self._journal.processed, symbol)
         if done is not None:
             newest = done.open_time
             oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
-            candles = await self._processor.in_journal(self._journal.candles, symbol, oldest, newest)
+            candles = await self._worker.call(self._journal.candles, symbol, oldest, newest)
             missing_until = candles[0].open_time - HOUR_MS if candles else newest
             candles = (await self._complete(subscription, oldest, missing_until) or []) + candles
         else:
             newest, candles = await self._first_past(subscription)
-        await self._store(candles)
+        # A full disk at the start is waited out like one later on.
+        await self._worker.commit(partial(self._journal.store_history, candles))
         await self._processor.warm(symbol, candles, done)
         subscription.sequencer.start(candles[-1].open_time if candles else None, newest + HOUR_MS)
         subscription.settled.set()
@@ -107,12 +105,12 @@ class Warmup:
             await self._stalled(subscription)
             again_at_s = subscription.sequencer.absences.again_at_s(missing)
             if again_at_s is not None:
-                await self._sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
+                await self._clock.sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
                 continue
             # A hole that reaches back further than what is needed has its witness before it.
             witness_hours = min(2 * witness_hours, LONGEST_WITNESS_HOURS)
             pause_s = RETRY_FIRST_S if len(missing) < before else min(RETRY_CAP_S, pause_s * 2)
-            await self._sleep(pause_s)
+            await self._clock.sleep(pause_s)
         return [found[t] for t in sorted(found) if first <= t <= newest]
 
     async def _confirmed(self, subscription: Subscription, fetched: list[Candle]) -> bool:
@@ -130,7 +128,7 @@ class Warmup:
             subscription.symbol,
             utc(last.open_time),
         )
-        await self._sleep(RETRY_FIRST_S)
+        await self._clock.sleep(RETRY_FIRST_S)
         return False
 
     def _missing(self, subscription: Subscription, found: dict[int, Candle], first: int, newest: int) -> list[int]:
@@ -146,18 +144,3 @@ class Warmup:
             return first
         earliest = min(found, default=None)
         return grid_floor(born) if earliest is None or earliest == grid_floor(born) else first
-
-    async def _store(self, candles: list[Candle]) -> None:
-        """Until the journal takes it: a full disk at the start is waited out like one later on."""
-        while True:
-            try:
-                await self._processor.in_journal(self._journal.store_history, candles)
-            except JournalError as error:
-                if self._processor.failing is None:
-                    log.error("%s; waiting until it can be written", error)
-                self._processor.failing = str(error)
-                self._observe(CommitFailed(str(error)))
-                await self._sleep(RETRY_FIRST_S)
-            else:
-                self._processor.failing = None
-                return

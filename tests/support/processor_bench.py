@@ -18,10 +18,11 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.sequencer import Due
-from stream.core.messages.records import Outgoing, Retained, Revision
+from stream.core.messages.records import Outgoing, Record, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.errors import JournalError
 from stream.pipeline.processing import Processor
+from stream.pipeline.worker import Worker
 from stream.telemetry import Fact
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -41,25 +42,27 @@ class Predictor:
 class FullDisk(SqliteJournal):
     has_space = True
 
-    def revise(self, revision: Revision) -> list[int]:
+    def commit(self, records: Sequence[Record]) -> list[int]:
         if not self.has_space:
             raise JournalError("journal cannot be written: database or disk is full")
-        return super().revise(revision)
+        return super().commit(records)
 
 
 class Bench:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Clock) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.journal = FullDisk(folder)
         self.facts: list[Fact] = []
         self.offered: list[Outgoing] = []
         self.retained: dict[str, Retained] = {}
+        self.worker = Worker(clock=clock, observe=self.facts.append)
         self.processor = Processor(
             journal=self.journal,
+            worker=self.worker,
             predictor=Predictor(),
             rules=Rules.of(Policy(), Predictor.model.contract),
-            clock=Clock(),
+            clock=clock,
             observe=self.facts.append,
             offer=self._offer,
         )
@@ -69,7 +72,7 @@ class Bench:
         self.retained |= {r.topic: r for r in retained}
 
     async def live(self, candles: Sequence[Candle]) -> None:
-        await self.processor.in_journal(self.journal.store_history, candles[:FIRST])
+        await self.worker.call(self.journal.store_history, candles[:FIRST])
         await self.processor.warm(SYMBOL, candles[:FIRST], None)
         for candle in candles[FIRST:]:
             await self.processor.process([Due(candle, "live", 0.0)])
@@ -130,12 +133,12 @@ def assert_close(a: Any, b: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bench(folder: Path) -> AsyncIterator[Bench]:
-    made = await asyncio.to_thread(Bench, folder)
+async def bench(folder: Path, clock: Clock | None = None) -> AsyncIterator[Bench]:
+    made = await asyncio.to_thread(Bench, folder, clock or Clock())
     try:
         yield made
     finally:
-        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.worker.close)
         await asyncio.to_thread(made.journal.close)
 
 

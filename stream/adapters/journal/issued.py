@@ -11,11 +11,20 @@ from collections.abc import Sequence
 import msgspec
 
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages.records import Issuer, Renumbering
+from stream.core.messages.records import Encoded, Issuer, Renumbering
+from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
 
 #: Longer than the exchange is asked whether it still says the same (stream/pipeline/revision.py).
 _CORRECTED_HOURS = 72
+
+
+def store_messages(
+    db: sqlite3.Connection, table: str, messages: Sequence[Encoded[Forecast]] | Sequence[Encoded[Decision]]
+) -> None:
+    """Forecasts or decisions, into the table of that name."""
+    rows = [(e.message.id, e.message.revision, e.message.symbol, e.message.open_time, e.payload) for e in messages]
+    db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def store_outcomes(db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
@@ -41,15 +50,12 @@ def keep_issuer(db: sqlite3.Connection, issuer: Issuer) -> None:
 
 
 def renumber(db: sqlite3.Connection, change: Renumbering) -> None:
-    for table, pairs in (("forecasts", change.forecasts), ("decisions", change.decisions)):
-        db.executemany(f"DELETE FROM {table} WHERE id = ? AND revision = ?", [(a.id, a.revision) for a, _ in pairs])
-        db.executemany(
-            f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
-            [(b.id, b.revision, b.symbol, b.open_time, msgspec.json.encode(b)) for _, b in pairs],
-        )
+    replaced = [(a.message.id, a.message.revision) for a, _ in change.forecasts]
+    db.executemany("DELETE FROM forecasts WHERE id = ? AND revision = ?", replaced)
+    replaced = [(a.message.id, a.message.revision) for a, _ in change.decisions]
+    db.executemany("DELETE FROM decisions WHERE id = ? AND revision = ?", replaced)
+    store_messages(db, "forecasts", [b for _, b in change.forecasts])
+    store_messages(db, "decisions", [b for _, b in change.decisions])
     store_outcomes(db, change.outcomes)
     db.executemany("UPDATE outbox SET payload = ? WHERE seq = ?", [(p, seq) for seq, p in change.payloads.items()])
-    db.executemany(
-        "INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)",
-        [(r.topic, r.payload, r.expiry_s, r.valid_until) for r in change.retained],
-    )
+    db.executemany("INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)", change.retained)

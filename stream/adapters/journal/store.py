@@ -22,8 +22,8 @@ from stream.adapters.journal import access, files, issued, schema
 from stream.adapters.journal.schema import MIGRATIONS
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import Issuer, Outgoing, Processed, Record, Renumbering, Retained, Revision
-from stream.core.messages.schemas import Decay, Decision, Forecast
+from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
+from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
 
@@ -306,71 +306,13 @@ class SqliteJournal:
         seqs: list[int] = []
         with self._transaction() as db:
             for record in records:
-                seqs += self._store(db, record)
+                seqs += _store(db, record)
         return seqs
 
-    def _store(self, db: sqlite3.Connection, record: Record) -> list[int]:
-        # OR REPLACE: a commit whose fate is unknown (an I/O error after the write) is tried again.
-        candle = record.candle
-        db.execute(
-            "INSERT OR REPLACE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (candle.symbol, candle.open_time, *candle.ohlcv, record.provenance),
-        )
-        for table, message in (("forecasts", record.forecast), ("decisions", record.decision)):
-            if message is not None:
-                db.execute(
-                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
-                    (message.id, message.revision, message.symbol, message.open_time, msgspec.json.encode(message)),
-                )
-        issued.store_outcomes(db, record.outcomes)
-        _store_alarms(db, record.decays)
-        if record.gap is not None:
-            db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (candle.symbol, *record.gap))
-        db.execute(
-            "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                candle.symbol,
-                candle.open_time,
-                record.anchor,
-                record.exposure,
-                record.model_version,
-                record.policy_version,
-            ),
-        )
-        return _queue(db, record.events, record.retained)
-
-    def revise(self, revision: Revision) -> list[int]:
-        with self._transaction() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, 'backfill')",
-                [(c.symbol, c.open_time, *c.ohlcv) for c in revision.candles],
-            )
-            for open_time in revision.filled:
-                _fill(db, revision.symbol, open_time)
-            for table, messages in (("forecasts", revision.forecasts), ("decisions", revision.decisions)):
-                db.executemany(
-                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)",
-                    [(m.id, m.revision, m.symbol, m.open_time, msgspec.json.encode(m)) for m in messages],
-                )
-            issued.store_outcomes(db, revision.outcomes)
-            _store_alarms(db, revision.decays)
-            db.execute(
-                "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    revision.symbol,
-                    revision.open_time,
-                    revision.anchor,
-                    revision.exposure,
-                    revision.model_version,
-                    revision.policy_version,
-                ),
-            )
-            return _queue(db, revision.events, revision.retained)
-
-    def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
+    def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         """Messages that belong to no candle (drift): durable like the others."""
         with self._transaction() as db:
-            return _queue(db, events, [(r.topic, r.payload, r.expiry_s, r.valid_until) for r in retained])
+            return _queue(db, events, retained)
 
     def outbox(self) -> list[Outgoing]:
         rows = self._read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
@@ -472,19 +414,42 @@ def _fill(db: sqlite3.Connection, symbol: str, open_time: int) -> None:
         db.executemany("INSERT INTO gaps VALUES (?, ?, ?)", [(symbol, a, b) for a, b in rest if a <= b])
 
 
-def _store_alarms(db: sqlite3.Connection, decays: Sequence[Decay]) -> None:
+def _store(db: sqlite3.Connection, record: Record) -> list[int]:
+    # OR REPLACE: a commit whose fate is unknown (an I/O error after the write) is tried again.
+    db.executemany(
+        "INSERT OR REPLACE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [(c.symbol, c.open_time, *c.ohlcv, record.provenance) for c in record.candles],
+    )
+    for open_time in record.filled:
+        _fill(db, record.symbol, open_time)
+    issued.store_messages(db, "forecasts", record.forecasts)
+    issued.store_messages(db, "decisions", record.decisions)
+    issued.store_outcomes(db, record.outcomes)
     db.executemany(
         "INSERT OR REPLACE INTO alarms VALUES (?, ?, ?, ?, ?)",
-        [(d.id, d.symbol, d.model_version, d.open_time, msgspec.json.encode(d)) for d in decays],
+        [
+            (d.message.id, d.message.symbol, d.message.model_version, d.message.open_time, d.payload)
+            for d in record.decays
+        ],
     )
+    if record.gap is not None:
+        db.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?)", (record.symbol, *record.gap))
+    db.execute(
+        "INSERT OR REPLACE INTO operator_state VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            record.symbol,
+            record.open_time,
+            record.anchor,
+            record.exposure,
+            record.model_version,
+            record.policy_version,
+        ),
+    )
+    return _queue(db, record.events, record.retained)
 
 
-def _queue(
-    db: sqlite3.Connection,
-    events: Sequence[tuple[str, bytes, int]],
-    retained: Sequence[tuple[str, bytes, int | None, int | None]],
-) -> list[int]:
-    """Puts messages where the speaker finds them; the numbers of the events, in order."""
+def _queue(db: sqlite3.Connection, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
+    """Puts messages where the publisher finds them; the numbers of the events, in order."""
     db.executemany("INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)", retained)
     query = "INSERT INTO outbox (topic, payload, expiry_s) VALUES (?, ?, ?)"
     return [int(db.execute(query, event).lastrowid or 0) for event in events]

@@ -1,4 +1,4 @@
-"""What the operator's events say to the world: predictions and verdicts as messages.
+"""Messages made of the operator's events: predictions and rulings as forecasts and decisions.
 
 Pure: the wall-clock stamp and the provenance are handed in, and nothing else differs between a live
 forecast, a backfilled one and a replayed one.
@@ -32,8 +32,9 @@ from stream.core.messages.schemas import (
 
 #: A forecast may be acted on until two intervals after its candle's close.
 VALID_FOR_MS = 2 * HOUR_MS
-#: How long the broker keeps what is retained of it.
+#: How long the broker keeps what is retained of it, and an event for a subscriber that is away.
 RETAINED_EXPIRY_S = VALID_FOR_MS // 1_000
+EVENT_EXPIRY_S = 7 * 86_400
 
 
 def close_time(open_time: int) -> int:

@@ -1,14 +1,36 @@
-"""What the journal keeps, whole: each record is one transaction."""
+"""What the journal keeps, whole: each record is one transaction.
+
+A message is encoded once: the bytes that the journal stores are the bytes that are published.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from stream.core.market.candle import Candle, Provenance
 from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
+
+M = TypeVar("M", Forecast, Decision, Decay)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[M]):
+    """A message, and the bytes that are stored and published of it."""
+
+    message: M
+    payload: bytes
+
+
+class EventMessage(NamedTuple):
+    """An event that is to be published, before the outbox has given it a number."""
+
+    topic: str
+    payload: bytes
+    expiry_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +47,7 @@ class Outgoing:
     timed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
+class Retained(NamedTuple):
     """The newest payload of a retained topic. Past `valid_until` (exchange time) it is not published any more."""
 
     topic: str
@@ -35,55 +56,40 @@ class Retained:
     valid_until: int | None = None
 
 
-class Record(msgspec.Struct, frozen=True):
-    """Everything that one closed candle leaves in the journal, in one transaction."""
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one step of a symbol leaves in the journal, in one transaction: a closed candle, or a revised
+    past, whose candles replace others or fill hours that were declared missing."""
 
-    candle: Candle
+    symbol: str
+    candles: tuple[Candle, ...]
     provenance: Provenance
-    forecast: Forecast | None = None
-    decision: Decision | None = None
-    #: What became of earlier forecasts, known with this candle.
+    forecasts: tuple[Encoded[Forecast], ...] = ()
+    decisions: tuple[Encoded[Decision], ...] = ()
+    #: What became of earlier forecasts.
     outcomes: tuple[Outcome, ...] = ()
     #: Alarms that those raised; they are among the events too.
-    decays: tuple[Decay, ...] = ()
-    #: (topic, payload, expiry in seconds), in the order in which they are to be published.
-    events: tuple[tuple[str, bytes, int], ...] = ()
-    retained: tuple[tuple[str, bytes, int | None, int | None], ...] = ()
+    decays: tuple[Encoded[Decay], ...] = ()
+    #: In the order in which they are to be published.
+    events: tuple[EventMessage, ...] = ()
+    retained: tuple[Retained, ...] = ()
+    #: The first and last of the hours before the candle that the exchange never published.
     gap: tuple[int, int] | None = None
+    #: Open times among `candles` that were declared missing.
+    filled: tuple[int, ...] = ()
+    #: The newest processed candle, and the policy's memory after it.
+    open_time: int
     anchor: int = 0
     exposure: float = 0.0
     model_version: str = ""
     policy_version: str = ""
 
 
-class Revision(msgspec.Struct, frozen=True):
-    """What a revised past leaves in the journal, in one transaction: candles that replace others or fill hours that
-    were missing, and everything that they change."""
-
-    symbol: str
-    candles: tuple[Candle, ...]
-    #: Open times among `candles` that were declared missing.
-    filled: tuple[int, ...]
-    forecasts: tuple[Forecast, ...]
-    decisions: tuple[Decision, ...]
-    outcomes: tuple[Outcome, ...]
-    decays: tuple[Decay, ...]
-    events: tuple[tuple[str, bytes, int], ...]
-    retained: tuple[tuple[str, bytes, int | None, int | None], ...]
-    #: The newest processed candle, and the policy's memory after it.
-    open_time: int
-    anchor: int
-    exposure: float
-    model_version: str
-    policy_version: str
-
-
 class Renumbering(msgspec.Struct, frozen=True):
     """Words that wait to be published under a revision that another node has used for another value."""
 
     #: As they were and as they become; the same with the decisions.
-    forecasts: tuple[tuple[Forecast, Forecast], ...]
-    decisions: tuple[tuple[Decision, Decision], ...]
+    forecasts: tuple[tuple[Encoded[Forecast], Encoded[Forecast]], ...]
+    decisions: tuple[tuple[Encoded[Decision], Encoded[Decision]], ...]
     #: With the number that their scores become.
     outcomes: tuple[Outcome, ...]
     #: By the outbox's number: what is published in its place.

@@ -24,6 +24,7 @@ from stream.errors import UnreachableError
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.subscription import Subscription
+from stream.pipeline.worker import Worker
 from stream.telemetry import CandleRepeated, CandleRevised, Fact, FrameRejected
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -109,9 +110,11 @@ class Stand:
         self.facts: list[Fact] = []
         self.states: list[str] = []
         self.journal = SqliteJournal(data_dir)
-        clock = Clock(monotonic_s=lambda: self.now_s)
+        clock = Clock(monotonic_s=lambda: self.now_s, sleep=self._sleep)
+        self.worker = Worker(clock=clock, observe=self.facts.append)
         self.processor = Processor(
             journal=self.journal,
+            worker=self.worker,
             predictor=Predictor(),
             rules=Rules.of(Policy(), Predictor.model.contract),
             clock=clock,
@@ -124,13 +127,13 @@ class Stand:
             history=self.rest,
             journal=self.journal,
             processor=self.processor,
+            worker=self.worker,
             queue=self.queue,
             exchange_time=self.time,
             time_scale=1.0,
             clock=clock,
             observe=self.facts.append,
             notify_feed=lambda symbol, state, first, last: self.states.append(state),
-            sleep=self._sleep,
         )
 
     @property
@@ -166,7 +169,7 @@ class Stand:
     async def rest_of_the_loop(self) -> None:
         """Until everybody waits for the clock."""
         for _ in range(20):
-            await self.processor.in_journal(int)
+            await self.worker.call(int)
             await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -207,9 +210,7 @@ def past() -> list[Candle]:
 
 
 @pytest.fixture
-async def stand(tmp_path: Path, tape: list[Candle], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
-    # The test says when it is time for an audit.
-    monkeypatch.setattr("stream.pipeline.intake._AUDIT_TICK_S", 3_600.0)
+async def stand(tmp_path: Path, tape: list[Candle]) -> AsyncIterator[Stand]:
     made = await asyncio.to_thread(Stand, tmp_path, tape)
     async with running(made):
         yield made
@@ -221,7 +222,7 @@ async def running(made: Stand) -> AsyncIterator[None]:
     yield
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await asyncio.to_thread(made.processor.close)
+    await asyncio.to_thread(made.worker.close)
     await asyncio.to_thread(made.journal.close)
 
 
@@ -233,9 +234,8 @@ async def test_a_fresh_start_begins_with_the_newest_closed_candle(stand: Stand) 
 
 @pytest.mark.parametrize("holes", ["none", "across-the-beginning", "across-weeks", "within", "to-the-end", "young"])
 async def test_a_fresh_start_has_all_of_the_past_that_there_is(
-    holes: str, tmp_path: Path, tape: list[Candle], past: list[Candle], monkeypatch: pytest.MonkeyPatch
+    holes: str, tmp_path: Path, tape: list[Candle], past: list[Candle]
 ) -> None:
-    monkeypatch.setattr("stream.pipeline.intake._AUDIT_TICK_S", 3_600.0)
     made = await asyncio.to_thread(Stand, tmp_path, tape)
     begin = START + NEWEST * HOUR_MS
     oldest = begin - (made.processor.history_hours(SYMBOL) - 1) * HOUR_MS
@@ -250,7 +250,7 @@ async def test_a_fresh_start_has_all_of_the_past_that_there_is(
     made.rest.candles_ = [c for c in past + tape if c.open_time not in lacks]
     async with running(made):
         assert await made.passed(1) == [(NEWEST, "backfill")]
-        stored = await made.processor.in_journal(made.journal.candles, SYMBOL, 0, begin)
+        stored = await made.worker.call(made.journal.candles, SYMBOL, 0, begin)
     there = [c for c in made.rest.candles_ if oldest <= c.open_time < begin]
     assert [(c.open_time, c.ohlcv) for c in stored] == [(c.open_time, c.ohlcv) for c in there]
 

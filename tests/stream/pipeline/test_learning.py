@@ -35,8 +35,8 @@ def hour(n: int) -> int:
 
 
 async def start(made: Bench, past: Sequence[Candle]) -> None:
-    await made.processor.in_journal(made.journal.store_history, past)
-    await made.processor.warm(SYMBOL, past, await made.processor.in_journal(made.journal.processed, SYMBOL))
+    await made.worker.call(made.journal.store_history, past)
+    await made.processor.warm(SYMBOL, past, await made.worker.call(made.journal.processed, SYMBOL))
 
 
 async def go_on(made: Bench, candles: Sequence[Candle]) -> None:
@@ -126,7 +126,7 @@ async def test_equal_values_have_the_revision_that_they_had(when: str, tmp_path:
         if when == "after":
             assert {n for ns in numbers(made).values() for n in ns} == {0}
             await made.processor.learn(SYMBOL, retained, broker)
-            stored = await made.processor.in_journal(made.journal.outbox)
+            stored = await made.worker.call(made.journal.outbox)
             assert broker.amended
             assert {e.seq: e.payload for e in stored} == {
                 e.seq: broker.amended.get(e.seq, e.payload) for e in made.offered

@@ -22,11 +22,12 @@ from stream.core.forecasting.serving import is_daily
 from stream.core.forecasting.target import labels
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.sequencer import Due
-from stream.core.messages.records import Outgoing, Record, Retained
+from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
 from stream.core.messages.schemas import Decay, DecayState, Score
 from stream.core.messages.scoreboard import Scoreboard
 from stream.errors import JournalError
 from stream.pipeline.processing import Processor
+from stream.pipeline.worker import Worker
 from stream.telemetry import (
     CommitFailed,
     DecayFound,
@@ -65,7 +66,7 @@ class FullDisk(SqliteJournal):
     has_space = True
     posts = True
 
-    def post(self, events: Sequence[tuple[str, bytes, int]], retained: Sequence[Retained]) -> list[int]:
+    def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         if not self.posts:
             raise JournalError("journal cannot be written: database or disk is full")
         return super().post(events, retained)
@@ -84,8 +85,10 @@ class Bench:
         self.offered: list[Outgoing] = []
         self.retained: list[Retained] = []
         self.failed = asyncio.Event()
+        self.worker = Worker(clock=Clock(), observe=self._observe)
         self.processor = Processor(
             journal=self.journal,
+            worker=self.worker,
             predictor=model,
             rules=Rules.of(Policy(), model.model.contract),
             clock=Clock(),
@@ -115,7 +118,7 @@ async def bench(data_dir: Path, tape: dict[str, list[Candle]], model: Model):  #
     try:
         yield made
     finally:
-        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.worker.close)
         await asyncio.to_thread(made.journal.close)
 
 
@@ -131,15 +134,15 @@ async def test_nothing_is_said_and_nothing_moves_until_the_journal_has_it(
         working = asyncio.create_task(made.processor.process(round_of(tape, 50)))
         await made.failed.wait()
         assert (made.offered, made.forecasts()) == ([], [])
-        assert "disk is full" in made.processor.failing
+        assert "disk is full" in made.worker.failing
         made.journal.has_space = True
         await working
-        assert made.processor.failing is None
+        assert made.worker.failing is None
         await made.processor.process(round_of(tape, 51))
         times = [START + 50 * HOUR_MS] * 2 + [START + 51 * HOUR_MS] * 2
         assert made.forecasts() == list(zip(SYMBOLS * 2, times, strict=True))
         # In the journal's order, each numbered once, and only what is in the journal.
-        stored = await made.processor.in_journal(made.journal.outbox)
+        stored = await made.worker.call(made.journal.outbox)
         assert [o.seq for o in made.offered] == [o.seq for o in stored]
 
 
@@ -159,11 +162,11 @@ async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_
         assert made.forecasts()[1:] == [(symbol, START + 51 * HOUR_MS) for symbol in SYMBOLS]
         assert made.processor.unforecast == set()
         assert [f.symbol for f in made.facts if isinstance(f, ForecastFailed)] == ["BTCUSDT"]
-        kept = await made.processor.in_journal(made.journal.candles, "BTCUSDT", START + 50 * HOUR_MS, 2**60)
+        kept = await made.worker.call(made.journal.candles, "BTCUSDT", START + 50 * HOUR_MS, 2**60)
         assert [c.open_time for c in kept] == [START + 50 * HOUR_MS, START + 51 * HOUR_MS]
         # A start finds the same hour in its past and must not stumble over it.
         live = made.processor._states["BTCUSDT"]
-        done = await made.processor.in_journal(made.journal.processed, "BTCUSDT")
+        done = await made.worker.call(made.journal.processed, "BTCUSDT")
         await made.processor.warm("BTCUSDT", tape["BTCUSDT"][:52], done)
         again = made.processor._states["BTCUSDT"]
         assert (again.memory, again.recent, again.anchor) == (live.memory, live.recent, live.anchor)
@@ -222,15 +225,15 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
     for first, last in ((50, stopped_after), (stopped_after, hours)):
         made = await asyncio.to_thread(Bench, tmp_path, Model())
         past = [c for c in tape["BTCUSDT"] if c.open_time < START + first * HOUR_MS]
-        await made.processor.warm("BTCUSDT", past, await made.processor.in_journal(made.journal.processed, "BTCUSDT"))
+        await made.processor.warm("BTCUSDT", past, await made.worker.call(made.journal.processed, "BTCUSDT"))
         for candle in tape["BTCUSDT"]:
             if START + first * HOUR_MS <= candle.open_time < START + last * HOUR_MS:
                 await made.processor.process([Due(candle, "live", 0.0)])
         reported += [o.topic for o in made.offered]
         assert not found.keys() & scores(made, "BTCUSDT").keys()
         found |= scores(made, "BTCUSDT")
-        stored = await made.processor.in_journal(made.journal.outcomes, "BTCUSDT", 0, 2**60)
-        await asyncio.to_thread(made.processor.close)
+        stored = await made.worker.call(made.journal.outcomes, "BTCUSDT", 0, 2**60)
+        await asyncio.to_thread(made.worker.close)
         await asyncio.to_thread(made.journal.close)
 
     _, ohlcv = to_grid(tape["BTCUSDT"])
@@ -247,12 +250,12 @@ async def test_each_published_forecast_is_scored_once_when_its_24_hours_are_whol
 async def resumed(data_dir: Path, model: Model, past: Sequence[Candle]):  # type: ignore[no-untyped-def]
     made = await asyncio.to_thread(Bench, data_dir, model)
     try:
-        before = await made.processor.in_journal(made.journal.processed, "BTCUSDT")
+        before = await made.worker.call(made.journal.processed, "BTCUSDT")
         await made.processor.warm("BTCUSDT", past, before)
         await made.processor.publish_scores()
         yield made
     finally:
-        await asyncio.to_thread(made.processor.close)
+        await asyncio.to_thread(made.worker.close)
         await asyncio.to_thread(made.journal.close)
 
 
@@ -282,12 +285,12 @@ async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path
             # One at the start, one after each candle that made an outcome known, and the fact beside it.
             assert scores == [f.score for f in made.facts if isinstance(f, ScoreChanged)]
             assert len(scores) == 1 + until - since - (24 if since == first else 0)
-            retained = await made.processor.in_journal(made.journal.retained)
+            retained = await made.worker.call(made.journal.retained)
             (kept,) = [r.payload for r in retained if r.topic.endswith("/score")]
             assert msgspec.json.decode(kept, type=Score) == scores[-1]
             (why,) = made.processor.serving_baseline().values()
             assert "BTCUSDT: har is served" in why
-            stored = await made.processor.in_journal(made.journal.outcomes, "BTCUSDT", 0, 2**60)
+            stored = await made.worker.call(made.journal.outcomes, "BTCUSDT", 0, 2**60)
             assert {o.serving for o in stored} == {"har"}
             assert all(o.volatility == o.har != o.model_volatility for o in stored)
             usual, version = model.model.contract.usual, model.model.version
@@ -335,7 +338,7 @@ async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Pa
         await made.processor.process([Due(tape[125], "live", 0.0)])
         await made.processor.publish_scores()
         assert made.failed.is_set()
-        assert made.processor.failing is None
+        assert made.worker.failing is None
         made.journal.posts = True
         await made.processor.process([Due(tape[126], "live", 0.0)])
         await made.processor.publish_scores()

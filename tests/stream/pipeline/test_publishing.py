@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import Outgoing, Record, Retained
+from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
 from stream.errors import HungUpError, MessageRefusedError, UnreachableError
 from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.withheld import Withheld
+from stream.pipeline.worker import Worker
 from stream.telemetry import Fact, OutboxCounted, Published, PublishFailed
 
 T0 = 1_704_067_200_000
@@ -69,18 +69,17 @@ class Stand:
         self.now_ms: int | None = T0
         self.now_s = 0.0
         self.facts: list[Fact] = []
+        clock = Clock(wall_ms=lambda: 7, monotonic_s=lambda: self.now_s)
+        self.worker = Worker(clock=clock, observe=self.facts.append)
         self.publisher = EventPublisher(
             instance="n",
             session="s",
             journal=self.journal,
-            in_journal=self._in_journal,
-            clock=Clock(wall_ms=lambda: 7, monotonic_s=lambda: self.now_s),
+            worker=self.worker,
+            clock=clock,
             exchange_now_ms=lambda: self.now_ms,
             observe=self.facts.append,
         )
-
-    async def _in_journal(self, call: Callable[..., Any], *args: object) -> Any:
-        return await asyncio.to_thread(call, *args)
 
     async def talk(self, publisher: Publisher, *, close: bool = True) -> None:
         """One session, ended by the speaker's last word or by the publisher."""
@@ -93,12 +92,19 @@ class Stand:
 async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
     made = await asyncio.to_thread(Stand, tmp_path)
     yield made
+    await asyncio.to_thread(made.worker.close)
     await asyncio.to_thread(made.journal.close)
 
 
 async def commit(stand: Stand, hours: int) -> list[Outgoing]:
     records = [
-        Record(Candle("B", T0 + h * HOUR_MS, 1, 1, 1, 1, 1), "live", events=((f"e/{h}", b"x", 60),))
+        Record(
+            symbol="B",
+            candles=(Candle("B", T0 + h * HOUR_MS, 1, 1, 1, 1, 1),),
+            provenance="live",
+            open_time=T0 + h * HOUR_MS,
+            events=(EventMessage(f"e/{h}", b"x", 60),),
+        )
         for h in range(hours)
     ]
     await asyncio.to_thread(stand.journal.commit, records)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processor_bench import HOURS, START, SYMBOL, assert_close, bench, wrong
 
+from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Scored
 from stream.pipeline.revision import REVISED_HOURS
@@ -111,18 +112,24 @@ async def test_a_candle_that_rest_lacks_is_not_taken_back(tmp_path: Path) -> Non
         assert await made.processor.revise(SYMBOL, []) == 0
 
 
-async def test_a_revision_is_said_only_when_the_journal_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.pipeline.processing._COMMIT_RETRY_S", 0.0)
-    async with bench(tmp_path) as made:
+async def test_a_revision_is_published_only_when_the_journal_has_it(tmp_path: Path) -> None:
+    tried, again = asyncio.Event(), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        tried.set()
+        await again.wait()
+
+    async with bench(tmp_path, Clock(sleep=sleep)) as made:
         await made.live([wrong(c, 0.97) if h == HOURS - 1 else c for h, c in enumerate(TAPE)])
         made.journal.has_space = False
         issued = len(made.offered)
         revising = asyncio.create_task(made.processor.revise(SYMBOL, TAPE[-2:]))
         async with asyncio.timeout(120):
-            while made.processor.failing is None:  # noqa: ASYNC110 - an observer would need the same look
-                await asyncio.sleep(0)
+            await tried.wait()
+        assert "disk is full" in (made.worker.failing or "")
         assert len(made.offered) == issued
         made.journal.has_space = True
+        again.set()
         assert await revising == 1
-        assert made.processor.failing is None
+        assert made.worker.failing is None
         assert len(made.offered) > issued

@@ -19,11 +19,13 @@ from stream.core.deciding.operator import State
 from stream.core.deciding.policy import Policy
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import scoreboard
+from stream.core.messages.recording import encoded
 from stream.core.messages.records import Processed, Record
 from stream.core.messages.schemas import Decay
 from stream.core.messages.scoring import Outcome
 from stream.pipeline.revision import _Restating
 from stream.pipeline.scorekeeping import Scorekeeper
+from stream.pipeline.worker import Worker
 from stream.testing.sample_model import sample_model
 
 START = 1_704_067_200_000
@@ -51,7 +53,14 @@ while not scoreboard.alarms(USUAL, DAYS)[1]:
 
 def record(of: Outcome, *decays: Decay) -> Record:
     candle = Candle("BTCUSDT", of.open_time + 24 * HOUR_MS, 1.0, 1.0, 1.0, 1.0, 1.0)
-    return Record(candle, "live", outcomes=(of,), decays=decays)
+    return Record(
+        symbol=candle.symbol,
+        candles=(candle,),
+        provenance="live",
+        open_time=candle.open_time,
+        outcomes=(of,),
+        decays=tuple(encoded(found) for found in decays),
+    )
 
 
 @pytest.fixture
@@ -61,12 +70,10 @@ def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
 
 
 def keeper(journal: SqliteJournal) -> Scorekeeper:
-    async def here(call: Any, *args: object) -> Any:
-        return call(*args)
-
+    clock = Clock(wall_ms=lambda: 5)
     made = Scorekeeper(
-        journal=journal, in_journal=here, model=MODEL, clock=Clock(wall_ms=lambda: 5), observe=lambda fact: None,
-        offer=lambda events, retained: None,
+        journal=journal, worker=Worker(clock=clock, observe=lambda fact: None), model=MODEL, clock=clock,
+        observe=lambda fact: None, offer=lambda events, retained: None,
     )  # fmt: skip
     asyncio.run(made.adopt(State("BTCUSDT", last_open_time=DAYS[-1].open_time)))
     return made

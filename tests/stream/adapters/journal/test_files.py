@@ -294,7 +294,8 @@ def test_damage_that_shows_while_running_is_mended_and_the_same_commit_succeeds(
         with path.open("r+b") as file:
             file.seek(4_096)
             file.write(b"\xff" * (len(sound) - 4_096))
-        record = Record(Candle("B", T0 + HOURS * HOUR_MS, 10, 12, 9, 11, 3), "live", exposure=0.5)
+        newest = Candle("B", T0 + HOURS * HOUR_MS, 10, 12, 9, 11, 3)
+        record = Record(symbol="B", candles=(newest,), provenance="live", open_time=newest.open_time, exposure=0.5)
         with pytest.raises(JournalError, match="rebuilt meanwhile"):
             journal.commit([record])
         journal.commit([record])

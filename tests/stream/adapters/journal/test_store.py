@@ -17,7 +17,7 @@ from stream.adapters.journal.access import stranger
 from stream.adapters.journal.schema import MIGRATIONS
 from stream.adapters.journal.store import FILE_NAME, SqliteJournal
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import Record, Retained
+from stream.core.messages.records import EventMessage, Record, Retained
 from stream.errors import JournalError
 
 T0 = 1_704_067_200_000
@@ -29,10 +29,12 @@ def candle(hour: int, symbol: str = "BTCUSDT") -> Candle:
 
 def record(hour: int, symbol: str = "BTCUSDT") -> Record:
     return Record(
-        candle(hour, symbol),
-        "live",
-        events=((f"t/{symbol}/{hour}/a", b"a", 60), (f"t/{symbol}/{hour}/b", b"b", 60)),
-        retained=((f"r/{symbol}", f"{hour}".encode(), 60, T0),),
+        symbol=symbol,
+        candles=(candle(hour, symbol),),
+        provenance="live",
+        events=(EventMessage(f"t/{symbol}/{hour}/a", b"a", 60), EventMessage(f"t/{symbol}/{hour}/b", b"b", 60)),
+        retained=(Retained(f"r/{symbol}", f"{hour}".encode(), 60, T0),),
+        open_time=T0 + hour * HOUR_MS,
         anchor=7,
         exposure=0.5,
         model_version="m",
