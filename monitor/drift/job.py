@@ -109,7 +109,7 @@ class Schedule:
             log.info("drift is %s", self.state)
             return
         while True:
-            await asyncio.sleep(_POLL_S)
+            await self._clock.sleep(_POLL_S)
             now_ms = self._listener.exchange_now_ms()
             if now_ms is None or not self._listener.readiness_ok():
                 continue

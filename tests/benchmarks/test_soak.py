@@ -122,8 +122,8 @@ async def test_five_thousand_reconnects_in_virtual_time() -> None:
         exchange.fault("flap", n=RECONNECTS)
         listener, rng = Deaf(), random.Random(4)
         feed = BinanceFeed(
-            exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s), observe=lambda fact: None, rng=rng,
-            sleep=sleep, backoff=Backoff(rng, first_s=0.01, cap_s=0.01), stall_after_s=1e9,
+            exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s, sleep=sleep), observe=lambda fact: None,
+            rng=rng, backoff=Backoff(rng, first_s=0.01, cap_s=0.01), stall_after_s=1e9,
         )  # fmt: skip
         running = asyncio.create_task(feed.run(listener))
         await listener.enough.wait()

@@ -78,7 +78,7 @@ async def test_reconnects_leave_no_task_and_no_file_behind_and_keep_to_the_excha
         listener = Deaf()
         rng = random.Random(4)
         feed = BinanceFeed(
-            exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s), observe=facts.append, rng=rng, sleep=sleep,
+            exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s, sleep=sleep), observe=facts.append, rng=rng,
             # As if each failure were the first: the budget alone must hold.
             backoff=Backoff(rng, first_s=0.01, cap_s=0.01), stall_after_s=1e9,
         )  # fmt: skip

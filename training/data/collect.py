@@ -21,6 +21,7 @@ import msgspec
 
 from stream.adapters.rest.archive import BinanceArchive
 from stream.adapters.rest.history import BinanceHistory
+from stream.clock import Clock
 from stream.core.market.binance import KLINES_PAGE
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.errors import UnreachableError
@@ -29,7 +30,6 @@ from training.data.archive import ArchiveError, Part, days, decode, parse_checks
 from training.data.parts import FetchError, Parts
 
 T = TypeVar("T")
-Sleep = Callable[[float], Awaitable[None]]
 
 ATTEMPTS = 5
 #: A zip that is wrong or will not come so many times is replaced by REST.
@@ -83,7 +83,7 @@ class _Page(msgspec.Struct):
     holes: list[int] = []
 
 
-async def patiently(question: Callable[[], Awaitable[T]], history: BinanceHistory, sleep: Sleep) -> T:
+async def patiently(question: Callable[[], Awaitable[T]], history: BinanceHistory, clock: Clock) -> T:
     """The answer, asked for up to `ATTEMPTS` times; the last `UnreachableError` where none came."""
     for attempt in range(ATTEMPTS - 1):
         try:
@@ -91,7 +91,7 @@ async def patiently(question: Callable[[], Awaitable[T]], history: BinanceHistor
         except UnreachableError as error:
             if history.silent_for_s > _LONGEST_SILENCE_S:
                 raise FetchError(f"{error}; run the same command after that: it resumes") from None
-            await sleep(_RETRY_S * 2**attempt)
+            await clock.sleep(_RETRY_S * 2**attempt)
     return await question()
 
 
@@ -108,7 +108,7 @@ class Collector:
         archive: BinanceArchive,
         history: BinanceHistory,
         parts: Parts,
-        sleep: Sleep,
+        clock: Clock,
         progress: Callable[[int], None],
     ) -> None:
         """`progress` hears how many hours are settled."""
@@ -118,7 +118,7 @@ class Collector:
         self.from_rest: dict[int, Candle] = {}
         self._start_ms, self._end_ms, self._now_ms = start_ms, end_ms, now_ms
         self._archive, self._history, self._parts = archive, history, parts
-        self._sleep, self._progress = sleep, progress
+        self._clock, self._progress = clock, progress
         self._hours = range(start_ms, end_ms, HOUR_MS)
         #: Hours that do not exist, or that are too young to be waited for.
         self._settled: set[int] = set()
@@ -174,7 +174,7 @@ class Collector:
             except (UnreachableError, ArchiveError) as error:
                 reason = str(error)
             if attempt < ZIP_ATTEMPTS - 1:
-                await self._sleep(_RETRY_S * 2**attempt)
+                await self._clock.sleep(_RETRY_S * 2**attempt)
         if in_hand is not None and not revised:
             self._learn(part, in_hand)
             self.facts.unchecked.append(Replaced(part.label, reason))
@@ -226,7 +226,7 @@ class Collector:
             # A page costs the same whatever its length: one that is full shows where archive and REST differ.
             first = max(self._start_ms, last - _HOURS_A_QUESTION * HOUR_MS)
             question = partial(self._history.candles, self.symbol, first, last)
-            answer = await patiently(question, self._history, self._sleep)
+            answer = await patiently(question, self._history, self._clock)
             holes = sorted(self._lacked.intersection(answer.absent))
             page = _Page(answer.asked_at_ms, first, last, answer.candles, holes)
             name = f"{prefix}{first}-{last}.json.gz"
@@ -242,7 +242,7 @@ class Collector:
                         f"{self.symbol}: the exchange neither shows nor disproves {len(unproven)} hour(s) from "
                         f"{utc(unproven[0])} on; run the same command later: it resumes"
                     )
-                await self._sleep(_APART_S)
+                await self._clock.sleep(_APART_S)
             self._progress(sum(1 for h in self._hours if self._has(h) or h in self._settled))
 
     @property

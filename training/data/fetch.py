@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from stream.clock import Clock
 from stream.core.market.binance import SYMBOL_PATTERN, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.errors import UnreachableError
-from training.data.collect import Collector, Facts, Sleep, patiently
+from training.data.collect import Collector, Facts, patiently
 from training.data.parts import FetchError, Parts
 
 __all__ = ["ARCHIVE_URL", "REST_URL", "FetchError", "Fetched", "Hole", "fetch", "fetching", "parts_of"]
@@ -110,16 +111,17 @@ async def fetching(
     progress: Callable[[str, int, int], None] = lambda symbol, done, total: None,
     waiting: Callable[[float], None] = lambda seconds: None,
     clock: Clock | None = None,
-    sleep: Sleep = asyncio.sleep,
 ) -> Fetched:
-    """`fetch` inside a running loop, with its clock and its way to wait."""
+    """`fetch` inside a running loop, with its clock."""
+
+    machine = clock or Clock()
 
     async def pause(seconds: float) -> None:
         if seconds >= _LONG_PAUSE_S:
             waiting(seconds)
-        await sleep(seconds)
+        await machine.sleep(seconds)
 
-    clock = clock or Clock()
+    clock = replace(machine, sleep=pause)
     for symbol in symbols:
         if not SYMBOL_PATTERN.fullmatch(symbol):
             raise FetchError(f"--symbols: {symbol!r} is no symbol; they look like BTCUSDT")
@@ -128,16 +130,16 @@ async def fetching(
     parts = Parts(parts_of(out))
     found: dict[str, tuple[list[Candle], Collector]] = {}
     async with (
-        BinanceHistory(rest_url, clock=clock, sleep=pause, weight_share=_WEIGHT_SHARE) as history,
-        BinanceArchive(archive_url, clock=clock, sleep=pause) as archive,
+        BinanceHistory(rest_url, clock=clock, weight_share=_WEIGHT_SHARE) as history,
+        BinanceArchive(archive_url, clock=clock) as archive,
     ):
-        now_ms = await patiently(history.server_time_ms, history, pause)
+        now_ms = await patiently(history.server_time_ms, history, clock)
         end_ms = grid_floor(now_ms if to_ms is None else min(to_ms, now_ms))
         start_ms = -(-from_ms // HOUR_MS) * HOUR_MS
         if start_ms >= end_ms:
             raise FetchError("there is no closed candle in that period: choose an earlier --from or a later --to")
         # All of them first: a wrong name must not show after hours.
-        listed = {symbol: await _listed(symbol, start_ms, history, pause) for symbol in symbols}
+        listed = {symbol: await _listed(symbol, start_ms, history, clock) for symbol in symbols}
         for symbol, first_ms in listed.items():
             if first_ms is None or first_ms >= end_ms:
                 raise FetchError(f"the exchange has no candle of {symbol} in that period")
@@ -150,7 +152,7 @@ async def fetching(
                 archive=archive,
                 history=history,
                 parts=parts,
-                sleep=pause,
+                clock=clock,
                 progress=partial(_report_progress, progress, symbol, total),
             )
             try:
@@ -164,11 +166,11 @@ async def fetching(
     return await asyncio.to_thread(_write, out, before, found, start_ms, end_ms)
 
 
-async def _listed(symbol: str, start_ms: int, history: BinanceHistory, sleep: Sleep) -> int | None:
+async def _listed(symbol: str, start_ms: int, history: BinanceHistory, clock: Clock) -> int | None:
     """The hour from which on the exchange has the symbol, at or after `start_ms`."""
     try:
-        await patiently(partial(history.exchange_info, symbol), history, sleep)
-        first_ms = await patiently(partial(history.first_open_time, symbol, start_ms), history, sleep)
+        await patiently(partial(history.exchange_info, symbol), history, clock)
+        first_ms = await patiently(partial(history.first_open_time, symbol, start_ms), history, clock)
     except UnknownSymbolError:
         raise FetchError(f"--symbols: the exchange does not list {symbol}") from None
     return None if first_ms is None else max(start_ms, grid_floor(first_ms))

@@ -125,7 +125,6 @@ class BinanceFeed:
         newest: Newest | None = None,
         until_calm_s: Callable[[], float] = lambda: 0.0,
         rotate_after_s: tuple[float, float] = ROTATE_AFTER_S,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         way: Way | None = None,
     ) -> None:
         """`stall_after_s`: real seconds of silence after which REST (`newest`) is asked whether there was news;
@@ -145,7 +144,6 @@ class BinanceFeed:
         self._newest = newest
         self._until_calm_s = until_calm_s
         self._rotate_after_s = rotate_after_s
-        self._sleep = sleep
         self._known: dict[str, Candle] = {}
         self._open = 0
         self._quiet = False
@@ -165,7 +163,7 @@ class BinanceFeed:
                     continue
                 links.remove(leader)
                 _, least_delay_s = leader.task.result()
-                await self._sleep(max(least_delay_s, self._backoff.next_s()))
+                await self._clock.sleep(max(least_delay_s, self._backoff.next_s()))
         finally:
             tasks = [link.task for link in links if link.task is not None]
             for task in tasks:
@@ -175,7 +173,7 @@ class BinanceFeed:
     async def _start(self, listener: FeedListener) -> _Link:
         while (wait_s := self._budget.wait_s()) > 0:
             log.log(logging.WARNING if wait_s >= 1 else logging.DEBUG, "no attempt to connect for %.0f s", wait_s)
-            await self._sleep(wait_s)
+            await self._clock.sleep(wait_s)
         self._budget.spend()
         link = _Link()
         link.task = asyncio.create_task(self._connection(link, listener), name="feed connection")
@@ -198,7 +196,7 @@ class BinanceFeed:
             else:
                 links.remove(successor)
                 delay_s = max(successor.task.result()[1], self._backoff.next_s())
-                await _first(leader.task, self._sleep(delay_s))
+                await _first(leader.task, self._clock.sleep(delay_s))
         links.remove(leader)
 
     async def _connection(self, link: _Link, listener: FeedListener) -> tuple[str, float]:
@@ -331,7 +329,7 @@ class BinanceFeed:
         period_s = min(_CHECK_S, self._stall_after_s / 4)
         while True:
             asked_s = self._clock.monotonic_s()
-            await self._sleep(period_s)
+            await self._clock.sleep(period_s)
             now_s = self._clock.monotonic_s()
             if now_s >= rotate_at_s and not link.relieve.is_set() and self._until_calm_s() <= 0:
                 log.info("this connection is %.0f h old: opening the next one", (now_s - opened_at_s) / 3_600)
@@ -355,7 +353,7 @@ class BinanceFeed:
             verdicts = [await self._has_news(silence, symbol) for symbol in asked]
             if not all(v is False for v in verdicts):
                 # REST may be a moment ahead of a stream that is well.
-                await self._sleep(min(_PROOF_S, self._stall_after_s / 4))
+                await self._clock.sleep(min(_PROOF_S, self._stall_after_s / 4))
                 return silence.total(self._clock.monotonic_s())
             self._hear(quiet=True)
             silence.excuse(self._clock.monotonic_s())
@@ -403,7 +401,7 @@ class BinanceFeed:
         self, link: _Link, frames: ControlFrames, method: Literal["SUBSCRIBE", "UNSUBSCRIBE"], symbols: Sequence[str]
     ) -> None:
         while (wait_s := frames.wait_s()) > 0:
-            await self._sleep(wait_s)
+            await self._clock.sleep(wait_s)
         frames.json_sent()
         link.request_id += 1
         assert link.socket is not None

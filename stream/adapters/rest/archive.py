@@ -10,7 +10,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from stream.adapters.rest.http_get import HttpGet, Sleep
+from stream.adapters.rest.http_get import HttpGet
 from stream.clock import Clock
 from stream.errors import UnreachableError
 from stream.urls import mask
@@ -27,9 +27,9 @@ _LONGEST_SILENCE_S = 600.0
 class BinanceArchive:
     """Files below `base_url`. One connection pool; used from one event loop."""
 
-    def __init__(self, base_url: str, *, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, base_url: str, *, clock: Clock) -> None:
         # A zip has its checksum: nothing on the way may pack it once more.
-        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers={"Accept-Encoding": "identity"})
+        self._http = HttpGet(base_url, clock=clock, headers={"Accept-Encoding": "identity"})
         self._name = mask(base_url)
         self._slots = asyncio.Semaphore(CONCURRENT)
         self._failures_in_a_row = 0

@@ -11,14 +11,13 @@ Rules of this module:
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from stream.adapters.outbound import Way
-from stream.adapters.rest.http_get import HttpGet, Sleep
+from stream.adapters.rest.http_get import HttpGet
 from stream.clock import Clock
 from stream.core.market import binance
 from stream.core.market.answer import Answer
@@ -49,7 +48,6 @@ class BinanceHistory:
         clock: Clock,
         observe: Observer = lambda fact: None,
         reported_time: Callable[[int, float], None] = lambda server_ms, asked_s: None,
-        sleep: Sleep = asyncio.sleep,
         weight_share: float | None = None,
         patience_s: float = float("inf"),
         way: Way | None = None,
@@ -58,7 +56,7 @@ class BinanceHistory:
         `weight_share` a minute's silence follows each answer that says that this share of the weight of a minute, which
         all clients of an address have in common, is used up. A ban that lasts longer than `patience_s` is
         `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
-        self._http = HttpGet(base_url, clock=clock, sleep=sleep, headers=_NO_CACHE, patience_s=patience_s, way=way)
+        self._http = HttpGet(base_url, clock=clock, headers=_NO_CACHE, patience_s=patience_s, way=way)
         self._clock = clock
         self._wordings = itertools.count()
         self._observe = observe

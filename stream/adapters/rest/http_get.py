@@ -8,7 +8,6 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -19,8 +18,6 @@ from stream.adapters.outbound import Way, way_to
 from stream.clock import Clock
 from stream.errors import UnreachableError
 from stream.urls import mask
-
-Sleep = Callable[[float], Awaitable[None]]
 
 _TIMEOUT_S = 10.0
 #: Where a 429 or 418 does not say how long.
@@ -52,7 +49,6 @@ class HttpGet:
         base_url: str,
         *,
         clock: Clock,
-        sleep: Sleep = asyncio.sleep,
         headers: dict[str, str] | None = None,
         patience_s: float = float("inf"),
         way: Way | None = None,
@@ -70,7 +66,6 @@ class HttpGet:
             headers=headers,
         )
         self._clock = clock
-        self._sleep = sleep
         self._patience_s = patience_s
         self._not_before_s = 0.0
         self._banned_until_s = 0.0
@@ -97,7 +92,7 @@ class HttpGet:
             banned_for_s = self._banned_until_s - self._clock.monotonic_s()
             if banned_for_s > self._patience_s:
                 raise UnreachableError(f"the exchange wants silence for {banned_for_s:.0f} s more")
-            await self._sleep(wait_s)
+            await self._clock.sleep(wait_s)
         try:
             # The client's own timeout is per read: an answer that drips would never end.
             async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:

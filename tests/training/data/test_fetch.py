@@ -93,7 +93,7 @@ class Stand:
     async def fetch(self, out: Path, symbols: str = "BTCUSDT", **given: Any) -> Fetched:
         options = {"from_ms": ms(2024, 11, 1), "to_ms": None, "archive_url": self.exchange.rest_url, **given}
         start, end = options.pop("from_ms"), options.pop("to_ms")
-        clock = Clock(monotonic_s=self.time.monotonic)
+        clock = Clock(monotonic_s=self.time.monotonic, sleep=self.time.sleep)
         return await fetching(
             symbols.split(","),
             start,
@@ -101,7 +101,6 @@ class Stand:
             out,
             rest_url=self.exchange.rest_url,
             clock=clock,
-            sleep=self.time.sleep,
             **options,
         )
 
@@ -587,6 +586,6 @@ async def test_an_exchange_that_is_not_there_is_unreachable(tmp_path: Path) -> N
             tmp_path / "a.parquet",
             rest_url="http://127.0.0.1:9",
             archive_url="http://127.0.0.1:9",
-            sleep=time.sleep,
+            clock=Clock(monotonic_s=time.monotonic, sleep=time.sleep),
         )
     assert time.slept == [0.5, 1, 2, 4]

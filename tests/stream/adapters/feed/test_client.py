@@ -192,7 +192,7 @@ class FastClock:
 
     @property
     def clock(self) -> Clock:
-        return Clock(monotonic_s=lambda: self.now_s)
+        return Clock(monotonic_s=lambda: self.now_s, sleep=self.sleep)
 
 
 @pytest.mark.fault(32)
@@ -202,7 +202,7 @@ async def test_a_refusal_that_will_last_is_named_and_not_asked_again_at_once(exc
     exchange.fault("refuse", status=status, n=3, location=location)
     fast = FastClock()
     facts: list[Fact] = []
-    listener = await listen(exchange, 10, facts, clock=fast.clock, sleep=fast.sleep)
+    listener = await listen(exchange, 10, facts, clock=fast.clock)
     assert [f.reason for f in facts if isinstance(f, FeedDisconnected)] == [f"http_{status}"] * 3
     assert [s for s in fast.slept if s >= 30] == [30.0] * 3
     assert listener.connections == 1
@@ -275,9 +275,7 @@ async def _silent(tape: dict[str, list[Candle]], newest, ends: asyncio.Event):  
     facts: list[Fact] = []
     rng = random.Random(1)
     async with Exchange(tape, START, speed=0.001) as exchange:
-        feed = BinanceFeed(
-            exchange.ws_url, SYMBOLS, clock=fast.clock, observe=facts.append, rng=rng, newest=newest, sleep=fast.sleep
-        )
+        feed = BinanceFeed(exchange.ws_url, SYMBOLS, clock=fast.clock, observe=facts.append, rng=rng, newest=newest)
         running = asyncio.create_task(feed.run(Listener(10**6)))
         async with asyncio.timeout(120):
             await ends.wait()
