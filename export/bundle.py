@@ -9,7 +9,6 @@ Rules of this module:
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,11 @@ import msgspec
 import numpy as np
 
 from export import card
+from stream import files
 from stream.adapters import predictor
 from stream.core.forecasting import contract
 from stream.core.forecasting.contract import Contract, ContractError
+from stream.files import replacing
 
 _MAKERS = ("tf2onnx", "onnx", "onnxruntime")
 
@@ -52,31 +53,29 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
     entry.key, entry.value = contract.METADATA_KEY, msgspec.json.encode(agreed, order="sorted").decode()
     data = canonical.to_bytes(graph)
 
-    temporary = _write_temporary(out, data)
     try:
-        loaded = predictor.load(temporary)
-        compared = parity.windows(given)
-        gap = parity.largest_gap(network, loaded, compared)
-        if not gap <= parity.LIMIT:
-            raise convert.ExportError(
-                f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
-                "nothing was written"
-            )
-        card_path = None
-        if figures is not None:
-            card_path = out.with_suffix(".md")
-            model = loaded.model
-            text = card.render(
-                agreed, figures, version=model.version, sha256=model.sha256, size=len(data), scorings=scorings
-            )
-            _write_temporary(card_path, text.encode()).replace(card_path)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.write_bytes(data)
+            loaded = predictor.load(temporary)
+            compared = parity.windows(given)
+            gap = parity.largest_gap(network, loaded, compared)
+            if not gap <= parity.LIMIT:
+                raise convert.ExportError(
+                    f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
+                    "nothing was written"
+                )
+            card_path = None
+            if figures is not None:
+                card_path = out.with_suffix(".md")
+                model = loaded.model
+                text = card.render(
+                    agreed, figures, version=model.version, sha256=model.sha256, size=len(data), scorings=scorings
+                )
+                files.write(card_path, text.encode())
     except ContractError as error:
         raise convert.ExportError(f"{run}: its bundle is refused: {error}") from None
     except OSError as error:
         raise convert.ExportError(f"{out}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "bundle": str(out),
         "version": loaded.model.version,
@@ -99,20 +98,3 @@ def _read_run(run: Path) -> tuple[Contract, tuple[Any, Any]]:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ContractError(f"{run}: is no finished run: {cause}; make one with `volcast train`") from None
     return agreed, given
-
-
-def _write_temporary(out: Path, data: bytes) -> Path:
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise ContractError(f"{out}: cannot be written: {error.strerror}") from None
-    return temporary

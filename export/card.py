@@ -7,10 +7,10 @@ the ledger of scorings; nothing is typed by hand, so a card cannot praise anothe
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stream import times
 from stream.core.forecasting.contract import Contract
 from stream.errors import InputError
 
@@ -177,4 +177,4 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _hour(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M} UTC"
+    return times.utc(ms)

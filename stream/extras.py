@@ -11,12 +11,27 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from stream.errors import RefusedError
+
 _NAME = "volcast"
+
+
+def missing(modules: Iterable[str]) -> list[str]:
+    """Those of these modules that are not installed. Imports none of them."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def refuse_missing(what: str, extra: str, modules: Sequence[str], otherwise: str = "") -> None:
+    """`RefusedError` naming the modules of `extra` that `what` needs and that are not installed, and the cure."""
+    if lacking := missing(modules):
+        other = f" ({otherwise})" if otherwise else ""
+        raise RefusedError(f"{what} {', '.join(lacking)}, of the extra {extra!r}: {installing(extra)}{other}")
 
 
 def installing(extra: str) -> str:

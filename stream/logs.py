@@ -14,7 +14,6 @@ import select
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 #: Lines that wait for a slow reader; more are dropped.
@@ -134,8 +133,3 @@ def last_words(line: str) -> None:
             handler.flush()
             return
     print(line, file=sys.stderr)
-
-
-def utc(ms: int) -> str:
-    """An event's time as a log line says it."""
-    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M} UTC"

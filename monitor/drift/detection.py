@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.markup import headed, heading, hour, paragraph
+from monitor.markup import headed, heading, paragraph
+from stream import files
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import drift, features
 from stream.core.forecasting.contract import Contract
@@ -28,7 +29,8 @@ from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import Drift, DriftFeature, FastDrift
 from stream.errors import VolcastError
-from stream.extras import installing
+from stream.extras import installing, missing
+from stream.times import minute
 
 METHOD = "wasserstein (normed)"
 #: Hours that a run needs: 30 days, and the look-back of the first of them.
@@ -43,9 +45,8 @@ class DriftError(VolcastError, RuntimeError):
 
 def evidently_missing() -> str | None:
     """Why drift cannot run here, or None."""
-    import importlib.util
 
-    if importlib.util.find_spec("evidently") is None:
+    if missing(["evidently"]):
         return f"evidently is not installed: {installing('drift')}"
     return None
 
@@ -119,7 +120,7 @@ def _words(found: Drift) -> list[str]:
     if found.fast is not None:
         fast = _verdict(found.fast.detected, found.fast.features)
     return [
-        f"Drift of {found.symbol}, {hour(found.from_)} to {hour(found.to)} UTC",
+        f"Drift of {found.symbol}, {minute(found.from_)} to {minute(found.to)} UTC",
         f"30 days: drift {_verdict(found.detected, found.features)}",
         f"Their last 10 days against the 90 before: drift {fast}",
         "Below are the 30 days, at the thresholds of this model: drift is detected where any measure reaches its own.",
@@ -226,9 +227,4 @@ def _write(html: Path, page: str, words: Sequence[str]) -> None:
         title, *lines = words
         page = headed(page, title, [heading(title, 1), *map(paragraph, lines)])
     html.parent.mkdir(parents=True, exist_ok=True)
-    temporary = html.with_name(f".{html.name}.part")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(html)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(html, page.encode())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ import msgspec
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Drift, DriftFeature
-from stream.extras import installing
+from stream.extras import installing, missing
 from stream.telemetry import DriftFailed, Observer
 
 log = logging.getLogger(__name__)
@@ -188,7 +187,7 @@ def state(period_hours: float) -> str:
     """ "on", or why drift is off. Looks at the disk."""
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
-    if importlib.util.find_spec("evidently") is None:
+    if missing(["evidently"]):
         return f"off: evidently is not installed; {installing('drift')}"
     return "on"
 

@@ -12,7 +12,7 @@ from html import escape
 
 import msgspec
 
-from monitor.markup import day
+from stream.times import day
 
 _BLACK, _ORANGE, _BLUE, _GREY, _PALE = "#000000", "#d55e00", "#0072b2", "#767676", "#e5e5e5"
 

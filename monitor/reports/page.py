@@ -7,13 +7,14 @@ from html import escape
 
 import msgspec
 
-from monitor.markup import day, document, heading, hour, link, paragraph, share, table
+from monitor.markup import document, heading, link, paragraph, share, table
 from monitor.reports.drift import DriftOfPeriod
 from monitor.reports.figure import TrendPoint, trend
 from monitor.reports.regression import Quality, Regression
 from stream.core.deciding.policy import ANNUAL
 from stream.core.forecasting.drift import DEFAULT_THRESHOLD, MEASURES
 from stream.core.market.candle import HOUR_MS
+from stream.times import day, minute
 
 _REFERENCES = {
     "bundle": "the model's training range",
@@ -166,7 +167,7 @@ def index_page(
 def _origin(about: About, first: int, last: int, index: str | None) -> list[str]:
     back = f"{link(index, 'All periods')}. " if index is not None else ""
     return [
-        f'<p class="note">{back}{hour(first)} to {hour(last)} UTC, from the {escape(about.source)}. Model '
+        f'<p class="note">{back}{minute(first)} to {minute(last)} UTC, from the {escape(about.source)}. Model '
         f"{escape(about.model_version)}, trained on {day(about.trained_from)} to {day(about.trained_until)}.</p>"
     ]
 

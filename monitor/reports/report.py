@@ -32,6 +32,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from stream.errors import VolcastError
+from stream.times import minute
 
 #: What QLIKE is averaged over for the trend, and how many forecasts of it there must be.
 TREND_HOURS = 30 * 24
@@ -191,7 +192,7 @@ def _summary(file: str, of: DriftOfPeriod) -> dict[str, Any]:
 def _notes(source: Source, whole: Period, measured: Measured, model: Model) -> list[str]:
     notes = list(source.notes)
     if whole.to_ms < whole.asked_to_ms:
-        notes.append(f"{whole.name} is not complete: its candles end with {markup.hour(whole.to_ms - HOUR_MS)}")
+        notes.append(f"{whole.name} is not complete: its candles end with {minute(whole.to_ms - HOUR_MS)}")
     missing = measured.missing(whole)
     if missing:
         notes.append(

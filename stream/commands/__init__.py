@@ -1,1 +1,1 @@
-"""One module a command, and what commands share. They know every package; nobody imports them."""
+"""One module a command: its options, its checks, the call and its output."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
+from stream import times
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.bundles import packaged_model
 from stream.adapters.candles import files
-from stream.commands.exchange import refuse_empty_period
-from stream.commands.node import packaged_model
-from stream.commands.outputs import write, write_json
-from stream.commands.tables import show
+from stream.cli import settings_flags
+from stream.cli.outputs import write, write_json
+from stream.cli.parameters import SEED, Finite, Time, command, one_symbol, refuse_empty_period
+from stream.cli.paths import Output
+from stream.cli.settings_flags import FILE, MODEL, POLICY
+from stream.cli.tables import show
 from stream.core.deciding.policy import Policy
 from stream.errors import MisuseError, RefusedError
-from stream.extras import installing
+from stream.extras import refuse_missing
 
 _FROM, _TO = "2024-01-01", "2025-01-01"
 _FIGURE_FORMS = ("png", "svg")
@@ -27,7 +31,53 @@ _FIGURE_FORMS = ("png", "svg")
 _REFERENCES = ("reference", "reference-daily")
 
 
-def backtest(
+@command
+@click.option("--candles", type=FILE, required=True, help="Candle file.")
+@click.option("--symbol", callback=one_symbol, default="BTCUSDT", show_default=True)
+@click.option("--from", "start", type=Time(), metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", type=Time(), metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--walk-forward", "years", metavar="YEARS", help="Learn anew before each of these years, e.g. 2021,2022.")
+@click.option("--forecaster", default="linear", show_default=True, help="Walk forward: who learns; model: the network.")
+@click.option(
+    "--train-from",
+    type=Time(),
+    metavar="ISO",
+    default="2019-01-01",
+    show_default=True,
+    help="Walk forward: learn from.",
+)
+@click.option(
+    "--policy",
+    "chosen",
+    type=POLICY,
+    multiple=True,
+    help="Policy file (TOML) or packaged name; may be given again, the first is judged.  [default: target-40]",
+)
+@click.option("--fee-bp", type=Finite(min=0), default=10.0, show_default=True, help="Fee a side, 0.01 %.")
+@click.option("--slippage-bp", type=Finite(min=0), default=0.0, show_default=True, help="Slippage a side.")
+@click.option("--delay-hours", type=click.IntRange(1, 2), default=1, show_default=True, help="Hours until a fill.")
+@click.option("--seed", type=SEED, default=7, show_default=True, help="Of the bootstrap, and of what is trained.")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too, all digits.")
+@click.option("--html", type=Output(stream=True), help="Report with plots, one file.")
+@click.option("--figure", type=Output(), help="The main figure, .svg or .png; of several policies what tracking costs.")
+@settings_flags.config_option
+def backtest(**options: Any) -> None:
+    """What the daemon's decisions would have come to: risk, cost and stability beside benchmarks (needs `research`).
+
+    The very operator and policy of the daemon, filled at the next hour's open. Volatilities are annualized with
+    8,760 hours. A bundle is tested only after its training range; earlier years need --walk-forward.
+
+    Example: volcast backtest --candles btc.parquet --walk-forward 2021,2022,2023,2024 --html risk.html
+    """
+    # What learns anew needs no bundle: only one that was named for it is too much.
+    loaded = settings_flags.settle(options, "policy", *(["model"] if options["years"] is None else []))
+    if loaded.policy and not options["chosen"]:
+        options["chosen"] = (loaded.policy,)
+    _backtest(**options)
+
+
+def _backtest(
     *,
     candles: Path,
     symbol: str,
@@ -57,7 +107,7 @@ def backtest(
     wanted_years = None if years is None else _years(years)
     if wanted_years is None:
         refuse_empty_period(start or _FROM, end or _TO)
-    _need(("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
+    refuse_missing("a backtest needs", "research", ("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
     from training import forecasters
     from training.backtest import decisions, report, runner
     from training.backtest.execution import Costs
@@ -66,7 +116,7 @@ def backtest(
     table = files.read(candles, asked=symbol)
     data = dataset.of_grid(symbol, *table.grid(symbol))
     if wanted_years is None:
-        since, until = dataset.time_ms(start or _FROM), dataset.time_ms(end or _TO)
+        since, until = times.parse(start or _FROM), times.parse(end or _TO)
         terms = [decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
     else:
         try:
@@ -77,7 +127,7 @@ def backtest(
         terms = []
         for year in wanted_years:
             click.echo(f"[{len(terms)}/{len(wanted_years)}] {forecaster} learns for {year}", err=True)
-            terms += decisions.yearly(data, learner, dataset.time_ms(train_from), [year])
+            terms += decisions.yearly(data, learner, times.parse(train_from), [year])
     try:
         tested = runner.run(
             data, table[symbol], terms, judged, references, Costs(fee_bp, slippage_bp, delay_hours), seed=seed
@@ -117,9 +167,3 @@ def _years(text: str) -> list[int]:
             f"{text!r} is no list of years that follow each other, such as 2021,2022", param_hint="--walk-forward"
         )
     return found
-
-
-def _need(modules: Sequence[str]) -> None:
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
-    if missing:
-        raise RefusedError(f"a backtest needs {', '.join(missing)}, of the extra 'research': {installing('research')}")

@@ -5,16 +5,34 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import click
 
 from stream.adapters.journal import files
 from stream.adapters.journal.store import FILE_NAME
-from stream.commands.paths import inputs_of, places_of, refuse_clashes
+from stream.cli import settings_flags
+from stream.cli.parameters import command
+from stream.cli.paths import DataDir, Output, inputs_of, places_of, refuse_clashes
 from stream.errors import JournalError, RefusedError
 
 
-def backup(data_dir: Path, file: Path) -> None:
+@command
+@click.argument("file", type=Output())
+@settings_flags.config_option
+@click.option("--data-dir", type=DataDir(), help="Where the journal is.  [default: var]")
+def backup(file: Path, **flags: Any) -> None:
+    """Copy the journal into FILE, as it is at one moment, while the daemon goes on. FILE is whole or not there, and one
+    that is there already is not replaced.
+
+    To restore: stop the daemon, move journal.sqlite, -wal and -shm aside, put FILE in place of journal.sqlite, start.
+
+    Example: volcast backup --data-dir var journal-2026-11-22.sqlite
+    """
+    _backup(settings_flags.settle(flags, "data_dir").data_dir, file)
+
+
+def _backup(data_dir: Path, file: Path) -> None:
     """`RefusedError` where FILE exists, `JournalError` where the journal cannot be copied whole."""
     journal = data_dir / FILE_NAME
     if not journal.exists():

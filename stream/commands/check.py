@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from datetime import UTC, datetime
+from typing import Any
 
 import aiomqtt
 import click
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
+from stream import times
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
+from stream.adapters.bundles import model_path
 from stream.adapters.data_dir import try_lock
 from stream.adapters.feed.client import proxy_and_tls
 from stream.adapters.journal.files import damage
@@ -23,14 +25,16 @@ from stream.adapters.mqtt.broker import broker_client
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
+from stream.cli import settings_flags
+from stream.cli.parameters import command
 from stream.clock import Clock
-from stream.commands.node import broker_tls, listen, model_path
 from stream.core.deciding.policy import PER_UNIT
 from stream.core.deciding.policy_file import PolicyError
 from stream.core.forecasting.contract import ContractError
 from stream.core.market import binance
 from stream.core.market.binance import UnknownSymbolError
 from stream.errors import JournalError, RefusedError, UnreachableError
+from stream.node import broker_tls, listen
 from stream.settings import EMBEDDED, Settings
 from stream.testing.broker import BrokerError, EmbeddedBroker
 from stream.urls import mask
@@ -38,7 +42,19 @@ from stream.urls import mask
 _TIMEOUT_S = 5.0
 
 
-def check(settings: Settings) -> None:
+@command
+@settings_flags.options
+def check(**flags: Any) -> None:
+    """Show the effective settings (secrets masked), the model's contract and who can be reached.
+
+    Exit code 1 only where `run` would refuse to start; an unreachable host is a warning.
+
+    Example: volcast check --symbols BTCUSDT
+    """
+    _check(settings_flags.load(flags))
+
+
+def _check(settings: Settings) -> None:
     """Prints what it finds. `RefusedError` naming every reason for which `run` would refuse to start."""
     click.echo("settings")
     for name, value in settings.masked().items():
@@ -67,12 +83,11 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         _say("REFUSED", "model", str(error))
         return
     training = model.contract.training
-    until = datetime.fromtimestamp(training.trained_until / 1_000, UTC)
     _say(
         "ok",
         "model",
         f"{path} version {model.version}, features {model.contract.features_version}, "
-        f"trained on {','.join(training.symbols)} until {until:%Y-%m-%d}",
+        f"trained on {','.join(training.symbols)} until {times.day(training.trained_until)}",
     )
     described = training.symbols[0]
     for name, level in (("medium", model.contract.regimes.medium_from), ("high", model.contract.regimes.high_from)):

@@ -10,18 +10,23 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from stream import logs
-from stream.commands import node
-from stream.commands.exchange import Playback, close_market, make_tape
-from stream.commands.outputs import write_json
-from stream.commands.run import stop_on_signals
-from stream.commands.tally import Tally, summary, tables
+from stream import logs, node, times
+from stream.cli import playback
+from stream.cli.demo_table import Tally, summary, tables
+from stream.cli.outputs import write_json
+from stream.cli.parameters import command
+from stream.cli.paths import DataDir, Output
+from stream.cli.playback import Playback, close_market, make_tape
+from stream.cli.settings_flags import MODEL, POLICY
+from stream.cli.signals import stop_on_signals
 from stream.core.market.candle import HOUR_MS
 from stream.errors import RefusedError
 from stream.settings import Settings, plain_url
@@ -41,7 +46,25 @@ class _Console(Console):
         raise
 
 
-def demo(
+@command
+@playback.options
+@click.option("--data-dir", type=DataDir(), help="Keep the journal here.  [default: a temporary directory]")
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
+@click.option("--mqtt-url", default="embedded", show_default=True, help="Broker to publish to.")
+@click.option("--http-port", type=click.IntRange(0, 65_535), default=9_464, show_default=True, help="0 = any free.")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write the summary's figures here too.")
+def demo(**options: Any) -> None:
+    """The whole thing on this machine: an exchange, a broker and the real monitor on them.
+
+    Shows a live table and where to look. With --hours it ends by itself, with a summary.
+
+    Example: volcast demo --hours 72
+    """
+    _demo(**options)
+
+
+def _demo(
     *,
     candles: Path | None,
     from_: str | None,
@@ -65,11 +88,11 @@ def demo(
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="volcast-demo-")))
-        tally = asyncio.run(_demo(tape, hours, seed, data_dir, model, policy, mqtt_url, http_port, console))
+        tally = asyncio.run(_play(tape, hours, seed, data_dir, model, policy, mqtt_url, http_port, console))
     _summarize(tally, tuple(tape.candles), console, json_file, paced=tape.speed is not None)
 
 
-async def _demo(
+async def _play(
     tape: Playback,
     hours: int | None,
     seed: int,
@@ -194,8 +217,8 @@ def _addresses(running: node.Node, exchange: Exchange) -> list[str]:
 
 
 def _picture(running: node.Node, exchange: Exchange, tally: Tally, width: int) -> Group:
-    clock = time.strftime("%Y-%m-%d %H:%M", time.gmtime(exchange.now_ms() / 1_000))
-    line = f"exchange time {clock} UTC · {tally.issued} forecasts · node {running.daemon.publisher.state}"
+    clock, state = times.utc(exchange.now_ms()), running.daemon.publisher.state
+    line = f"exchange time {clock} · {tally.issued} forecasts · node {state}"
     drift = tally.drift_line(running.daemon.symbols)
     return Group(*tables(tally, running.daemon.symbols, width), Text(f"{line} · drift: {drift}", style="dim"))
 

@@ -1,32 +1,69 @@
-"""`volcast drift`: the last 30 days of one symbol, or with --study how often it would have alarmed, and at what."""
+"""`volcast drift`: the last 30 days of one symbol, or with --study how often it would have alarmed, and at what.
+
+Libraries with threads are imported once the process is confined, not before.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.console import Console
 
-from stream.adapters import predictor as predictors
-from stream.adapters.candles import files
-from stream.adapters.journal.store import SqliteJournal
-from stream.commands.exchange import refuse_empty_period
-from stream.commands.node import model_path
-from stream.commands.offline import utc
-from stream.commands.outputs import write_json
-from stream.commands.paths import inputs_of, places_of, refuse_clashes
-from stream.core.forecasting.contract import Contract, Model
+from stream.adapters.bundles import model_path
+from stream.cli import confined, settings_flags
+from stream.cli.outputs import write_json
+from stream.cli.parameters import SEED, command, refuse_empty_period
+from stream.cli.paths import DataDir, Output, inputs_of, places_of, refuse_clashes
+from stream.cli.settings_flags import FILE, MODEL
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.schemas import Drift, DriftFeature
 from stream.errors import MisuseError, RefusedError
+from stream.times import minute, parse
+
+if TYPE_CHECKING:
+    from stream.core.forecasting.contract import Contract, Model
+    from stream.core.messages.schemas import Drift, DriftFeature
 
 _PIPE_WIDTH = 140
 
 
-def drift(
+@command
+@click.option("--symbols", metavar="A", help="The symbol to look at.  [default: BTCUSDT]")
+@click.option("--candles", type=FILE, help="Candle file.  [default: the journal in --data-dir]")
+@click.option("--data-dir", type=DataDir(), help="Where the journal is.  [default: var]")
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--out", type=Output(), help="Evidently's HTML report.")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write the result here too.")
+@click.option(
+    "--study",
+    metavar="FROM..TO",
+    help="With --candles: how often both signals would have alarmed, and which changes they find.",
+)
+@click.option("--seed", type=SEED, default=7, show_default=True, help="Of the study's shuffled data.")
+@click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
+@click.option("--memory-mb", type=click.IntRange(1, 2**20), metavar="MB", help="End where more is needed, MiB.")
+@settings_flags.config_option
+def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
+    """Compare the last 30 days with the model's training range, and the last 10 with the 90 before (needs `drift`).
+
+    Scores are Wasserstein distances in standard deviations of what is held against. A symbol that the model was not
+    made for is held against 180 days of its own past.
+
+    Example: volcast drift --data-dir var --out drift.html
+
+    Example: volcast drift --candles btc.parquet --study 2019-01-01..2025-01-01
+    """
+    os.nice(nice)
+    confined.watched("drift", memory_mb)
+    settings_flags.settle(options, "symbols", "data_dir", "model")
+    _drift(**options)
+
+
+def _drift(
     *,
     symbols: tuple[str, ...],
     candles: Path | None,
@@ -44,6 +81,8 @@ def drift(
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
     chosen = model_path(model, data_dir)
     refuse_clashes(places_of(("--json", json_file), ("--out", out)), inputs_of(data_dir, chosen))
+    from stream.adapters import predictor as predictors
+
     loaded = predictors.load(chosen).model
     if study is not None and candles is not None:
         _study(symbol, candles, loaded.contract, study, seed, json_file)
@@ -55,6 +94,7 @@ def _run(
     symbol: str, candles: Path | None, data_dir: Path, loaded: Model, out: Path | None, json_file: Path | None
 ) -> None:
     from monitor.drift import detection
+    from stream.adapters.candles import files
 
     if candles is not None:
         series = files.read(candles, asked=symbol)[symbol]
@@ -73,6 +113,8 @@ def _run(
 
 
 def _of_journal(data_dir: Path, symbol: str, hours: int) -> list[Candle]:
+    from stream.adapters.journal.store import SqliteJournal
+
     with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
         newest = journal.last_open_time(symbol)
         if newest is None:
@@ -90,7 +132,7 @@ _AGAINST = {
 def _print_result(result: Drift) -> None:
     found, default = _word(result.detected), _word(result.default_detected)
     click.echo(
-        f"{result.symbol}: drift {found}, {utc(result.from_)} to {utc(result.to)}, {result.rows} hours "
+        f"{result.symbol}: drift {found}, {minute(result.from_)} to {minute(result.to)}, {result.rows} hours "
         f"against {_AGAINST[result.reference]}; Evidently's default: {default}"
     )
     _rows(result.features)
@@ -99,7 +141,7 @@ def _print_result(result: Drift) -> None:
             "10 days against the 90 before: not judged: 100 days of candles are not there, or have too many gaps"
         )
         return
-    click.echo(f"10 days against the 90 before: drift {_word(result.fast.detected)}, since {utc(result.fast.from_)}")
+    click.echo(f"10 days against the 90 before: drift {_word(result.fast.detected)}, since {minute(result.fast.from_)}")
     _rows(result.fast.features)
 
 
@@ -114,6 +156,8 @@ def _rows(features: tuple[DriftFeature, ...]) -> None:
 
 
 def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: int, json_file: Path | None) -> None:
+    from rich.console import Console
+
     from training.data import dataset
     from training.studies import drift_alarms
 
@@ -121,7 +165,7 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     if not dots:
         raise click.BadParameter(f"{period!r} is no period such as 2019-01-01..2025-01-01", param_hint="--study")
     refuse_empty_period(first, last, "--study")
-    start, end = dataset.time_ms(first), dataset.time_ms(last)
+    start, end = parse(first), parse(last)
     data = dataset.load(candles, symbol)
     found = drift_alarms.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
     # A pipe has no width of its own, and a figure cut short is none.

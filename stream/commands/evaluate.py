@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from stream.commands.exchange import refuse_empty_period
-from stream.commands.node import packaged_model
-from stream.commands.outputs import write, write_json
-from stream.commands.tables import show
-from stream.errors import MisuseError, RefusedError
-from stream.extras import installing
+from stream import times
+from stream.adapters.bundles import packaged_model
+from stream.cli import settings_flags
+from stream.cli.outputs import write, write_json
+from stream.cli.parameters import SEED, Time, command, one_symbol, refuse_empty_period
+from stream.cli.paths import RUN_FILES, Input, Output
+from stream.cli.settings_flags import FILE
+from stream.cli.tables import show
+from stream.errors import MisuseError
+from stream.extras import refuse_missing
 
 if TYPE_CHECKING:
     from training.evaluation.evaluate import Scored
@@ -24,7 +27,58 @@ if TYPE_CHECKING:
 _FIGURE_FORMS = ("png", "svg")
 
 
-def evaluate(
+@command
+@click.option("--candles", type=FILE, required=True, help="Candle file.")
+@click.option(
+    "--model",
+    "models",
+    type=Input(RUN_FILES, shipped=("export", "models", "*.onnx")),
+    multiple=True,
+    help="ONNX bundle, or a directory that `volcast train` wrote; may be given again.  [default: the packaged one]",
+)
+@click.option("--symbol", callback=one_symbol, default="BTCUSDT", show_default=True)
+@click.option("--from", "start", type=Time(), metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
+@click.option("--to", "end", type=Time(), metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
+@click.option("--walk-forward", "years", metavar="YEARS", help="Train anew before each of these years, e.g. 2022,2023.")
+@click.option(
+    "--train-from",
+    type=Time(),
+    metavar="ISO",
+    default="2019-01-01",
+    show_default=True,
+    help="Walk forward: learn from here on.",
+)
+@click.option("--pool", type=FILE, help="Walk forward: candle file of other pairs that the model learns from too.")
+@click.option(
+    "--baselines",
+    metavar="LIST",
+    default="core",
+    show_default=True,
+    help="Names, comma-separated, or core, all, none. core needs no training stack.",
+)
+@click.option("--baselines-only", is_flag=True, help="Walk forward: leave the model out.")
+@click.option("--no-tests", is_flag=True, help="Measures only: no tests of forecasts, no extra `research`.")
+@click.option("--seed", type=SEED, default=7, show_default=True, help="Of what is trained in a walk forward.")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too, all digits.")
+@click.option("--html", type=Output(stream=True), help="Report with plots, one file.")
+@click.option("--figure", type=Output(), help="Forecast against actual, .svg or .png.")
+@click.option("--ledger", type=Output(), help="JSON lines: a scoring that touches 2024 is written down here.")
+@settings_flags.config_option
+def evaluate(**options: Any) -> None:
+    """Score models beside the baselines, also where they win: measures, tests, groups, intervals, decay (hourly σ).
+
+    Bundles as they are, or with --walk-forward a model trained anew before each year. The tests of forecasts and the
+    figures need the extra `research`, a walk forward the extra `train`.
+
+    Example: volcast evaluate --candles btc.parquet --from 2024-01-01 --to 2025-01-01 --html report.html
+    """
+    loaded = settings_flags.settle(options, "model")
+    if loaded.model and not options["models"] and options["years"] is None:
+        options["models"] = (loaded.model,)
+    _evaluate(**options)
+
+
+def _evaluate(
     *,
     candles: Path,
     models: Sequence[Path],
@@ -52,8 +106,10 @@ def evaluate(
     form = "" if figure is None else figure.suffix.removeprefix(".").lower()
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
-    _need("the tests of forecasts", () if no_tests else ("statsmodels", "arch"), "or pass --no-tests")
-    _need("--html and --figure", ("matplotlib",) if html or figure else (), "or leave them out")
+    tested = () if no_tests else ("statsmodels", "arch")
+    refuse_missing("the tests of forecasts need", "research", tested, "or pass --no-tests")
+    drawn = ("matplotlib",) if html or figure else ()
+    refuse_missing("--html and --figure need", "research", drawn, "or leave them out")
     from training.evaluation import evaluate as evaluation
     from training.evaluation import looks as ledgers
     from training.pages import table
@@ -95,12 +151,11 @@ def evaluate(
 
 
 def _into_ledger(scored: Scored, ledger: Path | None) -> None:
-    from training.data.dataset import time_ms
     from training.evaluation import evaluate as evaluation
     from training.evaluation import looks as ledgers
 
     of = scored.evaluation
-    if not of.models or not ledgers.touches_test_year(time_ms(of.start), time_ms(of.end)):
+    if not of.models or not ledgers.touches_test_year(times.parse(of.start), times.parse(of.end)):
         return
     if ledger is None:
         click.echo("note: 2024 is the test year: --ledger FILE writes down that it was looked at", err=True)
@@ -146,14 +201,6 @@ def _years(text: str) -> list[int]:
             f"{text!r} is no list of years in their order, such as 2021,2022", param_hint="--walk-forward"
         )
     return found
-
-
-def _need(what: str, modules: Sequence[str], otherwise: str) -> None:
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
-    if missing:
-        raise RefusedError(
-            f"{what} need {', '.join(missing)}, of the extra 'research': {installing('research')} ({otherwise})"
-        )
 
 
 def _show_progress(what: str, done: int, total: int) -> None:

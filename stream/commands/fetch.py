@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,54 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stream import urls
-from stream.commands.exchange import parse_time, refuse_empty_period
-from stream.commands.outputs import write_json
+from stream.cli import settings_flags
+from stream.cli.outputs import write_json
+from stream.cli.parameters import Time, command, refuse_empty_period, time_of
+from stream.cli.paths import TABLE_SUFFIXES, Output
 from stream.errors import MisuseError, RefusedError
 from stream.settings import bare
+from stream.times import minute
 from training.data import fetch as fetching
 
 #: Lines of one kind for one symbol; --json has them all.
 _LINES = 20
 
 
-def fetch(
+@command
+@click.option("--symbols", metavar="A,B", help="Symbols to fetch.  [default: BTCUSDT]")
+@click.option("--from", "from_", type=Time(), metavar="ISO", required=True, help="First candle, UTC.")
+@click.option("--to", type=Time(), metavar="ISO", help="Candles before this, UTC.  [default: now]")
+@click.option(
+    "--out",
+    type=Output(suffixes=TABLE_SUFFIXES, also=lambda out, _: [out.with_name(f"{out.name}.parts")]),
+    required=True,
+    help="Candle file to write or extend, .parquet or .csv.",
+)
+@click.option("--rest-url", help="REST.  [default: https://api.binance.com]")
+@click.option(
+    "--archive-url",
+    envvar="VOLCAST_ARCHIVE_URL",
+    help="Bulk archive.  [default: https://data.binance.vision; REST_URL if that is on loopback]",
+)
+@click.option("--allow-plaintext", is_flag=True, default=None, help="Unencrypted URLs beyond loopback.")
+@click.option(
+    "--json", "json_file", type=Output(stream=True), help="Write holes, revisions and all other facts here too."
+)
+@settings_flags.config_option
+def fetch(**options: Any) -> None:
+    """Fetch closed candles into one candle file: from the bulk archive, checksums verified, and from REST what the
+    archive lacks. Missing hours are told, not filled.
+
+    Interrupted, the same command resumes; on a file that is there it fetches what is missing, notices archives that
+    were revised, and leaves what was not asked for. What it has in hand is in OUT.parts, which may be deleted.
+
+    Example: volcast fetch --symbols BTCUSDT,ETHUSDT --from 2019-01-01 --out candles.parquet
+    """
+    settings_flags.settle(options, "symbols", "rest_url", "allow_plaintext")
+    _fetch(**options)
+
+
+def _fetch(
     *,
     symbols: tuple[str, ...],
     from_: str,
@@ -34,8 +70,8 @@ def fetch(
     allow_plaintext: bool,
     json_file: Path | None,
 ) -> None:
-    start = parse_time(from_, "--from")
-    end = parse_time(to, "--to") if to else None
+    start = time_of(from_, "--from")
+    end = time_of(to, "--to") if to else None
     if to:
         refuse_empty_period(from_, to)
     archive_url = bare(archive_url) or None
@@ -82,7 +118,7 @@ def _refuse_archive(url: str, allow_plaintext: bool) -> None:
 def _lines(series: fetching.Series) -> list[str]:
     facts = series.facts
     lines = [
-        f"{_utc(series.first_open_time)} to {_utc(series.last_open_time)}, "
+        f"{minute(series.first_open_time)} to {minute(series.last_open_time)}, "
         f"{series.archive_hours} from the archive, {series.rest_hours} from REST"
     ]
     lines += _some([f"the archive has revised {part}: fetched anew" for part in facts.revised])
@@ -90,14 +126,14 @@ def _lines(series: fetching.Series) -> list[str]:
     lines += _some([f"{part.part} is used as fetched before: {part.reason}" for part in facts.unchecked])
     lines += _some(
         [
-            f"archive, which counts, and REST differ at {_utc(d.open_time)}: {_values(d.archive)} / {_values(d.rest)}"
+            f"archive, which counts, and REST differ at {minute(d.open_time)}: {_values(d.archive)} / {_values(d.rest)}"
             for d in facts.disagreements
         ]
     )
     lines += [f"{count} row(s) of the archive set aside: {reason}" for reason, count in facts.set_aside.items()]
     lines += _some(
         [
-            f"the exchange has no candle for {hole.hours} hour(s) from {_utc(hole.from_ms)} to {_utc(hole.to_ms)}"
+            f"the exchange has no candle for {hole.hours} hour(s) from {minute(hole.from_ms)} to {minute(hole.to_ms)}"
             for hole in series.holes
         ]
     )
@@ -112,7 +148,3 @@ def _some(lines: list[str]) -> list[str]:
 
 def _values(ohlcv: tuple[Any, ...]) -> str:
     return " ".join(f"{value:.10g}" for value in ohlcv)
-
-
-def _utc(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1_000, UTC):%Y-%m-%d %H:%M}"

@@ -18,19 +18,46 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.bundles import packaged_model
 from stream.adapters.candles import files
-from stream.commands.exchange import parse_time
-from stream.commands.node import packaged_model
-from stream.commands.offline import utc
+from stream.cli import settings_flags
+from stream.cli.parameters import Time, command, one_symbol, time_of
+from stream.cli.paths import TABLE_SUFFIXES, Output
+from stream.cli.settings_flags import FILE, MODEL, POLICY
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
 from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.builders import close_time
 from stream.errors import RefusedError
+from stream.times import minute
 
 
-def predict(
+@command
+@click.option("--candles", type=FILE, required=True, help="Candle file: parquet, feather, CSV or JSON, also zipped.")
+@click.option("--out", type=Output(suffixes=TABLE_SUFFIXES), required=True, help="Result, .parquet or .csv.")
+@click.option("--from", "from_", type=Time(), metavar="ISO", help="First candle to forecast, UTC.  [default: all]")
+@click.option(
+    "--symbol",
+    callback=one_symbol,
+    help="Which symbol of the file, such as BTCUSDT or BTC/USDT.  [default: its only one]",
+)
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--policy", type=POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
+@settings_flags.config_option
+def predict(**options: Any) -> None:
+    """Forecasts and decisions for a candle file, one row per closed candle: the same numbers as the daemon's for every
+    row with 120 days of candles before it, which is what the daemon fetches.
+
+    Volatilities are hourly; annualized = hourly × √8760.
+
+    Example: volcast predict --candles btc.parquet --from 2024-01-01 --out forecasts.parquet
+    """
+    settings_flags.settle(options, "model", "policy")
+    _predict(**options)
+
+
+def _predict(
     *,
     candles: Path,
     out: Path,
@@ -39,7 +66,7 @@ def predict(
     model: Path | None,
     policy: Path | None,
 ) -> None:
-    since = parse_time(from_, "--from") if from_ else None
+    since = time_of(from_, "--from") if from_ else None
     files.refuse_place(out)
     chosen = policies.load(policy)
     predictor = predictors.load(model or packaged_model())
@@ -92,7 +119,9 @@ def predict(
             "days of forecasts of its own before them",
             err=True,
         )
-    click.echo(f"{len(rows)} forecasts of {name}, {utc(rows[0]['open_time'])} to {utc(rows[-1]['open_time'])}: {out}")
+    click.echo(
+        f"{len(rows)} forecasts of {name}, {minute(rows[0]['open_time'])} to {minute(rows[-1]['open_time'])}: {out}"
+    )
 
 
 def _progress() -> Progress:

@@ -1,4 +1,7 @@
-"""`volcast report`: pages of drift and of forecast quality for any period, from a candle file or the journal."""
+"""`volcast report`: pages of drift and of forecast quality for any period, from a candle file or the journal.
+
+Libraries with threads are imported once the process is confined, not before.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,19 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import msgspec
 
-from stream.adapters import predictor as predictors
-from stream.commands.exchange import parse_time
-from stream.commands.node import model_path
-from stream.commands.output_folder import filled
-from stream.commands.outputs import write_json
-from stream.commands.paths import PAGE_FILES, Place, inputs_of, places_of, refuse_clashes
+from stream import times
+from stream.adapters.bundles import model_path
+from stream.cli import confined, settings_flags
+from stream.cli.output_folder import filled
+from stream.cli.outputs import write_json
+from stream.cli.parameters import Time, command, one_symbol, time_of
+from stream.cli.paths import PAGE_FILES, DataDir, Folder, Output, Place, inputs_of, places_of, refuse_clashes
+from stream.cli.settings_flags import FILE, MODEL
 from stream.core.market.candle import HOUR_MS
 from stream.errors import MisuseError
 
@@ -31,7 +36,38 @@ if TYPE_CHECKING:
 Asked = tuple[str, int, int]
 
 
-def report(
+@command
+@click.option("--candles", type=FILE, help="Candle file.  [default: the journal in --data-dir]")
+@click.option("--data-dir", type=DataDir(), help="Where the journal is.  [default: var]")
+@click.option(
+    "--symbol",
+    callback=one_symbol,
+    help="The symbol to report on.  [default: that of --symbols in the settings, BTCUSDT]",
+)
+@click.option("--from", "from_", type=Time(), metavar="ISO", help="The period's first hour, UTC.")
+@click.option(
+    "--to", type=Time(), metavar="ISO", help="The period ends before this, UTC.  [default: the newest candle]"
+)
+@click.option("--quarterly", type=click.IntRange(2010, 2098), metavar="YEAR", help="Q1 to Q4 of a year instead.")
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--out", type=Folder(PAGE_FILES), help="Folder for the pages.  [default: DATA_DIR/reports]")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write all figures here too.")
+@settings_flags.config_option
+def report(**options: Any) -> None:
+    """Pages for people, with their figures beside them as JSON: drift and forecast quality of a period (needs `drift`).
+
+    From a candle file the forecasts are the daemon's own, made anew; from the journal they are those that were served.
+    σ is in annualized percent on the pages and hourly in the JSON, as the names there say.
+
+    Example: volcast report --candles btc.parquet --quarterly 2024 --out reports
+    """
+    confined.watched("report", None)
+    loaded = settings_flags.settle(options, "symbols", "data_dir", "model")
+    options["symbol"] = options["symbol"] or ",".join(loaded.symbols)
+    _report(**options)
+
+
+def _report(
     *,
     candles: Path | None,
     data_dir: Path,
@@ -54,7 +90,8 @@ def report(
     pages = Place("--out", folder, PAGE_FILES)
     refuse_clashes([pages, *places_of(("--json", json_file))], inputs_of(data_dir, chosen))
     from monitor.reports import report as reports
-    from stream.commands import report_source
+    from stream.adapters import predictor as predictors
+    from stream.cli import report_source
 
     reports.refuse_without_evidently()
     predictor = predictors.load(chosen)
@@ -89,8 +126,8 @@ def report(
 
 
 def _asked(from_: str, to: str | None) -> Asked:
-    since = parse_time(from_, "--from")
-    until = parse_time(to, "--to") if to is not None else None
+    since = time_of(from_, "--from")
+    until = time_of(to, "--to") if to is not None else None
     for option, ms in (("--from", since), ("--to", until)):
         if ms is not None and ms % HOUR_MS:
             raise MisuseError(f"{option}: candles are hourly; name a full hour, such as 2024-03-01T06:00")
@@ -109,8 +146,8 @@ def _quarters(year: int) -> list[Asked]:
 
 def _short(ms: int) -> str:
     """A time as part of a file's name."""
-    moment = datetime.fromtimestamp(ms / 1_000, UTC)
-    return f"{moment:%Y-%m-%d}" if moment.hour == 0 else f"{moment:%Y-%m-%dT%H}"
+    moment = times.moment(ms)
+    return times.day(ms) if moment.hour == 0 else f"{moment:%Y-%m-%dT%H}"
 
 
 def _cut(asked: Asked, newest: int) -> Period:

@@ -23,7 +23,6 @@ from stream.core.messages.builders import EVENT_EXPIRY_S
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
-from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
@@ -43,6 +42,7 @@ from stream.telemetry import (
     Readiness,
     StorageMeasured,
 )
+from stream.times import utc
 
 log = logging.getLogger(__name__)
 

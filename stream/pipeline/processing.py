@@ -30,7 +30,6 @@ from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Forecast
 from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
-from stream.logs import utc
 from stream.pipeline import learning
 from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
@@ -48,6 +47,7 @@ from stream.telemetry import (
     Observer,
     Resumed,
 )
+from stream.times import utc
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from stream.core.messages.schemas import Decay, PublishedScore, Score
 from stream.core.messages.scoreboard import Scoreboard
 from stream.core.messages.scoring import Outcome
 from stream.errors import JournalError
-from stream.logs import utc
 from stream.pipeline.worker import Worker
 from stream.ports import Journal
 from stream.telemetry import CommitFailed, DecayFound, Observer, ScoreChanged
+from stream.times import utc
 
 log = logging.getLogger(__name__)
 

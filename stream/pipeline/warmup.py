@@ -16,12 +16,12 @@ from functools import partial
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.sequencer import LONGEST_WITNESS_HOURS, RETRY_CAP_S, RETRY_FIRST_S, WITNESS_HOURS
-from stream.logs import utc
 from stream.pipeline.processing import Processor
 from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.worker import Worker
 from stream.ports import History, Journal
+from stream.times import utc
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ and cut payloads at 20 KiB. Retained messages are kept in memory and go with it.
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from stream.errors import RefusedError
-from stream.extras import installing
+from stream.extras import installing, missing
 from stream.web import bind
 
 MAX_PAYLOAD_BYTES = 1_048_576
@@ -43,7 +42,7 @@ dynamic_filters = true
 _CHILD = """
 import logging, os, sys, threading
 from iotcore import IotCoreBroker
-from stream.extras import installing
+from stream.extras import installing, missing
 logging.disable(logging.CRITICAL)
 def leave():
     sys.stdin.buffer.read()
@@ -81,7 +80,7 @@ class EmbeddedBroker:
         """Returns once the broker accepts connections; `PortInUseError` or `BrokerError` otherwise."""
         if self.is_running:
             return
-        if importlib.util.find_spec("iotcore") is None:
+        if missing(["iotcore"]):
             raise BrokerError(f"the embedded broker needs iotcore: {installing('demo')}")
         # The broker binds by itself; this finds a free port, or the error for a taken one.
         with bind("127.0.0.1", self._wanted_port) as probe:

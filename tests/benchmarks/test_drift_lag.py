@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from stream import node
 from stream.adapters.candles import files
+from stream.cli.playback import SIMULATED_FROM_MS
 from stream.clock import Clock
-from stream.commands import node
-from stream.commands.exchange import SIMULATED_FROM_MS
 from stream.core.market.candle import HOUR_MS
 from stream.settings import Settings
 from stream.telemetry import DriftFailed, DriftFinished, Fact, ForecastAcknowledged

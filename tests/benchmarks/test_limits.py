@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
+from stream import node
 from stream.adapters import predictor as predictors
 from stream.clock import Clock
-from stream.commands import node
 from stream.core.forecasting import features
 from stream.core.market import binance
 from stream.core.market.binance import KlineUpdate

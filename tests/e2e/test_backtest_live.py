@@ -9,8 +9,8 @@ from typing import Any
 
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.bundles import packaged_model
 from stream.adapters.candles import files
-from stream.commands.node import packaged_model
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, schemas
 from stream.testing.broker import EmbeddedBroker

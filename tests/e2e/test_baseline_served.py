@@ -17,7 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from stream.adapters import predictor
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import features
 from stream.core.forecasting.contract import OUTPUT

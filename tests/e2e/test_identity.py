@@ -17,10 +17,11 @@ import msgspec
 import pytest
 from fault_harness import PACED, START, hour
 
+from stream import node
 from stream.adapters.journal.store import FILE_NAME
 from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
-from stream.commands import backup, node
+from stream.commands import backup
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import symbol_topic
 from stream.telemetry import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised

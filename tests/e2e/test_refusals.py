@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
 from stream.core.forecasting.contract import METADATA_KEY
 
 START = 1_704_067_200_000

@@ -21,8 +21,8 @@ from repository import ROOT
 from monitor.reports.drift import Period
 from stream.__main__ import cli
 from stream.adapters import predictor as predictors
-from stream.commands import report_source
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
+from stream.cli import report_source
 from stream.core.market.candle import HOUR_MS
 
 #: The first candle that the tests' market plays.

@@ -9,6 +9,7 @@ import click
 import msgspec
 import pytest
 from click.testing import CliRunner
+from command_line import COMMANDS
 from repository import ROOT
 
 from stream.__main__ import cli
@@ -20,19 +21,19 @@ PAGES = {p.relative_to(ROOT): p.read_text() for p in [ROOT / "README.md", *sorte
 EVERYTHING = "\n".join(PAGES.values())
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example_and_is_in_the_readme(name: str) -> None:
     done = CliRunner().invoke(cli, [name, "--help"])
     assert done.exit_code == 0
     assert f"Example: volcast {name}" in done.output
     assert f"`{name}`" in README
-    for option in cli.commands[name].params:
+    for option in COMMANDS[name].params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help or option.show_default, f"{name} {option.name} says nothing"
 
 
 def test_every_setting_is_a_flag_of_run_and_in_the_docs() -> None:
-    flags = {p.name for p in cli.commands["run"].params}
+    flags = {p.name for p in COMMANDS["run"].params}
     for field in msgspec.structs.fields(Settings):
         assert field.name in flags
         assert f"--{field.name.replace('_', '-')}" in EVERYTHING
@@ -66,7 +67,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_commands_shown_in_the_docs_exist() -> None:
     for page, text in PAGES.items():
         for line in re.findall(r"^(?:\$ )?(?:\.venv/bin/)?volcast (\S+)", text, re.M):
-            assert line in cli.commands or line.startswith("-"), f"{page} shows volcast {line}"
+            assert line in COMMANDS or line.startswith("-"), f"{page} shows volcast {line}"
 
 
 def test_the_changelog_speaks_of_this_version() -> None:

@@ -11,7 +11,7 @@ import pytest
 from repository import ROOT
 
 from stream.adapters import predictor as predictors
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
 from stream.core.forecasting.contract import ContractError
 from stream.settings import SettingsError, load, mask
 

@@ -16,8 +16,8 @@ ENTRIES = {
     "evaluate": ["training.evaluation.evaluate", "training.pages.evaluation_page", "training.pages.figures"],
     "export": ["export.bundle"],
 }
-#: How something is refused changes no figure.
-WITHOUT_FIGURES = {"stream.clock", "stream.errors", "stream.extras"}
+#: How something is refused or written changes no figure.
+WITHOUT_FIGURES = {"stream.clock", "stream.errors", "stream.extras", "stream.files"}
 
 
 @pytest.fixture(scope="module")

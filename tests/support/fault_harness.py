@@ -24,12 +24,12 @@ import aiomqtt
 import msgspec
 import pytest
 
+from stream import node
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import Backoff, ConnectBudget
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import FILE_NAME, SqliteJournal
 from stream.clock import Clock
-from stream.commands import node
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
 from stream.core.deciding.policy import Policy

@@ -11,10 +11,10 @@ import signal
 import sys
 from typing import Any
 
+from stream import node
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.mqtt import broker
-from stream.commands import node
 from stream.core.market.binance import KlineUpdate
 from stream.ports import FeedListener
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.core.deciding.accumulation import RegimesFrom, Rules, anchor, forecast_hours
 from stream.core.deciding.operator import Issued
 from stream.core.deciding.policy import REGIMES, Policy
@@ -27,7 +27,7 @@ from stream.core.forecasting.predictions import Prediction, quality
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 from training.bundling import describe
-from training.data.dataset import Dataset, require_rows, time_ms, walk_forward
+from training.data.dataset import Dataset, require_rows, walk_forward
 from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 from training.forecasters import Bundle, Forecaster
 from training.models import log_har
@@ -159,7 +159,8 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
 def yearly(data: Dataset, forecaster: Forecaster, train_from: int, years: Sequence[int]) -> Iterator[Term]:
     """A term per year, each learnt anew from all that lies before it."""
     for year in years:
-        yield of_forecaster(data, forecaster, train_from, time_ms(f"{year}-01-01"), time_ms(f"{year + 1}-01-01"))
+        since, until = times.parse(f"{year}-01-01"), times.parse(f"{year + 1}-01-01")
+        yield of_forecaster(data, forecaster, train_from, since, until)
 
 
 def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], policies: Sequence[Policy]) -> Decided:
@@ -230,4 +231,4 @@ def _calibration(data: Dataset, forecaster: Forecaster, train_from: int, since: 
 
 
 def _day(time: int) -> str:
-    return f"{datetime.fromtimestamp(time / 1_000, UTC):%Y-%m-%d}"
+    return times.day(time)

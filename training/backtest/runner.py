@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.core.deciding.policy import PER_UNIT, REGIMES, Policy
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import Candle
@@ -227,7 +227,7 @@ def _in_force(plan: Array) -> Array:
 
 
 def _used(one: Calibrated) -> RegimesFrom:
-    since = f"{datetime.fromtimestamp(one.since / 1_000, UTC):%Y-%m-%dT%H:%MZ}"
+    since = times.iso(one.since)
     return RegimesFrom(since, one.source, one.described, one.regimes.medium_from, one.regimes.high_from)
 
 
@@ -290,4 +290,4 @@ def _years(open_time: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _day(time_ms: int) -> str:
-    return f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d}"
+    return times.day(time_ms)

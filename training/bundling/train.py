@@ -8,7 +8,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
+import contextlib
 import platform
 import tempfile
 import time
@@ -20,12 +20,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stream import times
 from stream.core.forecasting import contract, features
 from stream.core.forecasting.target import HORIZON_HOURS
 from stream.core.forecasting.windows import Array
+from stream.files import replacing
 from training.bundling import describe, drift_rule, usual_errors
 from training.data import dataset
-from training.data.dataset import Dataset, DatasetError, Fold, Rows, load, require_rows, time_ms, walk_forward
+from training.data.dataset import Dataset, DatasetError, Fold, Rows, load, require_rows, walk_forward
 from training.models import fit, log_har
 from training.scoring import measures
 
@@ -50,7 +52,7 @@ def train(
     does not serve. The summary's scores are flat names to numbers, of the folds.
     """
     began = time.monotonic()
-    start, end = time_ms(train_from), time_ms(train_until)
+    start, end = times.parse(train_from), times.parse(train_until)
     if start >= end:
         raise DatasetError(f"the training range {train_from} to {train_until} is empty; swap or widen it")
     data = load(Path(candles), symbol)
@@ -147,26 +149,18 @@ def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contr
     sequence, static = windows
     text = msgspec.json.format(msgspec.json.encode(agreed, order="sorted"), indent=1)
     writers: dict[str, Callable[[Path], Any]] = {
-        "network.keras": model.network.save,
-        "windows.npz": lambda path: np.savez(path, sequence=sequence, static=static),
         "contract.json": lambda path: path.write_bytes(text),
+        "windows.npz": lambda path: np.savez(path, sequence=sequence, static=static),
+        "network.keras": model.network.save,
     }
-    # Keras goes by the suffix.
-    temporary = {name: out / f".part.{name}" for name in writers}
     try:
-        for name, write in writers.items():
-            write(temporary[name])
-            with temporary[name].open("rb") as file:
-                os.fsync(file.fileno())
-        # From here on the older run is none: its contract goes first, the new one comes last.
-        (out / "contract.json").unlink(missing_ok=True)
-        for name, part in temporary.items():
-            part.replace(out / name)
+        with contextlib.ExitStack() as stack:
+            for name, write in writers.items():
+                write(stack.enter_context(replacing(out / name)))
+            # From here on the older run is none: its contract goes first, the new one comes last.
+            (out / "contract.json").unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from None
-    finally:
-        for part in temporary.values():
-            part.unlink(missing_ok=True)
 
 
 def _unwritable(out: Path, error: OSError) -> DatasetError:

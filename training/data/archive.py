@@ -15,8 +15,8 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
+from stream import times
 from stream.core.market import binance
 from stream.core.market.binance import WireError
 from stream.core.market.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
@@ -81,7 +81,7 @@ def plan(symbol: str, start_ms: int, end_ms: int, now_ms: int) -> list[Part]:
     while at_ms < min(end_ms, today_ms):
         next_ms = _month_start(at_ms + 31 * DAY_MS)
         if next_ms <= today_ms:
-            parts.append(Part(symbol, f"{_utc(at_ms):%Y-%m}", at_ms, next_ms))
+            parts.append(Part(symbol, f"{times.moment(at_ms):%Y-%m}", at_ms, next_ms))
         else:
             parts += _days(symbol, at_ms, today_ms, start_ms, end_ms)
         at_ms = next_ms
@@ -95,18 +95,14 @@ def days(month: Part, start_ms: int, end_ms: int) -> list[Part]:
 
 def _days(symbol: str, from_ms: int, to_ms: int, start_ms: int, end_ms: int) -> list[Part]:
     return [
-        Part(symbol, f"{_utc(at_ms):%Y-%m-%d}", at_ms, at_ms + DAY_MS)
+        Part(symbol, times.day(at_ms), at_ms, at_ms + DAY_MS)
         for at_ms in range(from_ms, to_ms, DAY_MS)
         if at_ms < end_ms and at_ms + DAY_MS > start_ms
     ]
 
 
-def _utc(ms: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
-
-
 def _month_start(ms: int) -> int:
-    return int(_utc(ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()) * 1_000
+    return int(times.moment(ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()) * 1_000
 
 
 def sha256(content: bytes) -> str:
@@ -144,7 +140,7 @@ def decode(content: bytes, part: Part) -> Rows:
         raise ArchiveError(f"{part.name}: {error}") from None
     for candle in page.candles:
         if not part.from_ms <= candle.open_time < part.to_ms:
-            raise ArchiveError(f"{part.name}: a row of {_utc(candle.open_time):%Y-%m-%d %H:%M} is not of its period")
+            raise ArchiveError(f"{part.name}: a row of {times.minute(candle.open_time)} is not of its period")
     return Rows(page.candles, Counter(page.rejected))
 
 

@@ -25,7 +25,7 @@ from stream.clock import Clock
 from stream.core.market.binance import KLINES_PAGE
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.errors import UnreachableError
-from stream.logs import utc
+from stream.times import utc
 from training.data.archive import ArchiveError, Part, days, decode, parse_checksum, plan, sha256
 from training.data.parts import FetchError, Parts
 

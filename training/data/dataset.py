@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.adapters.candles import files
 from stream.core.forecasting import features, target
 from stream.core.forecasting.contract import OUTPUT_WIDTH
@@ -115,21 +115,11 @@ def walk_forward(start_ms: int, end_ms: int) -> tuple[Fold, ...]:
     return tuple(Fold(start_ms, a, b) for a, b in zip(marks, [*marks[1:], end_ms], strict=True))
 
 
-def time_ms(text: str) -> int:
-    """An ISO date or time as ms since the epoch; without an offset it is UTC."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise DatasetError(f"{text!r} is no time; write a date such as 2024-01-01") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 1_000
-
-
 def require_rows(data: Dataset, start_ms: int, end_ms: int) -> Rows:
     """`Dataset.rows`, or `DatasetError` naming what the file holds where they are too few."""
     rows = data.rows(start_ms, end_ms)
     if len(rows) < MIN_ROWS:
-        first, last = (f"{datetime.fromtimestamp(t / 1e3, UTC):%Y-%m-%d}" for t in data.open_time[[0, -1]].tolist())
+        first, last = (times.day(t) for t in data.open_time[[0, -1]].tolist())
         raise DatasetError(
             f"only {len(rows)} hours of {data.symbol} with a known outcome in the range asked for, {MIN_ROWS} are "
             f"needed; the file holds {first} to {last}: choose another range or fetch more"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 
@@ -67,4 +67,4 @@ def jump_notes(found: Sequence[Hole]) -> list[str]:
 
 
 def _hour(time_ms: int) -> str:
-    return f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%dT%H:%MZ}"
+    return times.iso(time_ms)

@@ -8,10 +8,10 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from stream.errors import VolcastError
+from stream.files import replacing
 from training.data.archive import sha256
 
 
@@ -63,16 +63,8 @@ class Parts:
 
     def _write(self, name: str, content: bytes) -> None:
         # One name per part: what a killed fetch leaves is overwritten by the next.
-        temporary = self.folder / f".{name}"
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(self.folder / name, temporary=self.folder / f".{name}") as temporary:
+            temporary.write_bytes(content)
 
     def _refused(self, name: str, done: str, error: OSError) -> FetchError:
         return FetchError(f"{self.folder / name}: cannot be {done}: {error.strerror or error}")

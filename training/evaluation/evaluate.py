@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from stream import times
 from stream.core.market.candle import HOUR_MS
 from training import forecasters
-from training.data.dataset import Dataset, DatasetError, load, load_others, time_ms
+from training.data.dataset import Dataset, DatasetError, load, load_others
 from training.data.holes import holes, jump_notes
 from training.data.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
 from training.evaluation import walk
@@ -99,7 +99,7 @@ def walk_forward(
     chosen = forecasters.named(
         names, seed=seed, pool=load_others(pool, symbol) if pool is not None and with_model else ()
     )
-    folds = walk.years(years, start_ms=time_ms(train_from))
+    folds = walk.years(years, start_ms=times.parse(train_from))
     panel = walk.walk_forward(data, folds, chosen, progress=progress)
     described = [ScoredModel(walk.MODEL, f"volcast {version('volcast')}, seed {seed}")] if with_model else []
     protocol = Protocol(
@@ -178,11 +178,11 @@ def _described(name: str, bundle: Bundle) -> ScoredModel:
 
 
 def _range(start: str, end: str) -> tuple[int, int]:
-    start_ms, end_ms = time_ms(start), time_ms(end)
+    start_ms, end_ms = times.parse(start), times.parse(end)
     if start_ms >= end_ms:
         raise DatasetError(f"the range {start} to {end} is empty; swap or widen it")
     return start_ms, end_ms
 
 
 def _day(time_ms: int | None) -> str:
-    return "" if time_ms is None else f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%Y-%m-%d}"
+    return "" if time_ms is None else times.day(time_ms)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from stream import files, times
 from stream.errors import InputError
-from training.data.dataset import time_ms
 
 TEST_YEAR = ("2024-01-01", "2025-01-01")
 _DIGITS = 6
@@ -48,7 +47,7 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 def touches_test_year(start_ms: int, end_ms: int) -> bool:
     """Whether [start, end), ms, shares an hour with the test year."""
-    return start_ms < time_ms(TEST_YEAR[1]) and end_ms > time_ms(TEST_YEAR[0])
+    return start_ms < times.parse(TEST_YEAR[1]) and end_ms > times.parse(TEST_YEAR[0])
 
 
 def read(path: Path) -> list[Scoring]:
@@ -86,7 +85,7 @@ def append(path: Path, scorings: Sequence[Scoring]) -> int:
                 if scoring not in before and scoring not in new:
                     new.append(scoring)
             if new:
-                _replace(path, b"".join(msgspec.json.encode(s) + b"\n" for s in [*before, *new]))
+                files.write(path, b"".join(msgspec.json.encode(s) + b"\n" for s in [*before, *new]))
             return len(new)
     except OSError as error:
         raise LedgerError(f"{path}: the ledger cannot be written: {error.strerror}") from None
@@ -110,16 +109,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -10,18 +10,18 @@ Rules of this module:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.adapters import predictor
 from stream.core.forecasting import serving
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
-from training.data.dataset import Dataset, DatasetError, Fold, Rows, require_rows, time_ms
+from training.data.dataset import Dataset, DatasetError, Fold, Rows, require_rows
 from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, IntervalSeries, Panel, Watch
 from training.evaluation.adaptive import adaptive
 from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
@@ -128,7 +128,7 @@ def walk_forward(
 
 def years(names: Sequence[int], *, start_ms: int) -> tuple[Fold, ...]:
     """One fold per calendar year (UTC), learnt from [start, the year's first hour)."""
-    marks = [(time_ms(f"{year}-01-01"), time_ms(f"{year + 1}-01-01")) for year in names]
+    marks = [(times.parse(f"{year}-01-01"), times.parse(f"{year + 1}-01-01")) for year in names]
     return tuple(Fold(start_ms, split, end) for split, end in marks)
 
 
@@ -256,4 +256,4 @@ def _refuse_same_names(names: Sequence[str]) -> None:
 
 
 def _day(time: int) -> str:
-    return f"{datetime.fromtimestamp(time / 1_000, UTC):%Y-%m-%d}"
+    return times.day(time)

@@ -14,7 +14,7 @@ from stream.core.forecasting.contract import Calibration, Usual
 from stream.core.forecasting.features import SIGMA_FLOOR
 from stream.core.forecasting.windows import Array
 from stream.errors import InputError
-from stream.extras import installing
+from stream.extras import installing, missing
 from training.data.dataset import Dataset, Rows
 from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT
 
@@ -63,10 +63,10 @@ def require_installed(forecasters: Iterable[Forecaster]) -> None:
     """`ForecasterError` with one line for the first forecaster whose libraries are absent or cannot be loaded: before
     any fit begins."""
     for forecaster in forecasters:
-        missing = [name for name in forecaster.needs if importlib.util.find_spec(name) is None]
-        if missing:
+        lacking = missing(forecaster.needs)
+        if lacking:
             raise ForecasterError(
-                f"{forecaster.name} needs {', '.join(missing)} (volcast[{forecaster.extra}]): "
+                f"{forecaster.name} needs {', '.join(lacking)} (volcast[{forecaster.extra}]): "
                 f"{installing(forecaster.extra)} (or leave it out by name)"
             )
         for name in forecaster.needs:

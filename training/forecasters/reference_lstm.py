@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream.core.forecasting.features import SIGMA_FLOOR
 from stream.core.forecasting.windows import Array
+from stream.files import replacing
 from training.data.dataset import Dataset, Rows, require_rows
 from training.data.panel import NEXT_24H, ROLLING_24H_NEXT
 from training.forecasters.forecaster import Fitted, ForecasterError, Forecasts
@@ -111,12 +112,8 @@ def _require_place(path: Path) -> None:
 
 
 def _save(network: Any, path: Path) -> None:
-    """Written beside its place and renamed: complete or absent."""
-    temporary = path.with_name(f".{path.stem}.part.keras")
     try:
-        network.save(temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            network.save(temporary)
     except OSError as error:
         raise ForecasterError(f"{path}: the network cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

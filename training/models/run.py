@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream.core.forecasting import contract
 from stream.core.forecasting.contract import ContractError, Model
-from stream.extras import installing
+from stream.extras import installing, missing
 from training.data.dataset import DatasetError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def load_run(folder: Path) -> Run:
         agreed = contract.read(text.decode())
     except (ContractError, UnicodeDecodeError) as error:
         raise ContractError(f"{folder}: {error}") from None
-    if importlib.util.find_spec("keras") is None:
+    if missing(["keras"]):
         raise DatasetError(
             f"{folder}: scoring a run needs the extra 'train': {installing('train')} "
             "(or score the bundle that was exported from it)"

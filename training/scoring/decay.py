@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream import times
 from stream.core.forecasting import decay, serving
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
@@ -202,4 +202,4 @@ def _years(watches: Sequence[Watch]) -> float:
 
 
 def _date(open_time: int) -> str:
-    return f"{datetime.fromtimestamp((open_time + HOUR_MS) / 1_000, UTC):%Y-%m-%d}"
+    return times.day(open_time + HOUR_MS)

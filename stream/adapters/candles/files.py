@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from stream.adapters.candles.columns import COLUMNS, OHLCV, OPTIONAL
 from stream.adapters.candles.formats import CandleFileError
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.files import replacing
 
 __all__ = ["DEFAULT_SYMBOL", "OHLCV", "CandleFileError", "CandleTable", "read", "refuse_place", "write", "write_table"]
 
@@ -144,29 +144,11 @@ def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> N
     path = Path(path)
     refuse_place(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CandleFileError(f"{path}: cannot be written: {error.strerror}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as temporary:
             if path.suffix == ".csv":
-                frame.write_csv(file)
+                frame.write_csv(temporary)
             else:
-                frame.with_columns(pl.col(times).cast(pl.Datetime("ms", "UTC"))).write_parquet(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a data file is as readable as any other that the user creates.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+                frame.with_columns(pl.col(times).cast(pl.Datetime("ms", "UTC"))).write_parquet(temporary)
     except (OSError, pl.exceptions.PolarsError) as error:
         cause = error.strerror if isinstance(error, OSError) else None
         raise CandleFileError(f"{path}: cannot be written: {cause or ' '.join(str(error).split())}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

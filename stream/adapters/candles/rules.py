@@ -12,11 +12,11 @@ Rules of this module:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
+from stream import times
 from stream.adapters.candles.columns import OHLCV, OPTIONAL, PRICES, ROW
 from stream.adapters.candles.formats import CandleFileError
 from stream.core.market.candle import HOUR_MS
@@ -174,4 +174,4 @@ def _where(broken: pl.DataFrame) -> str:
 
 
 def _utc(us: int) -> str:
-    return f"{datetime.fromtimestamp(us / 1_000_000, UTC):%Y-%m-%d %H:%M}"
+    return times.minute(us / 1_000)

@@ -10,7 +10,6 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -24,12 +23,12 @@ import msgspec
 
 from stream.core.market.candle import HOUR_MS, Candle, CandleError, check
 from stream.core.messages.schemas import ROOT
+from stream.files import sync
 
 log = logging.getLogger(__name__)
 
 #: Beside a database in WAL mode: they belong to it, and move with it.
 _COMPANIONS = ("", "-wal", "-shm")
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _KINDS: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "REAL": (int, float), "BLOB": (bytes,)}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -139,7 +138,7 @@ def finish_rebuild(path: Path, now_ms: int) -> Path | None:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + companion).replace(aside.with_name(aside.name + companion))
     _rebuilt(path).replace(path)
-    _sync(path.parent)
+    sync(path.parent)
     return aside
 
 
@@ -159,28 +158,9 @@ def _unlink(path: Path) -> None:
 
 
 def _publish(part: Path, target: Path) -> None:
-    _sync(part)
+    sync(part)
     part.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's bytes, or a folder's names, last as far as the file system can: some (CIFS, FUSE) have no such
-    call for folders, and what was written is there all the same."""
-    try:
-        opened = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        # A folder that one may write into without reading it.
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(opened)
+    sync(target.parent)
 
 
 # --- salvage ---------------------------------------------------------------------------------------------------

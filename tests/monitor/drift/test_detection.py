@@ -16,7 +16,7 @@ from programs import need
 
 from monitor.drift import detection
 from stream.adapters import predictor
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
 from stream.core.deciding.accumulation import HISTORY_HOURS
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import drift as statistic
@@ -238,7 +238,7 @@ def test_the_command_tells_both_signals(tmp_path: Path, candle_file: Path) -> No
 
 def test_the_bounds_are_set_before_the_work_and_watched(tmp_path: Path) -> None:
     code = (
-        "import resource; from pathlib import Path; from stream.commands import confined;"
+        "import resource; from pathlib import Path; from stream.cli import confined;"
         "confined.in_child('drift', 300);"
         "print(Path('/proc/self/oom_score_adj').read_text().strip(), resource.getrlimit(resource.RLIMIT_CPU)[0],"
         " flush=True); held = b'x' * 2**29; import signal; signal.pause()"

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from monitor.drift import job
+from stream.adapters.bundles import packaged_model
 from stream.clock import Clock
-from stream.commands.node import packaged_model
 from stream.core.messages.schemas import Drift, DriftFeature, FastDrift
 from stream.telemetry import DriftFailed, Fact
 

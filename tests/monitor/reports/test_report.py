@@ -25,7 +25,7 @@ from monitor.reports.figure import TrendPoint
 from monitor.reports.regression import Matured
 from monitor.reports.report import Source, Written
 from stream.adapters import predictor
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting.drift import MEASURES
 from stream.core.market.candle import HOUR_MS, Candle

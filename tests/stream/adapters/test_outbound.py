@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from authority import Authority, openssl
 
-from stream import urls
+from stream import node, urls
 from stream.adapters import outbound
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.rest.history import BinanceHistory
 from stream.clock import Clock
-from stream.commands import check, node
+from stream.commands import check
 from stream.core.market.candle import HOUR_MS
 from stream.errors import RefusedError
 from stream.settings import load

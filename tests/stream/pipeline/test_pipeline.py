@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from stream import node
 from stream.adapters.journal.store import SqliteJournal
-from stream.commands import node
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.schemas import Forecast
 from stream.errors import RefusedError

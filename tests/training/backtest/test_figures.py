@@ -21,7 +21,7 @@ from rich.table import Table
 from stream.__main__ import cli
 from stream.adapters import policies
 from stream.adapters.candles import files
-from stream.commands.tables import parts
+from stream.cli.tables import parts
 from stream.core.deciding.policy import Policy, Thresholds
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting.contract import Regimes

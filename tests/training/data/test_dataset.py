@@ -75,9 +75,6 @@ def test_the_hash_is_of_the_candles_that_were_used_and_of_no_other(data):
 def test_a_range_without_enough_hours_names_what_the_file_holds(data, tmp_path):
     with pytest.raises(DatasetError, match="the file holds 2021-01-01 to 2021-06-16"):
         dataset.require_rows(data, START - 10**10, START)
-    with pytest.raises(DatasetError, match="'tomorrow' is no time"):
-        dataset.time_ms("tomorrow")
-    assert dataset.time_ms("2021-01-01") == dataset.time_ms("2021-01-01T01:00+01:00") == START
 
 
 def test_a_file_and_a_grid_give_the_same_dataset(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.dataset import time_ms
+from stream import times
 from training.evaluation import looks
 from training.evaluation.looks import LedgerError, Scoring
 
@@ -85,5 +85,5 @@ def test_writers_at_the_same_time_lose_no_line(tmp_path):
 
 @given(st.integers(2015, 2030), st.integers(2015, 2030))
 def test_a_period_touches_the_test_year_if_it_has_an_hour_of_it(first, last):
-    got = looks.touches_test_year(time_ms(f"{first}-01-01"), time_ms(f"{last}-01-01"))
+    got = looks.touches_test_year(times.parse(f"{first}-01-01"), times.parse(f"{last}-01-01"))
     assert got == (2024 in range(first, last))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from repository import SHIPPED_BUNDLE
 
+from stream import times
 from stream.adapters import predictor
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
@@ -100,8 +101,8 @@ def test_years_that_do_not_touch_are_two_stretches(data):
 
 def test_years_are_calendar_years_learnt_from_the_start():
     first, second = walk.years([2021, 2022], start_ms=5)
-    assert first == Fold(5, dataset.time_ms("2021-01-01"), dataset.time_ms("2022-01-01"))
-    assert second == Fold(5, first.end, dataset.time_ms("2023-01-01"))
+    assert first == Fold(5, times.parse("2021-01-01"), times.parse("2022-01-01"))
+    assert second == Fold(5, first.end, times.parse("2023-01-01"))
 
 
 def test_outcomes_stand_beside_what_was_said_for_the_same_hour(data):
@@ -249,9 +250,7 @@ def test_refusals_are_one_line(data):
 def test_the_baselines_of_2023_are_as_good_as_they_were_measured(real_data):
     data = dataset.load(real_data / "btcusdt_1h.parquet", "BTCUSDT")
     names = ("persistence", "rolling_mean_published", "rolling_mean", "log_har", "har", "garch_t")
-    panel = walk.walk_forward(
-        data, walk.years([2023], start_ms=dataset.time_ms("2019-01-01")), forecasters.named(names)
-    )
+    panel = walk.walk_forward(data, walk.years([2023], start_ms=times.parse("2019-01-01")), forecasters.named(names))
 
     def rmse(quantity: str, name: str) -> float:
         return float(np.sqrt(np.nanmean((panel.realized[quantity] - panel.forecasts[quantity][name]) ** 2)))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from repository import ROOT
 
+from stream import times
 from stream.adapters import predictor
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import drift
@@ -153,7 +154,7 @@ def test_a_period_too_short_to_judge_is_refused(data: Dataset, contract: Contrac
 def studied(candles: Path) -> Study:
     contract = predictor.load(ROOT / "export" / "models" / "btcusdt-1h.onnx").model.contract
     data = dataset.load(candles, "BTCUSDT")
-    period = dataset.time_ms("2019-01-01"), dataset.time_ms("2025-01-01")
+    period = times.parse("2019-01-01"), times.parse("2025-01-01")
     return drift_alarms.study(data, contract, *period)
 
 
@@ -203,7 +204,7 @@ def percent(share: float) -> str:
 def test_the_bundles_thresholds_are_those_of_its_training_range(real_data: Path) -> None:
     contract = predictor.load(ROOT / "export" / "models" / "btcusdt-1h.onnx").model.contract
     data = dataset.load(real_data / "btcusdt_1h.parquet", "BTCUSDT")
-    made = drift_rule.reference(data, dataset.time_ms("2019-01-01"), dataset.time_ms("2024-01-01"))
+    made = drift_rule.reference(data, times.parse("2019-01-01"), times.parse("2024-01-01"))
     for name, of in contract.reference.items():
         np.testing.assert_allclose(of.quantiles, made[name].quantiles, atol=2e-6)
         assert (of.threshold, of.fast_threshold) == pytest.approx(

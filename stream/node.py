@@ -17,7 +17,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from monitor.metrics import Metrics
 from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
+from stream.adapters.bundles import model_path
 from stream.adapters.data_dir import DataDirLock
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import SqliteJournal
@@ -66,19 +66,6 @@ _PATIENCE_S = 5.0
 _DENIED_AGAIN_S = 2.0
 
 VERSION = importlib.metadata.version("volcast")
-
-
-def packaged_model() -> Path:
-    """The bundle that ships with Volcast."""
-    return Path(str(resources.files("export") / "models" / "btcusdt-1h.onnx"))
-
-
-def model_path(model: Path | None, data_dir: Path) -> Path:
-    """docs/contract.md §1: the one given, else the data directory's champion, else the packaged one."""
-    if model is not None:
-        return model
-    champion = data_dir / "champion.onnx"
-    return champion if champion.exists() else packaged_model()
 
 
 @dataclass(frozen=True, slots=True)

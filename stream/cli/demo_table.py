@@ -11,6 +11,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.table import Table
 
+from stream import times
 from stream.core.deciding.policy import ANNUAL
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decision, Drift, Forecast
@@ -147,7 +148,7 @@ def _row(tally: Tally, symbol: str) -> tuple[str, ...]:
     v = forecast.volatility
     return (
         symbol,
-        time.strftime("%m-%d %H:%M", time.gmtime((forecast.close_time + 1) / 1_000)),
+        f"{times.moment(forecast.close_time + 1):%m-%d %H:%M}",
         f"{v.annualized:.1%}",
         f"{v.low * ANNUAL:.0%}-{v.high * ANNUAL:.0%}",
         f"{forecast.realized_24h * ANNUAL:.1%}",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from stream import settings
-from stream.commands.paths import DataDir, Input
+from stream.cli.paths import DataDir, Input
 from stream.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])

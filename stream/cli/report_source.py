@@ -14,7 +14,6 @@ from stream.adapters import policies
 from stream.adapters.candles import files
 from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.predictor import Predictor
-from stream.commands.offline import utc
 from stream.core.deciding import operator
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.replay import replay, to_grid
@@ -24,6 +23,7 @@ from stream.core.messages.schemas import Forecast
 from stream.core.messages.scoreboard import plausible
 from stream.core.messages.scoring import Outcome
 from stream.errors import RefusedError
+from stream.times import minute
 
 #: Outcomes are read from the journal in pieces of so many hours.
 _PAGE_HOURS = 1_000
@@ -50,8 +50,8 @@ def of_file(path: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[So
     notes = []
     if int(grid[0]) > whole.from_ms - (history - 1) * HOUR_MS:
         notes.append(
-            f"candles begin with {utc(int(grid[0]))}: a daemon, which fetches {history:,} hours before a forecast, may "
-            "say something else at first"
+            f"candles begin with {minute(int(grid[0]))}: a daemon, which fetches {history:,} hours before a forecast, "
+            "may say something else at first"
         )
     origin = f"candle file {path.name}"
     return Source(symbol, grid, ohlcv, Matured.of(outcomes), origin, notes=tuple(notes)), whole
@@ -100,6 +100,6 @@ def _within(cut: Cut, newest: int, where: str) -> Period:
     whole = cut(newest)
     if whole.to_ms <= whole.from_ms:
         raise RefusedError(
-            f"{where} ends with {utc(newest)}, before {whole.name}: fetch more, or choose another period"
+            f"{where} ends with {minute(newest)}, before {whole.name}: fetch more, or choose another period"
         )
     return whole

@@ -1,4 +1,4 @@
-"""Files that a command writes, complete or absent. `stream.commands.paths` refuses before the work what cannot be."""
+"""Files that a command writes, complete or absent. `stream.cli.paths` refuses before the work what cannot be."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stream import files
 from stream.errors import RefusedError
 
 
 def write(option: str, file: Path, data: bytes) -> None:
     """`RefusedError` where `file`, given by `option`, cannot be written."""
-    temporary = file.with_name(f".{file.name}.part")
     try:
         if file.exists() and not file.is_file():
             # A pipe or a device is written to, not replaced: as root that would be the end of /dev/null.
             file.write_bytes(data)
-            return
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        else:
+            files.write(file, data)
     except OSError as error:
         raise RefusedError(f"{option} {file}: cannot be written: {error.strerror}") from None
 

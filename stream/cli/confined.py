@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from stream.cli import process
+
 #: Work with a bound of its own ends after so long, whatever it does; a drift run takes some 8 s.
 _TIME_S = 300
 _LOOK_S = 0.02
@@ -64,6 +66,13 @@ class _Limits(NamedTuple):
 
     def near(self, held: _Held) -> bool:
         return held.data >= _NEAR * self.data or held.space >= _NEAR * self.space
+
+
+def watched(command: str, memory_mb: int | None) -> None:
+    """`in_child` for a command that is a process of its own; not within another program, which has threads and a life
+    of its own."""
+    if process.is_ours:
+        in_child(command, memory_mb)
 
 
 def in_child(command: str, memory_mb: int | None) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from command_line import COMMANDS
 
 from stream.__main__ import cli
-from stream.commands import paths
-from stream.commands.node import packaged_model
+from stream.adapters.bundles import packaged_model
+from stream.cli import paths
 
 #: What a command asks for besides paths, so that it gets as far as its paths.
 VALUES = {"--from": "2024-01-01"}
@@ -24,7 +25,7 @@ def parameters(command: click.Command) -> dict[str, click.Parameter]:
 
 PAIRS = [
     (name, one, other)
-    for name, command in cli.commands.items()
+    for name, command in COMMANDS.items()
     for one, other in combinations(parameters(command), 2)
     if any(isinstance(parameters(command)[p].type, paths.Output | paths.Folder) for p in (one, other))
     # A folder may be another one: their files are different ones.
@@ -35,7 +36,7 @@ PAIRS = [
 def refused(name: str, given: dict[str, Path]) -> str:
     """The one line with which the command refuses those paths."""
     args: list[str] = [name]
-    for parameter in cli.commands[name].params:
+    for parameter in COMMANDS[name].params:
         label = parameter.opts[-1]
         value = given.get(label)
         if value is None and parameter.required:
@@ -51,7 +52,7 @@ def refused(name: str, given: dict[str, Path]) -> str:
 def test_every_path_of_every_command_is_looked_at():
     found = {
         (name, label)
-        for name, command in cli.commands.items()
+        for name, command in COMMANDS.items()
         for label, parameter in parameters(command).items()
         if not isinstance(parameter.type, paths.Given) or not isinstance(command, paths.Command)
     }
@@ -62,7 +63,7 @@ def test_every_path_of_every_command_is_looked_at():
 @pytest.mark.parametrize(("name", "one", "other"), PAIRS)
 def test_no_output_is_an_input_or_another_output(name, one, other, spelling, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    of = parameters(cli.commands[name])
+    of = parameters(COMMANDS[name])
     holds = next((kind.holds for p in (one, other) if (kind := of[p].type).holds), None)
     file = tmp_path / (holds[0].replace("*", "x") if holds else "file.csv")
     file.write_bytes(b"precious")
@@ -88,7 +89,7 @@ def test_no_output_is_an_input_or_another_output(name, one, other, spelling, tmp
     [
         (name, one, other)
         for name, one, other in PAIRS
-        if all(isinstance(parameters(cli.commands[name])[p].type, paths.Output) for p in (one, other))
+        if all(isinstance(parameters(COMMANDS[name])[p].type, paths.Output) for p in (one, other))
     ],
 )
 def test_two_outputs_that_are_not_there_yet_are_told_apart_all_the_same(name, one, other, tmp_path, monkeypatch):
@@ -101,7 +102,7 @@ def test_two_outputs_that_are_not_there_yet_are_told_apart_all_the_same(name, on
 
 OUTPUTS = [
     (name, label)
-    for name, command in cli.commands.items()
+    for name, command in COMMANDS.items()
     for label, parameter in parameters(command).items()
     if isinstance(parameter.type, paths.Output | paths.Folder)
 ]
@@ -110,7 +111,7 @@ OUTPUTS = [
 @pytest.mark.parametrize(("name", "label"), OUTPUTS)
 def test_an_output_that_cannot_be_is_refused_before_anything_is_read(name, label, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = isinstance(parameters(cli.commands[name])[label].type, paths.Folder)
+    folder = isinstance(parameters(COMMANDS[name])[label].type, paths.Folder)
     (tmp_path / "file").touch()
     (tmp_path / "directory.csv").mkdir()
     wrong = {"file/x.csv": "is no directory", "x" * 300 + ".csv": "File name too long"}
@@ -139,11 +140,11 @@ def test_a_place_that_is_closed_is_refused(name, label):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [pair for pair in OUTPUTS if getattr(parameters(cli.commands[pair[0]])[pair[1]].type, "stream", True)],
+    [pair for pair in OUTPUTS if getattr(parameters(COMMANDS[pair[0]])[pair[1]].type, "stream", True)],
 )
 def test_a_device_is_written_to_and_never_replaced(name, label):
     """As root a rename onto /dev/null ends the machine's peace."""
-    from stream.commands import outputs
+    from stream.cli import outputs
 
     outputs.write(label, Path("/dev/null"), b"x")
     assert Path("/dev/null").is_char_device()
@@ -175,7 +176,7 @@ def test_the_journal_is_spared_where_settings_say_where_it_is(name, tmp_path, mo
     data_dir.mkdir()
     (data_dir / "journal.sqlite").touch()
     label = "FILE" if name == "backup" else "--json"
-    label = next(p for p in parameters(cli.commands[name]) if p in (label, "file"))
+    label = next(p for p in parameters(COMMANDS[name]) if p in (label, "file"))
     assert "would write over --data-dir" in refused(name, {label: data_dir / "journal.sqlite-wal"} | period(name))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from stream.commands import paths
+from stream import times
+from stream.cli import paths
+from stream.core.market.symbols import SymbolError, parse
+from stream.errors import MisuseError
 from stream.urls import mask_within
 
 
@@ -58,6 +60,14 @@ class Command(paths.Command):
         return parser
 
 
+SEED = click.IntRange(min=0)
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """Declares a command of `volcast`."""
+    return click.command(cls=Command)(function)
+
+
 class Time(click.ParamType[str]):
     """An ISO time, handed on as the text that it is."""
 
@@ -65,10 +75,34 @@ class Time(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00", param, ctx)
+            times.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return str(value)
+
+
+def time_of(text: str, option: str) -> int:
+    """An ISO time as ms; `MisuseError` that names the option where it is none."""
+    try:
+        return times.parse(text)
+    except ValueError as error:
+        raise MisuseError(f"{option}: {error}") from None
+
+
+def refuse_empty_period(from_: str, to: str, options: str = "--from, --to") -> None:
+    """`MisuseError` where the period ends before it begins."""
+    if time_of(from_, options) >= time_of(to, options):
+        raise MisuseError(f"{options}: the period {from_} to {to} is empty; swap or widen it")
+
+
+def one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Any spelling of a pair as the exchange's, for every command alike."""
+    if value is None:
+        return None
+    try:
+        return parse(value)
+    except SymbolError as error:
+        raise MisuseError(f"{option.opts[-1]}: {error}") from None
 
 
 class Finite(click.FloatRange):

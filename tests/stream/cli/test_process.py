@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import pytest
+from command_line import COMMANDS
 
-from stream.__main__ import cli
 from stream.adapters.candles import files
 from stream.core.market.candle import HOUR_MS
 from stream.testing.market import simulate
@@ -159,7 +160,7 @@ def test_a_full_disk_under_our_output_is_one_line(arguments: list[str], tmp_path
 
 
 @pytest.mark.parametrize("terminal", [ASCII, LATIN, {"PYTHONIOENCODING": "cp437"}], ids=["ascii", "latin-1", "cp437"])
-@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+@pytest.mark.parametrize("command", [None, *sorted(COMMANDS)])
 def test_every_help_is_shown_on_every_terminal(command: str | None, terminal: dict[str, str]) -> None:
     done = ended(*([command] if command else []), "--help", **terminal)
     assert done.returncode == 0, done.stderr
@@ -228,3 +229,31 @@ def test_whoever_ends_the_watcher_ends_the_work(candle_file: Path, tmp_path: Pat
         watcher.kill()
         assert watcher.wait() == -signal.SIGKILL
         assert alive.read() == b""
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def _loaded(code: str, *modules: str) -> set[str]:
+    """Those of the modules that are loaded once the code has run."""
+    script = f"import sys\n{code}\nprint(*[m for m in {modules!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_every_command_is_a_file_and_every_file_a_command() -> None:
+    folder = Path(str(resources.files("stream.commands")))
+    # The container's health check is started as a module of its own.
+    assert {p.stem for p in folder.glob("*.py")} - {"__init__", "health"} == set(COMMANDS)
+    assert all(command.name == name for name, command in COMMANDS.items())
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    code = "from click.testing import CliRunner; from stream.__main__ import cli; CliRunner().invoke(cli, ['--help'])"
+    commands = [f"stream.commands.{name}" for name in COMMANDS]
+    assert _loaded(code, *commands, "numpy", "polars", "asyncio", "rich", "stream.settings") == set()
+
+
+@pytest.mark.parametrize("name", ["drift", "report"])
+def test_a_command_that_is_confined_has_no_library_with_threads_before(name: str) -> None:
+    assert _loaded(f"import stream.commands.{name}", "numpy", "polars", "onnxruntime", "pandas", "evidently") == set()

@@ -1,0 +1,50 @@
+"""`volcast export`: a training run becomes one ONNX bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream.cli.outputs import write_json
+from stream.cli.parameters import command
+from stream.cli.paths import RUN_FILES, Input, Output
+from stream.cli.settings_flags import FILE
+from stream.extras import refuse_missing
+
+
+@command
+@click.option("--run", "run_dir", type=Input(RUN_FILES), required=True, help="Directory that `volcast train` wrote.")
+@click.option(
+    "--out",
+    type=Output(also=lambda out, given: [out.with_suffix(".md")] if given.get("evaluation") else []),
+    required=True,
+    help="ONNX bundle to write.",
+)
+@click.option(
+    "--evaluation",
+    type=FILE,
+    help="What `volcast evaluate --json` wrote about the run: its scores go into the bundle, a model card beside it.",
+)
+@click.option("--ledger", type=FILE, help="Scorings of the test year, for the card to count.")
+@click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too.")
+def export(**options: Any) -> None:
+    """Turn a training run into one ONNX bundle, or refuse where the two disagree (needs the extra `train`).
+
+    Example: volcast export --run runs/btc --out var/champion.onnx
+    """
+    _export(**options)
+
+
+def _export(*, run_dir: Path, out: Path, evaluation: Path | None, ledger: Path | None, json_file: Path | None) -> None:
+    refuse_missing("it needs", "train", ("tensorflow", "keras", "tf2onnx", "onnx"))
+    from export import bundle
+
+    made = bundle.export(run_dir, out, evaluation=evaluation, ledger=ledger)
+    click.echo(
+        f"{made['bundle']}: version {made['version']}, {made['bytes']} bytes; "
+        f"max |Δ log σ| {made['parity']:.1e} against Keras over {made['windows']} windows"
+        + (f"; card: {made['card']}" if made["card"] else "")
+    )
+    write_json(json_file, made)

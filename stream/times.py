@@ -1,0 +1,38 @@
+"""Times as people read and write them: one parser, one set of formats. Elsewhere a time is ms since 1970, UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def parse(text: str) -> int:
+    """An ISO time such as 2024-03-01 or 2024-03-01T06:00 as ms; UTC where it names no zone. `ValueError` where it is
+    none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no ISO time such as 2024-03-01 or 2024-03-01T06:00") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return int(moment.timestamp()) * 1_000
+
+
+def moment(ms: float) -> datetime:
+    return datetime.fromtimestamp(ms / 1_000, UTC)
+
+
+def day(ms: float) -> str:
+    return f"{moment(ms):%Y-%m-%d}"
+
+
+def minute(ms: float) -> str:
+    return f"{moment(ms):%Y-%m-%d %H:%M}"
+
+
+def utc(ms: float) -> str:
+    """A minute that says that it is UTC, for where nothing around it does: log lines, cards."""
+    return f"{minute(ms)} UTC"
+
+
+def iso(ms: float) -> str:
+    """A minute in ISO form, for figures that programs read."""
+    return f"{moment(ms):%Y-%m-%dT%H:%MZ}"
