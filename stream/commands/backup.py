@@ -29,10 +29,10 @@ def backup(file: Path, **flags: Any) -> None:
 
     Example: volcast backup --data-dir var journal-2026-11-22.sqlite
     """
-    _backup(settings_flags.settle(flags, "data_dir").data_dir, file)
+    copy_journal(settings_flags.settle(flags, "data_dir").data_dir, file)
 
 
-def _backup(data_dir: Path, file: Path) -> None:
+def copy_journal(data_dir: Path, file: Path) -> None:
     """`RefusedError` where FILE exists, `JournalError` where the journal cannot be copied whole."""
     journal = data_dir / FILE_NAME
     if not journal.exists():

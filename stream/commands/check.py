@@ -51,10 +51,10 @@ def check(**flags: Any) -> None:
 
     Example: volcast check --symbols BTCUSDT
     """
-    _check(settings_flags.load(flags))
+    inspect(settings_flags.load(flags))
 
 
-def _check(settings: Settings) -> None:
+def inspect(settings: Settings) -> None:
     """Prints what it finds. `RefusedError` naming every reason for which `run` would refuse to start."""
     click.echo("settings")
     for name, value in settings.masked().items():

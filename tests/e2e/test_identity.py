@@ -66,7 +66,7 @@ async def a_former_life(
 ) -> None:
     """Said WRONG and the hours after it once, and again when the exchange had revised it."""
     await live(wrong, 0, until_backup, broker, data_dir)
-    await asyncio.to_thread(backup.backup, data_dir, data_dir.with_suffix(".backup"))
+    await asyncio.to_thread(backup.copy_journal, data_dir, data_dir.with_suffix(".backup"))
     await live(wrong, until_backup, 18, broker, data_dir)
     watch, _ = await live(right, 18, 21, broker, data_dir, also=lambda w: bool(w.of(CandleRevised)))
     assert [f.open_time for f in watch.of(CandleRevised)] == [hour(WRONG)]

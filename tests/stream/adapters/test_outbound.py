@@ -210,7 +210,7 @@ def test_check_refuses_exactly_what_run_refuses(
         await node.run(settings, stop, alongside=alongside)
 
     refusals = []
-    for command in (lambda: asyncio.run(run()), lambda: check.check(settings)):
+    for command in (lambda: asyncio.run(run()), lambda: check.inspect(settings)):
         try:
             command()
         except RefusedError as error:
