@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from stream.adapters.journal import files
-from stream.adapters.journal.store import FILE_NAME
+from stream.adapters.journal.database import FILE_NAME
 from stream.cli import settings_flags
 from stream.cli.parameters import command
 from stream.cli.paths import DataDir, Output, inputs_of, places_of, refuse_clashes

@@ -19,8 +19,9 @@ from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.bundles import model_path
 from stream.adapters.data_dir import try_lock
 from stream.adapters.feed.client import proxy_and_tls
+from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.journal.files import damage
-from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.mqtt.broker import broker_client
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to

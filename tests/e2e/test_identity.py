@@ -18,7 +18,7 @@ import pytest
 from fault_harness import PACED, START, hour
 
 from stream import node
-from stream.adapters.journal.store import FILE_NAME
+from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
 from stream.commands import backup

@@ -28,7 +28,8 @@ from stream import node
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import Backoff, ConnectBudget
 from stream.adapters.feed.client import BinanceFeed
-from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.journal.database import FILE_NAME
+from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.journal.database import FILE_NAME
+from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy

@@ -6,33 +6,26 @@ the symbol came. What is in here is true; what is not has not happened. Synchron
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from stream.adapters.data_dir import DataDirLock
-from stream.adapters.journal import access, files, issued, schema
-from stream.adapters.journal.schema import MIGRATIONS
+from stream.adapters.journal import issued
+from stream.adapters.journal.database import Database
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
-from stream.errors import JournalError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Forecast, Decision)
-
-FILE_NAME = "journal.sqlite"
-_FILES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
 
 #: Columns of `outcomes` are the fields of an Outcome, in their order.
 _OUTCOME = Outcome.__struct_fields__
@@ -49,197 +42,24 @@ class SqliteJournal:
         clock: Clock | None = None,
         lock: DataDirLock | None = None,
     ) -> None:
-        """Opens; creates, migrates after a backup, or rebuilds what is damaged. `read_only` is for looking beside a
-        running daemon. `clock` names what is moved aside. `lock` is renewed where the directory has to be made anew."""
-        self._path = data_dir / FILE_NAME
-        self._lock = lock
-        #: The file as it was opened to be written.
-        self._inode: os.stat_result | None = None
-        self._clock = clock or Clock()
-        self._read_only = read_only
-        #: Why nothing can be written at present; None while it can.
-        self.stuck: str | None = None
-        try:
-            if read_only:
-                if not self._path.exists():
-                    raise JournalError(f"there is no journal in {data_dir}: start `volcast run` there first")
-                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA busy_timeout = 5000")
-                self._db.execute("PRAGMA query_only = ON")
-                if 0 < self._refuse_newer(self._db) < len(MIGRATIONS):
-                    raise JournalError(
-                        f"journal {self._path} was made by an older volcast: start `volcast run` on it once, which "
-                        "brings it up to date after a backup"
-                    )
-            else:
-                self._heal_before_opening()
-                self._open()
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"journal {self._path} cannot be opened: {error}{access.cure(error)}") from None
+        """As `Database`."""
+        self._database = Database(data_dir, read_only=read_only, clock=clock, lock=lock)
 
-    def close(self) -> None:
-        self._db.close()
-
-    def _open(self) -> None:
-        try:
-            self._db = access.open_writable(self._path)
-        except sqlite3.Error as error:
-            if not access.passes(error):
-                raise
-            self._open_to_read(error)
-            return
-        try:
-            self._migrate()
-            self._inode = self._path.stat()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def check_place(self) -> None:
-        """What is written must be where the next start looks for it. A file that was removed under us is still open,
-        and is put back whole; one that was replaced by another is not ours to touch."""
-        try:
-            if self._inode is None or files.in_place(self._path, self._inode):
-                return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._lock is not None:
-                self._lock.renew()
-            files.put_back(self._db, self._path)
-            self._db.close()
-            self._open()
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"journal {self._path} is not where it was any more: {error}{access.cure(error)}"
-            ) from None
-        log.error("journal %s was removed under the running node: it is put back, with all that was in it", self._path)
-
-    def _open_to_read(self, error: sqlite3.Error) -> None:
-        if whose := access.stranger(self._path):
-            raise JournalError(
-                f"journal {self._path} cannot be written: {whose}: give it to the user that runs volcast, run as its "
-                "owner, or choose another --data-dir"
-            )
-        try:
-            self._db = access.open_readable(self._path)
-            complete = self._refuse_newer(self._db) == len(MIGRATIONS)
-        except sqlite3.Error:
-            raise error from None
-        if not complete:
-            self._db.close()
-            raise error
-        self.stuck = f"journal {self._path} cannot be written: {error}{access.cure(error)}"
-        log.error("%s; nothing new is published until it can be written", self.stuck)
+    @property
+    def stuck(self) -> str | None:
+        return self._database.stuck
 
     def try_again(self) -> None:
-        """Where the file could not be written: whether it can by now. A connection to what was read-only stays so."""
-        if self.stuck is None:
-            return
-        with contextlib.suppress(sqlite3.Error):
-            self._reopen()
+        self._database.try_again()
 
-    def _reopen(self) -> None:
-        # First the old one: connections of one process share what they hold open, and so what they may do with it.
-        self._db.close()
-        try:
-            self._db = access.open_writable(self._path, create=False)
-            self._inode = self._path.stat()
-            self.stuck = None
-        except sqlite3.Error:
-            self._db = access.open_readable(self._path)
-            raise
+    def check_place(self) -> None:
+        self._database.check_place()
 
-    def _heal_before_opening(self) -> None:
-        if files.finish_rebuild(self._path, self._clock.wall_ms()) is not None:
-            log.warning("journal %s: a rebuild that was cut short is finished", self._path)
-        try:
-            found = files.damage(self._path)
-        except sqlite3.Error as error:
-            if access.passes(error):
-                return
-            raise
-        if found is None:
-            return
-        # What a newer program wrote is not ours to mend, as far as that can be read.
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(files.look(self._path, damaged=True)) as db:
-            self._refuse_newer(db)
-        self._rebuild(found)
-
-    def _rebuild(self, found: str) -> None:
-        log.error("%s", files.rebuild(self._path, schema.create, found, self._clock.wall_ms()))
-
-    def _refuse_newer(self, db: sqlite3.Connection) -> int:
-        """The schema of the file. `JournalError` where this program does not know it."""
-        version = schema.version(db)
-        if version > len(MIGRATIONS):
-            raise JournalError(
-                f"journal {self._path} has schema {version}, made by a newer volcast than this one "
-                f"(schema {len(MIGRATIONS)}): run that version, or choose another --data-dir"
-            )
-        return version
-
-    def _migrate(self) -> None:
-        version = self._refuse_newer(self._db)
-        if 0 < version < len(MIGRATIONS):
-            kept = self._path.with_name(f"{FILE_NAME}.before-{len(MIGRATIONS)}")
-            files.copy(self._db, kept)
-            log.info("journal %s: schema %d becomes %d; as it was: %s", self._path, version, len(MIGRATIONS), kept)
-        schema.create(self._db)
-
-    def _heal(self, error: sqlite3.Error) -> bool:
-        """Whether the journal turned out to be damaged, and has been rebuilt: what failed can be tried again."""
-        if self._read_only or not files.is_damage(error):
-            return False
-        self._db.close()
-        try:
-            self._rebuild(str(error))
-        finally:
-            self._open()
-        return True
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self.check_place()
-        try:
-            if self.stuck is not None:
-                self._reopen()
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite has already rolled back after some errors, a full disk among them.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            failure = error
-        else:
-            # It may have gone meanwhile: who reads our answer believes that it is kept.
-            self.check_place()
-            return
-        try:
-            detail = ", and was rebuilt meanwhile" if self._heal(failure) else access.cure(failure)
-        except (sqlite3.Error, OSError) as error:
-            detail = f"; it cannot be rebuilt: {error}{access.cure(error)}"
-        text = f"journal {self._path} cannot be written: {failure}{detail}"
-        if access.passes(failure) and not self._read_only:
-            self.stuck = text
-        raise JournalError(text)
-
-    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            failure = error
-        try:
-            if self._heal(failure):
-                return self._db.execute(query, values).fetchall()
-        except (sqlite3.Error, OSError) as error:
-            failure = sqlite3.DatabaseError(f"{failure}; it cannot be rebuilt: {error}")
-        raise JournalError(f"journal {self._path} cannot be read: {failure}")
+    def close(self) -> None:
+        self._database.close()
 
     def processed(self, symbol: str) -> Processed | None:
-        rows = self._read(
+        rows = self._database.read(
             "SELECT open_time, anchor, exposure, model_version, policy_version FROM operator_state WHERE symbol = ?",
             (symbol,),
         )
@@ -247,10 +67,12 @@ class SqliteJournal:
 
     def symbols(self) -> list[str]:
         """Every symbol that was ever configured or processed here."""
-        return [s for (s,) in self._read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")]
+        return [
+            s for (s,) in self._database.read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")
+        ]
 
     def configure(self, symbols: Sequence[str]) -> None:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO configured VALUES (?)", [(symbol,) for symbol in symbols])
 
     def highest_revision(self, symbol: str) -> int:
@@ -259,30 +81,30 @@ class SqliteJournal:
             "SELECT max(coalesce((SELECT max(revision) FROM forecasts WHERE symbol = ?1), 0), "
             "coalesce((SELECT max(score_revision) FROM outcomes WHERE symbol = ?1), 0))"
         )
-        ((highest,),) = self._read(query, (symbol,))
+        ((highest,),) = self._database.read(query, (symbol,))
         return int(highest)
 
     def first_forecast(self, symbol: str) -> int | None:
-        ((first,),) = self._read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
+        ((first,),) = self._database.read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
         return None if first is None else int(first)
 
     def keep_issuer(self, issuer: Issuer) -> None:
         """What speaks from now on. Forgets what spoke so long ago that nothing of it is corrected any more."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             issued.keep_issuer(db, issuer)
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """A bundle or a policy that has spoken here lately."""
-        rows = self._read(f"SELECT body FROM {table} WHERE version = ?", (version,))
+        rows = self._database.read(f"SELECT body FROM {table} WHERE version = ?", (version,))
         return bytes(rows[0][0]) if rows else None
 
     def renumber(self, change: Renumbering) -> None:
         """Words that wait get another revision, in one transaction."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             issued.renumber(db, change)
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]:
-        rows = self._read(
+        rows = self._database.read(
             "SELECT symbol, open_time, open, high, low, close, volume FROM candles "
             "WHERE symbol = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
             (symbol, from_open_time, to_open_time),
@@ -291,11 +113,11 @@ class SqliteJournal:
 
     def last_open_time(self, symbol: str) -> int | None:
         """The newest candle of a symbol, processed or not."""
-        ((newest,),) = self._read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
+        ((newest,),) = self._database.read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
         return None if newest is None else int(newest)
 
     def store_history(self, candles: Sequence[Candle]) -> None:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             # What is already here was used as it is: a later copy does not silently replace it.
             db.executemany(
                 "INSERT OR IGNORE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, 'backfill')",
@@ -304,31 +126,31 @@ class SqliteJournal:
 
     def commit(self, records: Sequence[Record]) -> list[int]:
         seqs: list[int] = []
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             for record in records:
                 seqs += _store(db, record)
         return seqs
 
     def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         """Messages that belong to no candle (drift): durable like the others."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             return _queue(db, events, retained)
 
     def outbox(self) -> list[Outgoing]:
-        rows = self._read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
+        rows = self._database.read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
         return [Outgoing(*row) for row in rows]
 
     def acknowledge(self, seqs: Sequence[int]) -> None:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
 
     def retained(self, topic: str | None = None) -> list[Retained]:
         where = "" if topic is None else "WHERE topic = ? "
         query = f"SELECT topic, payload, expiry_s, valid_until FROM retained {where}ORDER BY topic"
-        return [Retained(*row) for row in self._read(query, () if topic is None else (topic,))]
+        return [Retained(*row) for row in self._database.read(query, () if topic is None else (topic,))]
 
     def forget_retained(self, topics: Sequence[str]) -> None:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.executemany("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in topics])
 
     def messages(
@@ -338,7 +160,7 @@ class SqliteJournal:
         with `newest`, the newest `limit` of them."""
         if table not in ("forecasts", "decisions"):
             raise ValueError(f"no messages in table {table!r}")
-        rows = self._read(
+        rows = self._database.read(
             f"SELECT payload FROM {table} AS said WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE id = said.id AND revision > said.revision) "
             f"ORDER BY open_time {'DESC' if newest else 'ASC'} LIMIT ?",
@@ -355,7 +177,7 @@ class SqliteJournal:
 
     def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
         """Forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
-        rows = self._read(
+        rows = self._database.read(
             "SELECT payload FROM forecasts WHERE symbol = ? AND open_time >= ? "
             "AND NOT EXISTS (SELECT 1 FROM outcomes WHERE forecast_id = forecasts.id) ORDER BY open_time, revision",
             (symbol, from_open_time),
@@ -365,7 +187,7 @@ class SqliteJournal:
 
     def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]:
         """Of forecasts of candles that open in [from, to], oldest first."""
-        rows = self._read(
+        rows = self._database.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             "ORDER BY open_time, forecast_id",
             (symbol, from_open_time, to_open_time),
@@ -375,7 +197,7 @@ class SqliteJournal:
     def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
         """Of one model, of the forecasts that close a UTC day (stream/core/forecasting/serving.py), all of them,
         oldest first."""
-        rows = self._read(
+        rows = self._database.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND model_version = ? "
             "AND open_time % 86400000 = 82800000 ORDER BY open_time",
             (symbol, model_version),
@@ -385,10 +207,10 @@ class SqliteJournal:
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Open times of the alarms about one model that were told, oldest first."""
         query = "SELECT open_time FROM alarms WHERE symbol = ? AND model_version = ? ORDER BY open_time"
-        return [int(open_time) for (open_time,) in self._read(query, (symbol, model_version))]
+        return [int(open_time) for (open_time,) in self._database.read(query, (symbol, model_version))]
 
     def size_bytes(self) -> int:
-        return sum(p.stat().st_size for p in self._path.parent.glob(f"{FILE_NAME}*") if p.name in _FILES)
+        return self._database.size_bytes()
 
 
 def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.adapters.journal import files
+from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.journal.schema import MIGRATIONS
-from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.errors import JournalError
@@ -290,7 +291,7 @@ def test_damage_that_shows_while_running_is_mended_and_the_same_commit_succeeds(
     path.write_bytes(sound)
     with contextlib.closing(SqliteJournal(tmp_path, clock=CLOCK)) as journal:
         # Written through another descriptor: the journal's own pages in memory do not know.
-        journal._db.execute("PRAGMA cache_size = 0")
+        journal._database._db.execute("PRAGMA cache_size = 0")
         with path.open("r+b") as file:
             file.seek(4_096)
             file.write(b"\xff" * (len(sound) - 4_096))

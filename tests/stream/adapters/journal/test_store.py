@@ -14,8 +14,9 @@ import pytest
 
 from stream.adapters.data_dir import LOCK_NAME, DataDirLock
 from stream.adapters.journal.access import stranger
+from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.journal.schema import MIGRATIONS
-from stream.adapters.journal.store import FILE_NAME, SqliteJournal
+from stream.adapters.journal.store import SqliteJournal
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import EventMessage, Record, Retained
 from stream.errors import JournalError
