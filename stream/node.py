@@ -42,7 +42,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
-from stream.core.messages import schemas
+from stream.core.messages import schemas, topics
 from stream.core.messages.builders import model_ref
 from stream.core.messages.records import Issuer
 from stream.core.messages.schemas import NodeInfo
@@ -281,13 +281,13 @@ async def _run(
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,
-            will_topic=schemas.node_topic(settings.instance, "state"),
+            will_topic=topics.node_topic(settings.instance, "state"),
             will=schemas.encode(ourselves),
             observe=observe,
             rng=random.Random(),
             tls=ground.tls,
             rivals=None if ground.broker else rivals,
-            recall=None if ground.broker else Recall(learning.topics(settings.symbols), daemon.learn),
+            recall=None if ground.broker else Recall(learning.retained_topics(settings.symbols), daemon.learn),
         )
         # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
         app = await asyncio.to_thread(server.build_app, daemon, metrics.text, version=VERSION)

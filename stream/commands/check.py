@@ -18,7 +18,7 @@ from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.bundles import model_path
 from stream.adapters.data_dir import try_lock
-from stream.adapters.feed.client import proxy_and_tls
+from stream.adapters.feed.sockets import proxy_and_tls
 from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.journal.files import damage
 from stream.adapters.journal.store import SqliteJournal

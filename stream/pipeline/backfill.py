@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from stream.clock import Clock
-from stream.core.market.sequencer import AskStatus, Done, Output, Wait, emitted
+from stream.core.market.outputs import AskStatus, Done, Output, Wait, emitted
 from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.warmup import Warmup

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.market.exchange_time import ExchangeTime
-from stream.core.market.sequencer import Due, FeedStateName
-from stream.core.messages import schemas
+from stream.core.market.outputs import Due, FeedStateName
+from stream.core.messages import schemas, topics
 from stream.core.messages.builders import EVENT_EXPIRY_S
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, NodeInfo
@@ -26,6 +25,7 @@ from stream.errors import JournalError, UnreachableError
 from stream.pipeline import learning
 from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
+from stream.pipeline.measurements import Measurements
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.revision import Load
@@ -33,21 +33,16 @@ from stream.pipeline.worker import Worker
 from stream.ports import Broker, History, Journal, Predictor
 from stream.ports import Feed as FeedPort
 from stream.telemetry import (
-    ClockCompared,
     CommitFailed,
     DriftFinished,
     Latest,
-    LoopLagged,
     Observer,
     Readiness,
-    StorageMeasured,
 )
-from stream.times import utc
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_LAG_PROBE_S = 0.1
 _STORAGE_EVERY_TICKS = 30
 _STOP_S = 3.0
 _SCORES_AFTER_S = 0.05
@@ -82,7 +77,6 @@ class Daemon:
         self._issuer = issuer
         #: Whether the journal knows who speaks, and of what.
         self._kept = False
-        self._data_dir = data_dir
         self._journal = journal
         self._predictor = predictor
         self._rules = rules
@@ -95,9 +89,10 @@ class Daemon:
         self._stopping = False
         #: What waits came while nothing could be written, and is late (docs/contract.md §7).
         self._late = False
-        #: Whether the exchange's time is in doubt, and that was said.
-        self._doubting = False
         self._worker = Worker(clock=clock, observe=observe)
+        self._measurements = Measurements(
+            data_dir, journal=journal, worker=self._worker, exchange_time=exchange_time, clock=clock, observe=observe
+        )
         self.processor = Processor(
             journal=journal,
             worker=self._worker,
@@ -170,7 +165,7 @@ class Daemon:
             working = group.create_task(self._work(), name="work")
             others = [
                 group.create_task(self._tick(), name="tick"),
-                group.create_task(self._measure_lag(), name="lag"),
+                group.create_task(self._measurements.lag(), name="lag"),
                 group.create_task(self._publish_scores(), name="scores"),
                 *(group.create_task(task()) for task in alongside),
             ]
@@ -196,10 +191,10 @@ class Daemon:
         retained = await self._worker.call(self._journal.retained)
         known = await self._worker.call(self._journal.symbols)
         gone = [
-            schemas.symbol_topic(symbol, leaf)
+            topics.symbol_topic(symbol, leaf)
             for symbol in known
             if symbol not in self._symbols
-            for leaf in schemas.RETAINED_TOPICS
+            for leaf in topics.RETAINED_TOPICS
         ]
         self.publisher.load(outbox, retained, gone)
         await self._keep_terms()
@@ -221,7 +216,7 @@ class Daemon:
         """Hears what the broker retains of our symbols, before anything is said on this connection."""
         ours = self.publisher.retained_payload
         for symbol in self._symbols:
-            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in learning.topics([symbol])):
+            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in learning.retained_topics([symbol])):
                 continue
             try:
                 await self.processor.learn(symbol, payloads, self.publisher)
@@ -273,29 +268,15 @@ class Daemon:
                 self.intake.watch()
                 self.intake.audit()
             self._publish_state()
-            now_ms = self.exchange_now_ms()
-            if now_ms is not None:
+            if self._measurements.exchange_time() is not None:
                 self.publisher.time_is_known()
-                self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
-                self._log_doubt(now_ms)
             if self._journal.stuck is not None:
                 await self._worker.call(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
-                await self._measure_storage()
+                await self._keep_terms()
+                await self._measurements.storage()
             ticks += 1
             await self._clock.sleep(_TICK_S)
-
-    def _log_doubt(self, now_ms: int) -> None:
-        """Says once that the exchange's time jumped, and what became of it."""
-        doubt_ms = self._time.doubt_ms
-        if doubt_ms is not None and not self._doubting:
-            log.warning(
-                "the exchange told a time that is %+.0f s off what it said before; not believed until it says so again",
-                doubt_ms / 1_000,
-            )
-        elif doubt_ms is None and self._doubting:
-            log.info("the exchange's time is settled: it is %s", utc(now_ms))
-        self._doubting = doubt_ms is not None
 
     async def _publish_scores(self) -> None:
         while True:
@@ -310,22 +291,6 @@ class Daemon:
             async with asyncio.timeout(_SCORES_AT_STOP_S):
                 await self.processor.publish_scores()
 
-    async def _measure_storage(self) -> None:
-        await self._keep_terms()
-        try:
-            size = await self._worker.call(self._journal.size_bytes)
-            free = await self._worker.call(shutil.disk_usage, self._data_dir)
-        except OSError as error:
-            log.warning("the data directory cannot be measured: %s", error)
-            return
-        self._observe(StorageMeasured(size, free.free))
-
-    async def _measure_lag(self) -> None:
-        while True:
-            asked_s = self._clock.monotonic_s()
-            await self._clock.sleep(_LAG_PROBE_S)
-            self._observe(LoopLagged(max(0.0, self._clock.monotonic_s() - asked_s - _LAG_PROBE_S)))
-
     # --- what others say ---------------------------------------------------------------------------------------
 
     def _offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
@@ -339,14 +304,14 @@ class Daemon:
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )
-        self.publisher.offer([], [Retained(schemas.symbol_topic(symbol, "feed"), schemas.encode(message))])
+        self.publisher.offer([], [Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))])
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
         """A finished drift run: durable like a forecast, and an event where one of its signals found something.
         `JournalError` where it cannot be."""
         payload = schemas.encode(drift)
-        retained = [Retained(schemas.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
-        topic = schemas.event_topic(drift.symbol, "drift.detected")
+        retained = [Retained(topics.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
+        topic = topics.event_topic(drift.symbol, "drift.detected")
         events = (
             [EventMessage(topic, payload, EVENT_EXPIRY_S)]
             if drift.detected or (drift.fast and drift.fast.detected)
@@ -395,10 +360,10 @@ class Daemon:
 
     def latest(self, symbol: str) -> Latest:
         found = Latest()
-        found.forecast = self.publisher.retained_payload(schemas.symbol_topic(symbol, "forecast"))
-        found.decision = self.publisher.retained_payload(schemas.symbol_topic(symbol, "decision"))
-        found.score = self.publisher.retained_payload(schemas.symbol_topic(symbol, "score"))
-        found.drift = self.publisher.retained_payload(schemas.symbol_topic(symbol, "drift"))
+        found.forecast = self.publisher.retained_payload(topics.symbol_topic(symbol, "forecast"))
+        found.decision = self.publisher.retained_payload(topics.symbol_topic(symbol, "decision"))
+        found.score = self.publisher.retained_payload(topics.symbol_topic(symbol, "score"))
+        found.drift = self.publisher.retained_payload(topics.symbol_topic(symbol, "drift"))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

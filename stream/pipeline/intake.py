@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from stream.clock import Clock
 from stream.core.market.binance import KlineUpdate, UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
-from stream.core.market.sequencer import (
+from stream.core.market.outputs import (
     Backfill,
     Delivered,
     Due,
@@ -22,9 +22,9 @@ from stream.core.market.sequencer import (
     Output,
     Rejected,
     Repeated,
-    Sequencer,
     emitted,
 )
+from stream.core.market.sequencer import Sequencer
 from stream.errors import RefusedError, UnreachableError
 from stream.pipeline.audit import Audit
 from stream.pipeline.backfill import Backfills

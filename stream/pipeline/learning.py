@@ -14,7 +14,7 @@ import msgspec
 
 from stream.core.deciding.operator import RECENT_HOURS
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages import builders, revisions, schemas, scoring
+from stream.core.messages import builders, revisions, schemas, scoring, topics
 from stream.core.messages.recording import encoded
 from stream.core.messages.records import Encoded, Outgoing, Renumbering, Retained
 from stream.core.messages.revisions import IssuedHistory
@@ -24,7 +24,7 @@ from stream.ports import Journal
 
 M = TypeVar("M", Forecast, Decision, Recent, Score)
 #: Where the broker, or the journal's copy, remembers.
-_KINDS: dict[schemas.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
+_KINDS: dict[topics.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
@@ -44,14 +44,14 @@ def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHis
     return history.merged_with(from_broker({r.topic: r.payload for r in ours}, symbol))
 
 
-def topics(symbols: Sequence[str]) -> list[str]:
+def retained_topics(symbols: Sequence[str]) -> list[str]:
     """What to read at the broker before anything is said."""
-    return [schemas.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
+    return [topics.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
 
 
 def from_broker(payloads: Mapping[str, bytes], symbol: str) -> IssuedHistory:
-    def payload(leaf: schemas.SymbolTopic) -> bytes:
-        return payloads.get(schemas.symbol_topic(symbol, leaf), b"")
+    def payload(leaf: topics.SymbolTopic) -> bytes:
+        return payloads.get(topics.symbol_topic(symbol, leaf), b"")
 
     return revisions.from_retained(payload("recent"), payload("score"), payload("forecast"), payload("decision"))
 
@@ -61,7 +61,7 @@ def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], byte
     learnt from it."""
     found: list[Retained] = []
     for leaf, kind in _KINDS.items():
-        topic = schemas.symbol_topic(symbol, leaf)
+        topic = topics.symbol_topic(symbol, leaf)
         theirs, mine = (_decoded([payload or b""], kind) for payload in (payloads.get(topic), ours(topic)))
         if theirs and theirs[0].symbol == symbol and (not mine or _age(theirs[0]) > _age(mine[0])):
             expiry_s = None if leaf == "score" else builders.RETAINED_EXPIRY_S
@@ -141,14 +141,14 @@ class _Waiting:
         self._decisions: dict[tuple[str, int], tuple[int, Encoded[Decision]]] = {}
         self.scores: list[tuple[int, Scored]] = []
         for event in pending:
-            if event.topic == schemas.event_topic(symbol, "forecast.issued"):
+            if event.topic == topics.event_topic(symbol, "forecast.issued"):
                 forecast = msgspec.json.decode(event.payload, type=Forecast)
                 self._forecasts.append((event.seq, Encoded(forecast, event.payload)))
-            elif event.topic == schemas.event_topic(symbol, "decision.issued"):
+            elif event.topic == topics.event_topic(symbol, "decision.issued"):
                 decision = msgspec.json.decode(event.payload, type=Decision)
                 key = (decision.forecast_id, decision.revision)
                 self._decisions[key] = (event.seq, Encoded(decision, event.payload))
-            elif event.topic == schemas.event_topic(symbol, "forecast.scored"):
+            elif event.topic == topics.event_topic(symbol, "forecast.scored"):
                 self.scores.append((event.seq, msgspec.json.decode(event.payload, type=Scored)))
 
     def pairs(self) -> list[tuple[tuple[int, Encoded[Forecast]], tuple[int, Encoded[Decision]]]]:
@@ -168,15 +168,15 @@ def _retained(
     """The retained topics that carry what is renumbered."""
     by_payload: dict[bytes, bytes] = {a.payload: b.payload for a, b in forecasts}
     by_payload |= {a.payload: b.payload for a, b in decisions}
-    leaves: tuple[schemas.SymbolTopic, ...] = ("forecast", "decision")
+    leaves: tuple[topics.SymbolTopic, ...] = ("forecast", "decision")
     kept = [r for leaf in leaves for r in _kept(journal, symbol, leaf)]
     return tuple(
         Retained(r.topic, by_payload[r.payload], r.expiry_s, r.valid_until) for r in kept if r.payload in by_payload
     )
 
 
-def _kept(journal: Journal, symbol: str, leaf: schemas.SymbolTopic) -> list[Retained]:
-    return journal.retained(schemas.symbol_topic(symbol, leaf))
+def _kept(journal: Journal, symbol: str, leaf: topics.SymbolTopic) -> list[Retained]:
+    return journal.retained(topics.symbol_topic(symbol, leaf))
 
 
 def _read(journal: Journal, table: str, symbol: str, since: int, kind: type[M]) -> list[M]:

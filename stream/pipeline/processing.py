@@ -23,7 +23,7 @@ from stream.core.forecasting import serving
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.market.sequencer import Due
+from stream.core.market.outputs import Due
 from stream.core.messages import builders, recording, turn
 from stream.core.messages.records import Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import IssuedHistory

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from stream.clock import Clock
-from stream.core.messages import schemas
+from stream.core.messages import schemas, topics
 from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
 from stream.errors import HungUpError, JournalError, MessageRefusedError, UnreachableError
@@ -90,7 +90,7 @@ class EventPublisher:
 
     def introduce(self, info: NodeInfo) -> None:
         """Said on each connection before every other retained value."""
-        topic = schemas.node_topic(self._instance, "info")
+        topic = topics.node_topic(self._instance, "info")
         self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
@@ -183,7 +183,7 @@ class EventPublisher:
         if (state, reasons) == self._state_sent:
             return
         payload = schemas.encode(self.node_state(state, reasons))
-        if await self._publish(publisher, schemas.node_topic(self._instance, "state"), payload, retain=True):
+        if await self._publish(publisher, topics.node_topic(self._instance, "state"), payload, retain=True):
             self._state_sent = (state, reasons)
 
     async def _pause(self) -> None:

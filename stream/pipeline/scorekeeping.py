@@ -15,7 +15,7 @@ from stream.clock import Clock
 from stream.core.deciding.operator import State
 from stream.core.forecasting.contract import Model
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages import schemas, scoreboard
+from stream.core.messages import schemas, scoreboard, topics
 from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Decay, PublishedScore, Score
@@ -118,7 +118,7 @@ class Scorekeeper:
         """On the work thread: arithmetic over 90 days, and the transaction."""
         now_ms = self._clock.wall_ms()
         scores = [self._boards[state.symbol].score(state, now_ms) for state in states]
-        posted = [(s, Retained(schemas.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]
+        posted = [(s, Retained(topics.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]
         self._journal.post([], [retained for _, retained in posted])
         return posted
 

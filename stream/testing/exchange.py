@@ -44,9 +44,9 @@ from stream.testing.faults import (
     parse_fault,
 )
 from stream.testing.junk import JUNK
-from stream.testing.limits import CONNECT_WINDOW_S, CONNECTS_PER_5_MIN, CONTROL_FRAMES_PER_SECOND, Rolling
+from stream.testing.limits import CONNECTS_PER_5_MIN, Rolling, SocketLimits
 from stream.testing.rest_api import WEIGHT_PER_MINUTE, WeightMeter, rest_app
-from stream.testing.tape import Tape, forming
+from stream.testing.tape import Tape, forming, with_close
 from stream.testing.virtual_clock import VirtualClock
 from stream.testing.wire import Json
 from stream.testing.ws_api import Connection, Hub, Listener, Update, parse_path
@@ -103,10 +103,7 @@ class Exchange:
         self._numbers = itertools.count(1)
         self._outage_closes = 0
         self._monotonic = monotonic
-        self._connects_allowed = connects_per_5_min
-        self._connects = Rolling(CONNECT_WINDOW_S, monotonic)
-        self._most_control_frames = 0
-        self._limits_broken = 0
+        self._limits = SocketLimits(connects_per_5_min, monotonic)
         #: Closes that are sent late: after the next update, or after the next close.
         self._delayed: dict[str, list[Update]] = {"update": [], "close": []}
         #: Connections that are to be closed, and after how many closes.
@@ -161,11 +158,10 @@ class Exchange:
     def limits(self) -> Json:
         """The most that clients ever did within the exchange's windows, and how often that was too much."""
         return {
-            "control_frames_in_1_s": self._most_control_frames,
-            "connects_in_5_min": self._connects.most,
+            **self._limits.describe(),
             "used_weight_in_1_min": self._meter.most,
             "weight_per_minute": self._meter.limit,
-            "broken": self._limits_broken + self._meter.refused,
+            "broken": self._limits.broken + self._meter.refused,
         }
 
     def fault(self, name: str | bytes, **params: Any) -> Json:
@@ -218,10 +214,8 @@ class Exchange:
         candle = self.tape.at(fault.symbol, open_time)
         if candle is None:
             raise FaultError(f"{fault.symbol} has no candle that opens at {open_time}")
-        self.tape.replace(_with_close(candle, fault.factor))
+        self.tape.replace(with_close(candle, fault.factor))
         return open_time
-
-    # -- the servers
 
     async def __aenter__(self) -> Self:
         host, ws_port, rest_port = self._address
@@ -260,8 +254,7 @@ class Exchange:
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
         """The answer to an upgrade that is refused; None admits it."""
-        if self._connects.add(self.now_ms()) > self._connects_allowed:
-            self._limits_broken += 1
+        if not self._limits.connect(self.now_ms()):
             self.access_log.add("limit", None, "connects")
             return socket.respond(http.HTTPStatus.TOO_MANY_REQUESTS, "too many attempts\n")
         refuse = self.board.refusal()
@@ -313,16 +306,11 @@ class Exchange:
 
     def _allow(self, control_frames: Rolling, connection: Connection) -> bool:
         """Counts a control frame; one too many ends the connection."""
-        count = control_frames.add(self.now_ms())
-        self._most_control_frames = max(self._most_control_frames, count)
-        if count <= CONTROL_FRAMES_PER_SECOND:
+        if self._limits.control_frame(control_frames, self.now_ms()):
             return True
-        self._limits_broken += 1
         self.access_log.add("limit", connection.number, "control frames")
         self._act(connection.close(1008, "Too many requests"))
         return False
-
-    # -- the tape
 
     async def _play(self) -> None:
         try:
@@ -372,7 +360,7 @@ class Exchange:
         """The closing frames of a candle that are sent now; those that are late are put aside."""
         board, symbol = self.board, candle.symbol
         if (wrong := board.change_of_close(symbol, WrongClose)) is not None:
-            candle = _with_close(candle, wrong.factor)
+            candle = with_close(candle, wrong.factor)
         in_microseconds = board.change_of_close(symbol, Microseconds) is not None
         updates = [Update(candle, closing_ms, True, in_microseconds)] * board.copies_of_close(symbol)
         if (delay := board.change_of_close(symbol, DelayClose)) is not None:
@@ -404,12 +392,6 @@ class Exchange:
         return [c for c in found if c is not None and self.board.status(c.symbol) != "DELISTED"]
 
     async def _deliver(self, updates: list[Update]) -> None:
-        if not updates:
-            return
-        now_ms = self.now_ms()
-        await self._hub.deliver(updates, lambda number, symbol: self.board.is_muted(number, symbol, now_ms))
-
-
-def _with_close(candle: Candle, factor: float) -> Candle:
-    close = round(candle.close * factor, 8)
-    return msgspec.structs.replace(candle, close=close, high=max(candle.high, close), low=min(candle.low, close))
+        if updates:
+            now_ms = self.now_ms()
+            await self._hub.deliver(updates, lambda number, symbol: self.board.is_muted(number, symbol, now_ms))

@@ -36,3 +36,30 @@ class Rolling:
         self._counted.append((now_ms, now_s))
         self.most = max(self.most, len(self._counted))
         return len(self._counted)
+
+
+class SocketLimits:
+    """How far clients went towards the limits of the websocket, and how often beyond."""
+
+    def __init__(self, connects_allowed: int, monotonic: Callable[[], float]) -> None:
+        self._allowed = connects_allowed
+        self._connects = Rolling(CONNECT_WINDOW_S, monotonic)
+        self._most_control_frames = 0
+        self.broken = 0
+
+    def connect(self, now_ms: int) -> bool:
+        """Counts an attempt to connect; whether it is within the limit."""
+        return self._within(self._connects.add(now_ms), self._allowed)
+
+    def control_frame(self, of_connection: Rolling, now_ms: int) -> bool:
+        """Counts a message on a connection; whether it is within the limit."""
+        count = of_connection.add(now_ms)
+        self._most_control_frames = max(self._most_control_frames, count)
+        return self._within(count, CONTROL_FRAMES_PER_SECOND)
+
+    def _within(self, count: int, limit: int) -> bool:
+        self.broken += count > limit
+        return count <= limit
+
+    def describe(self) -> dict[str, int]:
+        return {"control_frames_in_1_s": self._most_control_frames, "connects_in_5_min": self._connects.most}

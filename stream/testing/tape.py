@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from stream.core.market.candle import HOUR_MS, Candle, check, grid_floor
 
 
@@ -100,3 +102,9 @@ def forming(candle: Candle, fraction: float) -> Candle:
         None if candle.trades is None else int(candle.trades * part),
         None if candle.taker_buy_base is None else round(candle.taker_buy_base * part, 8),
     )
+
+
+def with_close(candle: Candle, factor: float) -> Candle:
+    """The candle with its close times `factor`, and the extremes that this takes."""
+    close = round(candle.close * factor, 8)
+    return msgspec.structs.replace(candle, close=close, high=max(candle.high, close), low=min(candle.low, close))

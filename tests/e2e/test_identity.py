@@ -23,7 +23,7 @@ from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
 from stream.commands import backup
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.schemas import symbol_topic
+from stream.core.messages.topics import symbol_topic
 from stream.telemetry import CandleProcessed, CandleRevised, CommitFailed, ForecastRevised
 from stream.testing.exchange import Exchange
 

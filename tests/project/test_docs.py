@@ -13,7 +13,7 @@ from command_line import COMMANDS
 from repository import ROOT
 
 from stream.__main__ import cli
-from stream.core.messages import schemas
+from stream.core.messages import schemas, topics
 from stream.settings import Settings
 
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_generated_tables_are_what_the_code_says() -> None:
 
 
 def test_every_retained_topic_and_every_event_is_in_the_docs() -> None:
-    for leaf in schemas.RETAINED_TOPICS:
+    for leaf in topics.RETAINED_TOPICS:
         assert f"/{leaf}" in EVERYTHING
     for schema in schemas.SCHEMAS:
         assert schema in EVERYTHING, schema

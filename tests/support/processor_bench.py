@@ -18,7 +18,7 @@ from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.market.sequencer import Due
+from stream.core.market.outputs import Due
 from stream.core.messages.records import Outgoing, Record, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.errors import JournalError

@@ -17,13 +17,13 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.frames import Frame, Opcode
 
 from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
 from stream.adapters.feed.control_frames import ControlFrames
 from stream.adapters.feed.silence import Silence
+from stream.adapters.feed.sockets import Connect, Socket, proxy_and_tls
 from stream.adapters.outbound import Way, way_to
 from stream.clock import Clock
 from stream.core.market import binance
@@ -61,30 +61,6 @@ _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
 
 #: REST's newest candle of a symbol, closed or forming. `UnreachableError` where it does not answer.
 Newest = Callable[[str], Awaitable[Candle | None]]
-
-
-def proxy_and_tls(way: Way) -> dict[str, Any]:
-    """What `connect` is told of the way; without a word it would read the environment by itself."""
-    options: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
-    return options if way.proxy_tls is None else {**options, "proxy_ssl": way.proxy_tls}
-
-
-class _Connect(connect):
-    """Follows nobody to another place: an endpoint that moved is said, and configured by a person."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
-
-
-class _Socket(ClientConnection):
-    """The library's connection, counting the pongs that it sends by itself."""
-
-    frames: ControlFrames | None = None
-
-    def process_event(self, event: Any) -> None:
-        if self.frames is not None and isinstance(event, Frame) and event.opcode is Opcode.PING:
-            self.frames.pong()
-        super().process_event(event)
 
 
 class _Link:
@@ -245,8 +221,8 @@ class BinanceFeed:
                     listener.disconnected(reason)
         return reason, delay_s
 
-    def _connect(self) -> _Connect:
-        return _Connect(
+    def _connect(self) -> Connect:
+        return Connect(
             binance.stream_url(self._base_url, self._symbols),
             **proxy_and_tls(self._way),
             compression=None,
@@ -255,7 +231,7 @@ class BinanceFeed:
             # Our own pings would count as control frames, and their pongs would prove nothing.
             ping_interval=None,
             max_queue=64,
-            create_connection=_Socket,
+            create_connection=Socket,
             happy_eyeballs_delay=ADDRESS_RACE_S,
         )
 
@@ -268,7 +244,7 @@ class BinanceFeed:
         """Until the connection ends (`ConnectionClosed`)."""
         opened_at_s = self._clock.monotonic_s()
         frames = ControlFrames(self._clock.monotonic_s)
-        if isinstance(socket, _Socket):
+        if isinstance(socket, Socket):
             socket.frames = frames
         silence = Silence(self._symbols, self._known, opened_at_s, self._stall_after_s)
         tasks = [

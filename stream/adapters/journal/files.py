@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from stream.core.market.candle import HOUR_MS, Candle, CandleError, check
-from stream.core.messages.schemas import ROOT
+from stream.core.messages.topics import ROOT
 from stream.files import sync
 
 log = logging.getLogger(__name__)

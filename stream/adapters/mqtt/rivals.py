@@ -17,7 +17,7 @@ import aiomqtt
 import msgspec
 
 from stream.adapters.mqtt.client import Client
-from stream.core.messages.schemas import ROOT, node_topic
+from stream.core.messages.topics import ROOT, node_topic
 from stream.errors import RefusedError
 
 log = logging.getLogger(__name__)

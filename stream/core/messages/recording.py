@@ -13,7 +13,7 @@ import msgspec
 from stream.core.deciding.operator import Event, Gap, Issued, State
 from stream.core.forecasting.contract import Model
 from stream.core.market.candle import Candle, Provenance
-from stream.core.messages import builders, schemas, scoring
+from stream.core.messages import builders, schemas, scoring, topics
 from stream.core.messages.builders import EVENT_EXPIRY_S, RETAINED_EXPIRY_S
 from stream.core.messages.records import Encoded, EventMessage, M, Record, Retained
 from stream.core.messages.revisions import IssuedHistory
@@ -51,8 +51,8 @@ def closed_candle(
     if gap is not None:
         opened, closed = builders.gap(gap, "opened", now_ms), builders.gap(gap, "closed", now_ms)
         events = [
-            EventMessage(schemas.event_topic(symbol, "gap.opened"), schemas.encode(opened), EVENT_EXPIRY_S),
-            EventMessage(schemas.event_topic(symbol, "gap.closed"), schemas.encode(closed), EVENT_EXPIRY_S),
+            EventMessage(topics.event_topic(symbol, "gap.opened"), schemas.encode(opened), EVENT_EXPIRY_S),
+            EventMessage(topics.event_topic(symbol, "gap.closed"), schemas.encode(closed), EVENT_EXPIRY_S),
         ]
     pairs: list[tuple[Encoded[Forecast], Encoded[Decision]]] = []
     retained: tuple[Retained, ...] = ()
@@ -99,14 +99,14 @@ def event_messages(
     events: list[EventMessage] = []
     for forecast, decision in pairs:
         events += [
-            EventMessage(schemas.event_topic(symbol, "forecast.issued"), forecast.payload, EVENT_EXPIRY_S),
-            EventMessage(schemas.event_topic(symbol, "decision.issued"), decision.payload, EVENT_EXPIRY_S),
+            EventMessage(topics.event_topic(symbol, "forecast.issued"), forecast.payload, EVENT_EXPIRY_S),
+            EventMessage(topics.event_topic(symbol, "decision.issued"), decision.payload, EVENT_EXPIRY_S),
         ]
-    scored = schemas.event_topic(symbol, "forecast.scored")
+    scored = topics.event_topic(symbol, "forecast.scored")
     events += [
         EventMessage(scored, schemas.encode(scoring.scored(outcome, now_ms)), EVENT_EXPIRY_S) for outcome in outcomes
     ]
-    detected = schemas.event_topic(symbol, "decay.detected")
+    detected = topics.event_topic(symbol, "decay.detected")
     events += [EventMessage(detected, found.payload, EVENT_EXPIRY_S) for found in decays]
     return tuple(events)
 
@@ -119,12 +119,12 @@ def retained_messages(
     if forecast is not None and decision is not None:
         until = forecast.message.valid_until
         retained = [
-            Retained(schemas.symbol_topic(symbol, "forecast"), forecast.payload, RETAINED_EXPIRY_S, until),
-            Retained(schemas.symbol_topic(symbol, "decision"), decision.payload, RETAINED_EXPIRY_S, until),
+            Retained(topics.symbol_topic(symbol, "forecast"), forecast.payload, RETAINED_EXPIRY_S, until),
+            Retained(topics.symbol_topic(symbol, "decision"), decision.payload, RETAINED_EXPIRY_S, until),
         ]
     return (*retained, retained_recent(recent))
 
 
 def retained_recent(recent: Recent) -> Retained:
     """A history is never out of date, and whoever starts next learns from it what was issued."""
-    return Retained(schemas.symbol_topic(recent.symbol, "recent"), schemas.encode(recent), RETAINED_EXPIRY_S)
+    return Retained(topics.symbol_topic(recent.symbol, "recent"), schemas.encode(recent), RETAINED_EXPIRY_S)

@@ -12,39 +12,14 @@ from typing import Any, Literal
 import msgspec
 
 from stream.core.forecasting.decay import DecayKind
-from stream.core.market.sequencer import FeedStateName
+from stream.core.market.outputs import FeedStateName
 
-ROOT = "volcast/v1"
 CONTENT_TYPE = "application/json"
 #: The retained `recent` message stays under this.
 RECENT_BYTES = 32 * 1024
 
 NodeStateName = Literal["starting", "ready", "degraded", "stopping", "stopped", "lost"]
 Forecaster = Literal["served", "model", "har", "ewma", "persistence"]
-SymbolTopic = Literal["forecast", "decision", "feed", "recent", "score", "drift"]
-EventType = Literal[
-    "forecast.issued",
-    "decision.issued",
-    "forecast.scored",
-    "gap.opened",
-    "gap.closed",
-    "drift.detected",
-    "decay.detected",
-    "model.changed",
-]
-RETAINED_TOPICS: tuple[SymbolTopic, ...] = ("forecast", "decision", "feed", "recent", "score", "drift")
-
-
-def node_topic(instance: str, leaf: Literal["state", "info"]) -> str:
-    return f"{ROOT}/node/{instance}/{leaf}"
-
-
-def symbol_topic(symbol: str, leaf: SymbolTopic) -> str:
-    return f"{ROOT}/binance/spot/{symbol}/1h/{leaf}"
-
-
-def event_topic(symbol: str, event: EventType) -> str:
-    return f"{ROOT}/binance/spot/{symbol}/1h/event/{event}"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Event, Matured, Ready, State, give_up, step
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.predictions import Prediction
-from stream.core.market.sequencer import Due
+from stream.core.market.outputs import Due
 from stream.core.messages import recording, scoring
 from stream.core.messages.records import Record
 from stream.core.messages.revisions import IssuedHistory

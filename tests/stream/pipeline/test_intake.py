@@ -19,7 +19,8 @@ from stream.core.market.binance import ExchangeInfo, KlineUpdate, SymbolInfo, Un
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
-from stream.core.market.sequencer import Due, Sequencer
+from stream.core.market.outputs import Due
+from stream.core.market.sequencer import Sequencer
 from stream.errors import UnreachableError
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor

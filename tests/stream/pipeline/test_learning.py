@@ -16,8 +16,8 @@ from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.recall import Recall
 from stream.core.deciding.accumulation import anchor
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.market.sequencer import Due
-from stream.core.messages import schemas
+from stream.core.market.outputs import Due
+from stream.core.messages import schemas, topics
 from stream.core.messages.records import Outgoing
 from stream.core.messages.schemas import Forecast, PublishedScore, Recent
 from stream.pipeline import learning
@@ -26,8 +26,8 @@ from stream.testing.market import simulate_symbol
 pytestmark = pytest.mark.fault(42)
 
 START = 1_704_067_200_000
-RECENT = schemas.symbol_topic(SYMBOL, "recent")
-SCORE = schemas.symbol_topic(SYMBOL, "score")
+RECENT = topics.symbol_topic(SYMBOL, "recent")
+SCORE = topics.symbol_topic(SYMBOL, "score")
 
 
 def hour(n: int) -> int:
@@ -176,7 +176,7 @@ async def test_what_is_known_of_long_ago_is_that_it_was_said(tmp_path: Path) -> 
 async def test_what_somebody_else_wrote_there_changes_nothing(payload: bytes, tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         await start(made, TAPE[:60])
-        await made.processor.learn(SYMBOL, dict.fromkeys(learning.topics([SYMBOL]), payload), Broker(made))
+        await made.processor.learn(SYMBOL, dict.fromkeys(learning.retained_topics([SYMBOL]), payload), Broker(made))
         await go_on(made, TAPE[60:63])
         assert numbers(made) == {h: [0] for h in range(60, 63)}
 

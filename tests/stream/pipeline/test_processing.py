@@ -21,7 +21,7 @@ from stream.core.forecasting import features
 from stream.core.forecasting.serving import is_daily
 from stream.core.forecasting.target import labels
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.market.sequencer import Due
+from stream.core.market.outputs import Due
 from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
 from stream.core.messages.schemas import Decay, DecayState, Score
 from stream.core.messages.scoreboard import Scoreboard

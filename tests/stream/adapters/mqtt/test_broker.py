@@ -17,7 +17,7 @@ from scripted_broker import NOT_AUTHORIZED, QUOTA_EXCEEDED, SERVER_BUSY, TAKEN_O
 
 from stream.adapters.mqtt.broker import MqttBroker, Session, broker_client, stand_by, tls_context
 from stream.adapters.mqtt.rivals import Rivals
-from stream.core.messages.schemas import node_topic
+from stream.core.messages.topics import node_topic
 from stream.errors import HungUpError, MessageRefusedError, RefusedError
 from stream.ports import Publisher
 from stream.telemetry import BrokerConnected, BrokerLost, Fact

@@ -13,7 +13,8 @@ from stream.core.market.binance import KlineUpdate
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
-from stream.core.market.sequencer import AskStatus, Backfill, Done, Due, FeedState, Output, Sequencer, Wait, emitted
+from stream.core.market.outputs import AskStatus, Backfill, Done, Due, FeedState, Output, Wait, emitted
+from stream.core.market.sequencer import Sequencer
 
 START = 1_704_067_200_000
 #: The newest candle of the history; what follows is played.

@@ -13,7 +13,7 @@ from stream.core.deciding.operator import RECENT_HOURS, Gap, Issued, RecentForec
 from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages import builders, schemas
+from stream.core.messages import builders, schemas, topics
 from stream.core.messages.schemas import Drift, DriftFeature, Feed, NodeState
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -32,9 +32,9 @@ def issued() -> Issued:
 
 def test_topics_are_the_contracts() -> None:
     root = "volcast/v1/binance/spot/BTCUSDT/1h"
-    assert schemas.symbol_topic("BTCUSDT", "forecast") == f"{root}/forecast"
-    assert schemas.event_topic("BTCUSDT", "forecast.issued") == f"{root}/event/forecast.issued"
-    assert schemas.node_topic("a", "state") == "volcast/v1/node/a/state"
+    assert topics.symbol_topic("BTCUSDT", "forecast") == f"{root}/forecast"
+    assert topics.event_topic("BTCUSDT", "forecast.issued") == f"{root}/event/forecast.issued"
+    assert topics.node_topic("a", "state") == "volcast/v1/node/a/state"
 
 
 def test_every_message_has_a_schema_of_its_own() -> None:

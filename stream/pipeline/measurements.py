@@ -1,0 +1,76 @@
+"""Measurements of the node itself: how late its loop is, how far its clock is off, how much room its journal has."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from stream.clock import Clock
+from stream.core.market.exchange_time import ExchangeTime
+from stream.pipeline.worker import Worker
+from stream.ports import Journal
+from stream.telemetry import ClockCompared, LoopLagged, Observer, StorageMeasured
+from stream.times import utc
+
+log = logging.getLogger(__name__)
+
+_LAG_PROBE_S = 0.1
+
+
+class Measurements:
+    """Each is taken when it is asked for, and told to the observer."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        journal: Journal,
+        worker: Worker,
+        exchange_time: ExchangeTime,
+        clock: Clock,
+        observe: Observer,
+    ) -> None:
+        self._data_dir = data_dir
+        self._journal = journal
+        self._worker = worker
+        self._time = exchange_time
+        self._clock = clock
+        self._observe = observe
+        #: Whether the exchange's time is in doubt, and that was logged.
+        self._doubting = False
+
+    async def lag(self) -> None:
+        """How late the loop comes back to who waits for it, again and again until cancelled."""
+        while True:
+            asked_s = self._clock.monotonic_s()
+            await self._clock.sleep(_LAG_PROBE_S)
+            self._observe(LoopLagged(max(0.0, self._clock.monotonic_s() - asked_s - _LAG_PROBE_S)))
+
+    async def storage(self) -> None:
+        """The journal's size and the room that is left for it."""
+        try:
+            size = await self._worker.call(self._journal.size_bytes)
+            free = await self._worker.call(shutil.disk_usage, self._data_dir)
+        except OSError as error:
+            log.warning("the data directory cannot be measured: %s", error)
+            return
+        self._observe(StorageMeasured(size, free.free))
+
+    def exchange_time(self) -> int | None:
+        """The exchange's time, ms, held against ours; None before it has told it. A jump is logged once, and what
+        became of it."""
+        if not self._time.known:
+            return None
+        now_ms = self._time.now_ms(self._clock.monotonic_s())
+        self._observe(ClockCompared((now_ms - self._clock.wall_ms()) / 1_000))
+        doubt_ms = self._time.doubt_ms
+        if doubt_ms is not None and not self._doubting:
+            log.warning(
+                "the exchange told a time that is %+.0f s off what it said before; not believed until it says so again",
+                doubt_ms / 1_000,
+            )
+        elif doubt_ms is None and self._doubting:
+            log.info("the exchange's time is settled: it is %s", utc(now_ms))
+        self._doubting = doubt_ms is not None
+        return now_ms
