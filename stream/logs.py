@@ -22,13 +22,20 @@ _LINES = 1_000
 _FLUSH_S = 1.0
 
 
-class _Json(logging.Formatter):
+#: What every record has; whatever else it has was given with `extra=`, to filter by.
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+class Json(logging.Formatter):
+    """One object a line; what a call gives with `extra=` are fields of it."""
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -112,7 +119,7 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
     """Takes over the root logger. Libraries speak from warnings up."""
     handler = _Unhurried(sys.stderr)
     text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter = _Json() if log_format == "json" else text
+    formatter = Json() if log_format == "json" else text
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     root = logging.getLogger()

@@ -327,7 +327,7 @@ async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistor
             async with asyncio.timeout(_PREFLIGHT_S):
                 await _listed(symbol, history)
         except (UnreachableError, TimeoutError) as error:
-            log.warning("the exchange does not answer yet (%s); starting without it", error or "timeout")
+            log.warning("REST does not answer yet (%s); starting without it", error or "timeout")
             return
         except UnknownSymbolError:
             if await asyncio.to_thread(ground.journal.last_open_time, symbol) is None:
@@ -349,6 +349,11 @@ def _say_once() -> Observer:
     def observe(fact: Fact) -> None:
         if isinstance(fact, FrameRejected) and fact.reason not in logged:
             logged.add(fact.reason)
-            log.warning("a frame was set aside, as will be others like it: %s (%s)", fact.detail, fact.reason)
+            log.warning(
+                "a frame is skipped, as are others like it from now on: %s (%s)",
+                fact.detail,
+                fact.reason,
+                extra={"reason": fact.reason},
+            )
 
     return observe

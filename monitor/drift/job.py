@@ -131,10 +131,10 @@ class Schedule:
         except Exception as error:
             reason = _reason(error, self._timeout_s)
             await asyncio.to_thread(_clean, reports, symbol, html)
-            log.warning("%s: no drift result: %s", symbol, reason)
+            log.warning("%s: no drift result: %s", symbol, reason, extra={"symbol": symbol, "reason": reason})
             self._observe(DriftFailed(symbol, reason))
             return False
-        log.info("%s: %s", symbol, verdicts(drift))
+        log.info("%s: %s", symbol, verdicts(drift), extra={"symbol": symbol})
         await asyncio.to_thread(_clean, reports, symbol, None)
         return True
 
@@ -245,7 +245,7 @@ def _clean(reports: Path, symbol: str, failed: Path | None) -> None:
         for file in _superfluous(reports, symbol, failed):
             file.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s: old drift reports could not be removed: %s", symbol, error)
+        log.warning("%s: old drift reports cannot be removed: %s", symbol, error, extra={"symbol": symbol})
 
 
 def _superfluous(reports: Path, symbol: str, failed: Path | None) -> list[Path]:

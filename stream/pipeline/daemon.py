@@ -300,7 +300,7 @@ class Daemon:
         self, symbol: str, state: FeedStateName, from_open_time: int | None, to_open_time: int | None
     ) -> None:
         now_ms = self._clock.wall_ms()
-        log.info("%s: feed is %s", symbol, state)
+        log.info("%s: feed is %s", symbol, state, extra={"symbol": symbol, "state": state})
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )

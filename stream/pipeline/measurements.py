@@ -67,10 +67,10 @@ class Measurements:
         doubt_ms = self._time.doubt_ms
         if doubt_ms is not None and not self._doubting:
             log.warning(
-                "the exchange told a time that is %+.0f s off what it said before; not believed until it says so again",
+                "the exchange's clock jumped by %+.0f s; not believed until it says so again",
                 doubt_ms / 1_000,
             )
         elif doubt_ms is None and self._doubting:
-            log.info("the exchange's time is settled: it is %s", utc(now_ms))
+            log.info("the exchange's clock is settled: it is %s", utc(now_ms))
         self._doubting = doubt_ms is not None
         return now_ms

@@ -133,7 +133,7 @@ class Processor:
             await self._adopt(state, history)
             if (received := self._received.pop(symbol, None)) is not None:
                 await self._learn(symbol, *received)
-        log.info("%s: warmed up on %d candles", symbol, len(candles))
+        log.info("%s: warmed up on %d candles", symbol, len(candles), extra={"symbol": symbol, "candles": len(candles)})
         if expected is not None:
             newest = await self._worker.call(self._journal.newest, symbol)
             self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))
@@ -144,10 +144,11 @@ class Processor:
             and (expected.anchor, expected.exposure) != (state.anchor, state.memory.exposure)
         ):
             log.warning(
-                "%s: the journal remembers exposure %.6f, its candles lead to %.6f; going on with the latter",
+                "%s: the journal says exposure %.6f, its candles lead to %.6f; continuing with the latter",
                 symbol,
                 expected.exposure,
                 state.memory.exposure,
+                extra={"symbol": symbol},
             )
 
     async def learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
@@ -175,10 +176,11 @@ class Processor:
         self._scores.due(self._states[symbol])
         await self._scores.post()
         log.info(
-            "%s: other nodes have spoken of hours up to %s; %d forecast(s) of ours that wait get another revision",
+            "%s: other nodes have published up to %s; %d of our unpublished forecast(s) get a higher revision",
             symbol,
             utc(reported.until),
             len(change.forecasts),
+            extra={"symbol": symbol, "forecasts": len(change.forecasts)},
         )
 
     def _recent(self, symbol: str, reported: IssuedHistory) -> Retained:
@@ -237,6 +239,7 @@ class Processor:
             utc(record.candles[0].open_time),
             len(record.forecasts),
             len(record.outcomes),
+            extra={"symbol": record.symbol, "hours": len(record.candles), "forecasts": len(record.forecasts)},
         )
         for candle in record.candles:
             self._observe(CandleRevised(candle.symbol, candle.open_time))
@@ -292,9 +295,9 @@ class Processor:
 
     def _log_serving(self, state: State) -> None:
         if state.serving == "har":
-            log.warning("%s", self.serving_baseline()[state.symbol])
+            log.warning("%s", self.serving_baseline()[state.symbol], extra={"symbol": state.symbol, "serving": "har"})
         else:
-            log.info("%s: the model is served again", state.symbol)
+            log.info("%s: the model is served again", state.symbol, extra={"symbol": state.symbol, "serving": "model"})
 
     def _turn(self, batch: Sequence[Due]) -> tuple[Turn, list[int], Inferred | None, JournalError | None]:
         """On the work thread: the turn, and a first attempt to commit it."""
@@ -329,7 +332,7 @@ class Processor:
             return predict_ready(ready, self._predictor.model, self._predictor)
         except Exception:
             if len(ready) == 1:
-                log.exception("%s: the model fails", ready[0].symbol)
+                log.exception("%s: the model fails", ready[0].symbol, extra={"symbol": ready[0].symbol})
                 return []
             return [prediction for one in ready for prediction in self._predict([one])]
 
@@ -346,7 +349,11 @@ class Processor:
             self.unforecast.discard(symbol)
             return
         if symbol not in self.unforecast:
-            log.error("%s: the model's answer is no volatility; no forecast until it gives one", symbol)
+            log.error(
+                "%s: the model's output is no volatility; no forecast until it gives one",
+                symbol,
+                extra={"symbol": symbol, "open_time": open_time},
+            )
         self.unforecast.add(symbol)
         self._observe(ForecastFailed(symbol, open_time))
 
@@ -356,7 +363,12 @@ class Processor:
             first, last = record.gap
             hours = (last - first) // HOUR_MS + 1
             log.warning(
-                "%s: the exchange never published %d hour(s) from %s to %s", symbol, hours, utc(first), utc(last)
+                "%s: gap: the exchange never published %d hour(s) from %s to %s",
+                symbol,
+                hours,
+                utc(first),
+                utc(last),
+                extra={"symbol": symbol, "hours": hours, "from": first, "to": last},
             )
             self._observe(GapDeclared(symbol, first, last, hours))
         self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))

@@ -122,7 +122,8 @@ class EventPublisher:
             return
         if state != self._state:
             self._since_ms = self._clock.wall_ms()
-            log.info("node %s is %s%s", self._instance, state, f": {'; '.join(reasons)}" if reasons else "")
+            why = f": {'; '.join(reasons)}" if reasons else ""
+            log.info("node %s is %s%s", self._instance, state, why, extra={"state": state, "reasons": reasons})
         self._state, self._reasons = state, reasons
         self._observe(NodeChanged(state, reasons))
         self._wake.set()

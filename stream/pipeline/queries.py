@@ -64,7 +64,12 @@ class Queries:
             subscription.settled.set()
             self._stalled(subscription)
             if reason != logged:
-                log.warning("%s: no answer from the exchange, retrying: %s", subscription.symbol, reason)
+                log.warning(
+                    "%s: REST does not answer, retrying: %s",
+                    subscription.symbol,
+                    reason,
+                    extra={"symbol": subscription.symbol, "reason": reason},
+                )
                 logged = reason
             await self._clock.sleep(pause_s)
             pause_s = min(RETRY_CAP_S, pause_s * 2)

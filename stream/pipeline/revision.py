@@ -196,10 +196,11 @@ class _Restating:
             policy = self._former_policy(policy_version)
             if predictor is None or policy is None:
                 log.warning(
-                    "%s: what model %s and policy %s said of revised hours stays as it is: they are not in the journal",
+                    "%s: forecasts of model %s, policy %s for revised hours stay as they are: the journal has neither",
                     self._symbol,
                     model_version,
                     policy_version,
+                    extra={"symbol": self._symbol},
                 )
                 continue
             yield _Issuer(predictor, Rules.of(policy, predictor.model.contract))
@@ -213,7 +214,7 @@ class _Restating:
         try:
             return self._load(body)
         except ContractError as error:
-            log.warning("model %s, which spoke before, cannot be used any more: %s", version, error)
+            log.warning("the earlier model %s cannot be loaded any more: %s", version, error)
             return None
 
     def _former_policy(self, version: str) -> Policy | None:

@@ -106,7 +106,7 @@ class Scorekeeper:
             return
         except ValueError:
             # A number that is none: a defect of ours, and no reason to end forecasts.
-            log.exception("scores of %s cannot be told", ", ".join(state.symbol for state in states))
+            log.exception("scores of %s cannot be published", ", ".join(state.symbol for state in states))
             return
         for score, retained in posted:
             self._offer([], [retained])
@@ -137,5 +137,6 @@ class Scorekeeper:
                 found.days,
                 utc(found.since),
                 found.usual_mean,
+                extra={"symbol": found.symbol, "kind": found.kind},
             )
             self._observe(DecayFound(found))

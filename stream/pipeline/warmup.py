@@ -97,10 +97,11 @@ class Warmup:
             if not logged:
                 logged = True
                 log.warning(
-                    "%s: the exchange does not show %d hour(s) of its history from %s on; asking again",
+                    "%s: warm-up: REST does not show %d hour(s) of the history from %s on; retrying",
                     subscription.symbol,
                     len(missing),
                     utc(missing[0]),
+                    extra={"symbol": subscription.symbol, "hours": len(missing), "from": missing[0]},
                 )
             await self._stalled(subscription)
             again_at_s = subscription.sequencer.absences.again_at_s(missing)
@@ -124,9 +125,10 @@ class Warmup:
         if again is not None and again.ohlcv == last.ohlcv:
             return True
         log.warning(
-            "%s: the exchange's answers about %s differ; asking for the history again",
+            "%s: warm-up: REST's answers about %s differ; retrying the history",
             subscription.symbol,
             utc(last.open_time),
+            extra={"symbol": subscription.symbol, "open_time": last.open_time},
         )
         await self._clock.sleep(RETRY_FIRST_S)
         return False

@@ -113,7 +113,7 @@ class Withheld:
             held.retry_at_s = 0.0
             return
         del self._held[topic]
-        log.info("the broker takes %s again", topic)
+        log.info("the broker takes %s again", topic, extra={"topic": topic})
 
     def refused(self, topic: str, reason: str, now_s: float) -> None:
         self._hold(topic, reason, now_s, hung_up=False)
@@ -149,4 +149,10 @@ class Withheld:
         self._warned[reason] += 1
         if self._warned[reason] <= _NAMED:
             more = "; more for this reason are only counted" if self._warned[reason] == _NAMED else ""
-            log.warning("the broker does not take %s: %s; it is kept and offered again%s", topic, reason, more)
+            log.warning(
+                "the broker does not take %s: %s; it is kept, retrying%s",
+                topic,
+                reason,
+                more,
+                extra={"topic": topic, "reason": reason},
+            )

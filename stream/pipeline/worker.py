@@ -48,7 +48,7 @@ class Worker:
         while True:
             if failure is not None:
                 if self._failing is None:
-                    log.error("%s; nothing new is published until it can be written", failure)
+                    log.error("%s; retrying, and nothing new is published until it can be written", failure)
                 self._failing = str(failure)
                 self._observe(CommitFailed(str(failure)))
                 await self._clock.sleep(_COMMIT_RETRY_S)

@@ -119,7 +119,7 @@ def test_a_broker_that_comes_back_empty_is_told_everything_that_is_current(
     running = start(forgetful.url, "volcast", *urls, "--time-scale", 3_600)
     until(lambda: len(before.payloads("event/forecast.issued")) >= 3, "three forecasts")
     forgetful.stop()
-    running.find("(no broker, trying on)")
+    running.find("(no connection to the MQTT broker, reconnecting)")
     received = len(lines(before))
     forgetful.start()
     wanted = {"state", "info", "feed", "forecast", "decision", "recent"}
@@ -139,7 +139,7 @@ def test_wrong_credentials_are_waited_out_without_telling_the_password(
     passwords.chmod(0o644)
     strict = broker("allow_anonymous false", f"password_file {passwords}")
     running = start(strict.url.replace("mqtt://", "mqtt://volcast:geheim@"))
-    running.find("(no broker, trying on: MqttConnectError: .*[Nn]ot authorized)")
+    running.find("(no connection to the MQTT broker, reconnecting: MqttConnectError: .*[Nn]ot authorized)")
     running.find("(feed is live)")
     subprocess.run([need("mosquitto_passwd"), "-b", str(passwords), "volcast", "geheim"], check=True)
     strict.stop()
@@ -322,7 +322,7 @@ def test_a_broker_without_a_trusted_certificate_hears_nothing_and_one_with_our_a
     # Nobody in the system's store vouches for it; our own authority does not vouch for a stranger.
     for more in ((), ("--mqtt-ca-file", authority.ca)):
         running = start(url, "volcast", *more)
-        running.find("(no broker, trying on: MqttError: .*certificate verify failed)")
+        running.find("(no connection to the MQTT broker, reconnecting: MqttError: .*certificate verify failed)")
         assert "connected to the broker" not in running.err
         assert running.stop(timeout_s=10) == 0
     running = start(url, "volcast", "--mqtt-ca-file", authority.ca)
@@ -404,7 +404,7 @@ def test_an_exchange_without_a_trusted_certificate_is_waited_for_and_everything_
             "--drift-period-hours", 0, SSL_CERT_FILE=str(authority.ca), NO_PROXY="127.0.0.2",
         )  # fmt: skip
         running.find("(retrying: .*certificate verify failed)")
-        running.find("(no stream: .*certificate verify failed)")
+        running.find("(no connection to the stream, reconnecting: .*certificate verify failed)")
         http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
         assert urllib.request.urlopen(f"{http}/healthz", timeout=30).status == 200
         with pytest.raises(urllib.error.HTTPError, match="503"):

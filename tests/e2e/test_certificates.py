@@ -79,7 +79,7 @@ def test_without_a_certificate_the_node_waits_and_says_so(
     demanding: Any, start: Callable[..., Any], authority: Authority
 ) -> None:
     running = start(url=f"mqtts://127.0.0.1:{demanding.port}", ca_file=authority.ca)
-    running.find("(no broker, trying on: )")
+    running.find("(no connection to the MQTT broker, reconnecting: )")
     assert running.stop() == 0
     assert "connected to the broker" not in running.err
     assert "Traceback" not in running.err

@@ -452,7 +452,10 @@ def test_a_start_with_nobody_there_waits_says_so_and_recovers(
         "--time-scale", SPEED,
     )  # fmt: skip
     http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
-    until(lambda: "no broker, trying on" in running.err and "retrying: " in running.err, "both causes in the log")
+    until(
+        lambda: "no connection to the MQTT broker" in running.err and "retrying: " in running.err,
+        "both causes in the log",
+    )
     status, body = get(f"{http}/readyz")
     assert status == 503
     assert body["reasons"] == ["broker not connected", "the exchange has not answered yet"]
@@ -476,7 +479,7 @@ def test_sigterm_with_nobody_there_ends_within_ten_seconds(volcast: Callable[...
         "run", "--ws-url", f"ws://127.0.0.1:{free_port()}", "--rest-url", f"http://127.0.0.1:{free_port()}",
         "--mqtt-url", f"mqtt://127.0.0.1:{free_port()}", "--http-port", 0, "--data-dir", tmp_path / "var",
     )  # fmt: skip
-    running.find(r"(no broker)")
+    running.find(r"(no connection to the MQTT broker)")
     assert running.stop(timeout_s=10) == 0
 
 

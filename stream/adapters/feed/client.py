@@ -148,7 +148,7 @@ class BinanceFeed:
 
     async def _start(self, listener: FeedListener) -> _Link:
         while (wait_s := self._budget.wait_s()) > 0:
-            log.log(logging.WARNING if wait_s >= 1 else logging.DEBUG, "no attempt to connect for %.0f s", wait_s)
+            log.log(logging.WARNING if wait_s >= 1 else logging.DEBUG, "the stream: reconnecting in %.0f s", wait_s)
             await self._clock.sleep(wait_s)
         self._budget.spend()
         link = _Link()
@@ -207,10 +207,10 @@ class BinanceFeed:
             elif link.ending == "stall":
                 self._complain(reason, f"no data for {self._stall_after_s:g} s on an open stream: reconnecting")
             else:
-                self._complain(reason, f"the stream was closed by the exchange: {error}")
+                self._complain(reason, f"the exchange closed the stream, reconnecting: {error}")
         except (OSError, TimeoutError, WebSocketException, UnicodeError) as error:
             reason = "unreachable"
-            self._complain(reason, f"no stream: {type(error).__name__} {error}")
+            self._complain(reason, f"no connection to the stream, reconnecting: {type(error).__name__} {error}")
         finally:
             if connected:
                 self._open -= 1
@@ -344,11 +344,19 @@ class BinanceFeed:
                 continue
             attempt = silence.woken(symbol, now_s)
             if attempt == 1:
-                log.warning("%s: the stream is mute while others speak: subscribing again", symbol)
+                log.warning(
+                    "%s: no data on the stream while other symbols have some: resubscribing",
+                    symbol,
+                    extra={"symbol": symbol},
+                )
                 await self._say(link, frames, "UNSUBSCRIBE", [symbol])
                 await self._say(link, frames, "SUBSCRIBE", [symbol])
             elif not link.relieve.is_set():
-                log.warning("%s: the stream stays mute: opening the next connection; REST brings its candles", symbol)
+                log.warning(
+                    "%s: still no data on the stream: opening the next connection; REST brings its candles",
+                    symbol,
+                    extra={"symbol": symbol},
+                )
                 link.relieve.set()
         return False
 

@@ -115,7 +115,7 @@ class Database:
             self._db.close()
             raise error
         self.stuck = f"journal {self._path} cannot be written: {error}{access.cure(error)}"
-        log.error("%s; nothing new is published until it can be written", self.stuck)
+        log.error("%s; retrying, and nothing new is published until it can be written", self.stuck)
 
     def try_again(self) -> None:
         """Where the file could not be written: whether it can by now. A connection to what was read-only stays so."""

@@ -137,7 +137,7 @@ class MqttBroker:
             try:
                 async with client:
                     self._observe(BrokerConnected())
-                    log.info("connected to the broker")
+                    log.info("connected to the MQTT broker")
                     known = None
                     if self._rivals is not None:
                         await self._look_around(client, self._rivals(), published=published)
@@ -153,7 +153,7 @@ class MqttBroker:
                 reason = client.why(error)
                 self._observe(BrokerLost(reason))
                 if reason != known:
-                    log.warning("no broker, trying on: %s", reason)
+                    log.warning("no connection to the MQTT broker, reconnecting: %s", reason, extra={"reason": reason})
                     known = reason
             await asyncio.sleep(self._backoff.next_s())
 
@@ -251,7 +251,7 @@ async def stand_by(
         except _LOST as error:
             reason = client.why(error)
             if reason != known:
-                log.warning("standing by: no broker, trying on: %s", reason)
+                log.warning("standing by: no connection to the MQTT broker, reconnecting: %s", reason)
                 known = reason
         await asyncio.sleep(backoff.next_s())
 

@@ -269,7 +269,7 @@ def test_a_refused_topic_is_offered_again_with_growing_pauses_and_on_each_connec
     assert not withheld.waits("a", 120.0)
     withheld.accepted("a")
     assert caplog.messages == [
-        "the broker does not take a: Not authorized; it is kept and offered again",
+        "the broker does not take a: Not authorized; it is kept, retrying",
     ]
 
 
