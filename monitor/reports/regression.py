@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.deciding.policy import ANNUAL
+from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.scoring import Outcome
@@ -130,18 +131,11 @@ class Regression(msgspec.Struct, frozen=True, kw_only=True):
     evidently: dict[str, float]
 
 
-def qlike(realized: Array, forecast: Array) -> Array:
-    """x - ln x - 1 with x = (realized / forecast)², each [n] (stream/core/forecasting/serving.py)."""
-    x = (realized / forecast) ** 2
-    out: Array = x - np.log(x) - 1
-    return out
-
-
 def quality(realized: Array, forecast: Array) -> Quality:
     """Of hourly σ, each [n], n > 0."""
     error = forecast - realized
     return Quality(
-        qlike=float(np.mean(qlike(realized, forecast))),
+        qlike=float(np.mean(qlike.losses(realized, forecast))),
         mae_hourly=float(np.mean(np.abs(error))),
         rmse_hourly=float(np.sqrt(np.mean(error**2))),
         bias_hourly=float(np.mean(error)),

@@ -28,6 +28,7 @@ from monitor.reports.drift import DriftOfPeriod, Measured, Period
 from monitor.reports.figure import TrendPoint
 from monitor.reports.page import About
 from monitor.reports.regression import Matured, Regression
+from stream.core.forecasting import qlike
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
@@ -162,9 +163,7 @@ def _qlike(matured: Matured, end_ms: int) -> tuple[float | None, float | None]:
     known = matured.within(end_ms - TREND_HOURS * HOUR_MS - ahead_ms, end_ms)
     if len(known) < _MIN_TREND_FORECASTS:
         return None, None
-    served, har = (
-        float(np.mean(regression.qlike(known.realized, known.forecasts[name]))) for name in ("served", "har")
-    )
+    served, har = (float(np.mean(qlike.losses(known.realized, known.forecasts[name]))) for name in ("served", "har"))
     return served, har
 
 

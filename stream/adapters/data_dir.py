@@ -1,4 +1,8 @@
-"""The data directory: whether a daemon may have it, and its lock."""
+"""The data directory: whether a daemon may have it, and its lock.
+
+The lock is flock itself and not the library filelock: where a file system has no locks, that one goes on with a file
+that a killed process leaves behind, and it needs a lock file that it may write.
+"""
 
 from __future__ import annotations
 

@@ -13,12 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.panel import NEXT_24H, IntervalSeries, Panel
 from training.pages.drawing import SIZE_INCHES, dates, rendered
 from training.scoring.groups import PHASES, phases, years
-from training.scoring.measures import inside, qlike_losses, rolling_coverage
+from training.scoring.measures import inside, rolling_coverage
 from training.scoring.scores import INTERVALS, CommonSample, common_sample
 
 _ACTUAL, _FORECAST, _OTHER = "#000000", "#d55e00", "#0072b2"
@@ -146,9 +147,9 @@ def cumulative_losses(panel: Panel, names: list[str]) -> bytes:
         axes = figure.subplots()
         head, daily = _daily(panel)
         at = daily[head.rows]
-        own = qlike_losses(head.realized[at], head.forecasts[REFERENCE][at])
+        own = qlike.losses(head.realized[at], head.forecasts[REFERENCE][at])
         for colour, name in zip(cycle(_LINES), names, strict=False):
-            gained = np.cumsum(qlike_losses(head.realized[at], head.forecasts[name][at]) - own)
+            gained = np.cumsum(qlike.losses(head.realized[at], head.forecasts[name][at]) - own)
             axes.plot(_days(panel)[daily], gained, color=colour, linewidth=1.2, label=name)
         axes.axhline(0, color=_ACTUAL, linewidth=1)
         axes.set_ylabel(f"sum of QLIKE - QLIKE of {REFERENCE}")

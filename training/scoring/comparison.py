@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from training.scoring.groups import PHASES
-from training.scoring.measures import Scores, qlike_losses
+from training.scoring.measures import Scores
 
 #: Newey-West lag. Loss differences of non-overlapping days are correlated through the week's season and through
 #: spells of unrest: one week. Between the rule 4 (T/100)^(2/9), 5 for a year, and T^(1/3), 8.
@@ -90,16 +91,16 @@ def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray
 
     known = np.isfinite(realized) & np.isfinite(first) & np.isfinite(second)
     results, days = [], []
-    losses = qlike_losses(realized[known], first[known]), qlike_losses(realized[known], second[known])
+    losses = qlike.losses(realized[known], first[known]), qlike.losses(realized[known], second[known])
     if known.any() and _differ_by_a_constant(*losses):
         return _no_comparison("their losses differ by a constant: there is nothing to test")
     by_phase = _by_phase(known, phase)
     for rows in by_phase:
         y, a, b = realized[rows], first[rows], second[rows]
-        if not _differ_by_a_constant(qlike_losses(y, a), qlike_losses(y, b)):
+        if not _differ_by_a_constant(qlike.losses(y, a), qlike.losses(y, b)):
             with np.errstate(all="ignore"):
                 done = diebold_mariano_test(
-                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike_losses, harvey_adj=True, horizon=1
+                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike.losses, harvey_adj=True, horizon=1
                 )
             if np.isfinite([done.statistic, done.pvalue]).all():
                 results.append((float(done.statistic), float(done.pvalue)))

@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream import times
-from stream.core.forecasting import decay, serving
+from stream.core.forecasting import decay, qlike, serving
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.panel import NEXT_24H, Panel, Watch
-from training.scoring.measures import qlike_losses
 
 #: Factors on the forecasts, and the matured days within which each shall be found.
 CHANGES = {"0.7": 21, "0.85": 45, "1.15": 45, "1.3": 45}
@@ -176,7 +175,7 @@ def _served(panel: Panel, name: str, watches: Sequence[Watch], factor: float) ->
         inside = (panel.open_time >= watch.first) & (panel.open_time <= watch.last)
         by_har[inside] = behind(watch, factor, panel.open_time[inside])
     served = np.where(by_har, har, forecast)[rows]
-    losses = (float(qlike_losses(realized[rows], sigma).mean()) for sigma in (served, forecast[rows], har[rows]))
+    losses = (float(qlike.losses(realized[rows], sigma).mean()) for sigma in (served, forecast[rows], har[rows]))
     return Served(float(by_har[rows].mean()), *losses)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.panel import IntervalSeries
@@ -19,13 +20,6 @@ Scores = dict[str, float | None]
 Mask = NDArray[np.bool_]
 MEASURES = ("rmse", "mae", "qlike", "r2", "bias")
 COVERAGE_WINDOW_HOURS = 720
-
-
-def qlike_losses(realized: Array, forecast: Array) -> Array:
-    """[n]; 0 where the forecast was right, and a forecast too low costs more than one too high."""
-    x = (realized / forecast) ** 2
-    losses: Array = x - np.log(x) - 1
-    return losses
 
 
 def squared_errors(realized: Array, forecast: Array) -> Array:
@@ -49,7 +43,7 @@ def measures(realized: Array, forecast: Array) -> Scores:
     return {
         "rmse": float(np.sqrt(squares.mean())),
         "mae": float(np.abs(y - f).mean()),
-        "qlike": float(qlike_losses(y, f).mean()),
+        "qlike": float(qlike.losses(y, f).mean()),
         "r2": float(1 - squares.sum() / spread) if spread > 0 else None,
         "bias": float((f - y).mean() / y.mean()),
     }

@@ -14,6 +14,7 @@ from itertools import chain
 import msgspec
 import numpy as np
 
+from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from training.data.panel import HORIZONS, NEXT_24H, ROLLING_24H_NEXT, IntervalSeries, Panel
 from training.scoring import comparison, decay
@@ -27,7 +28,6 @@ from training.scoring.measures import (
     inside,
     interval_measures,
     measures,
-    qlike_losses,
     rolling_coverage,
     squared_errors,
 )
@@ -250,7 +250,7 @@ def _comparisons(of: CommonSample, phase: np.ndarray, models: Sequence[str]) -> 
 
 def _confidence_sets(of: CommonSample, phase: np.ndarray) -> dict[str, ConfidenceSet]:
     midnight = phase == 0
-    losses: dict[str, Callable[[Array, Array], Array]] = {"qlike": qlike_losses, "squared_error": squared_errors}
+    losses: dict[str, Callable[[Array, Array], Array]] = {"qlike": qlike.losses, "squared_error": squared_errors}
     return {
         name: comparison.confidence_set({n: loss(of.realized[midnight], f[midnight]) for n, f in of.forecasts.items()})
         for name, loss in losses.items()

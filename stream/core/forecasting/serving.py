@@ -10,9 +10,9 @@ What it costs and when it is right is in docs/decay.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from stream.core.forecasting import qlike
 from stream.core.market.candle import HOUR_MS
 
 #: Matured days that are looked at, and how many of them must be known.
@@ -30,15 +30,9 @@ def is_daily(open_time: int) -> bool:
     return (open_time // HOUR_MS) % _DAY_HOURS == _DAY_HOURS - 1
 
 
-def qlike(realized: float, forecast: float) -> float:
-    """x - ln x - 1 with x = (realized / forecast)², on variances (Patton 2011)."""
-    x = (realized / forecast) ** 2
-    return x - math.log(x) - 1
-
-
 def excess(realized: float, model: float, har: float) -> float:
     """A day's bounded QLIKE of the model less that of `har`; σ in any one unit."""
-    return min(max(qlike(realized, model) - qlike(realized, har), -BOUND), BOUND)
+    return min(max(qlike.loss(realized, model) - qlike.loss(realized, har), -BOUND), BOUND)
 
 
 def mean_excess(days: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from stream.core.deciding.operator import State
-from stream.core.forecasting import decay, serving
+from stream.core.forecasting import decay, qlike, serving
 from stream.core.forecasting.contract import Usual
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decay, DecayState, Forecaster, Score, ScoreWindow, ServingRule
@@ -156,13 +156,13 @@ class Scoreboard:
         realized, covered = self._realized[known], float(self._covered[known].mean())
         found = []
         for name, forecast in zip(FORECASTERS, self._forecasts[:, known], strict=True):
-            x, off = (realized / forecast) ** 2, forecast - realized
+            off = forecast - realized
             found.append(
                 ScoreWindow(
                     model=name,
                     days=days,
                     matured=len(known),
-                    qlike=float((x - np.log(x) - 1).mean()),
+                    qlike=float(qlike.losses(realized, forecast).mean()),
                     rmse=float(np.sqrt((off * off).mean())),
                     bias=float(off.mean()),
                     bias_ratio=float(off.mean() / realized.mean()),

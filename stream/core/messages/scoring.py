@@ -1,4 +1,4 @@
-"""What a matured forecast was worth, in QLIKE (stream/core/forecasting/serving.py) and by its interval.
+"""What a matured forecast was worth, in QLIKE (stream/core/forecasting/qlike.py) and by its interval.
 
 Pure: it takes the forecast as it was published, so what is scored is what subscribers acted on.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from stream.core.forecasting.serving import qlike
+from stream.core.forecasting import qlike
 from stream.core.messages.schemas import Forecast, Scored
 
 
@@ -69,6 +69,6 @@ def scored(outcome: Outcome, issued_at: int) -> Scored:
         issued_at=issued_at,
         volatility=outcome.volatility,
         realized=outcome.realized,
-        qlike=qlike(outcome.realized, outcome.volatility),
+        qlike=qlike.loss(outcome.realized, outcome.volatility),
         covered=outcome.low <= outcome.realized <= outcome.high,
     )

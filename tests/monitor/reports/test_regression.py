@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from monitor.reports import regression
 from monitor.reports.regression import FORECASTERS, Matured, Regression
-from stream.core.forecasting import serving
+from stream.core.forecasting import qlike
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.scoring import Outcome
 
@@ -73,7 +73,7 @@ def test_quality_is_what_its_names_say(pairs: list[tuple[float, float]]) -> None
     of = regression.quality(realized, forecast)
     n = len(pairs)
     expected = {
-        "qlike": sum(serving.qlike(r, f) for r, f in pairs) / n,
+        "qlike": sum(qlike.loss(r, f) for r, f in pairs) / n,
         "mae_hourly": sum(abs(f - r) for r, f in pairs) / n,
         "rmse_hourly": math.sqrt(sum((f - r) ** 2 for r, f in pairs) / n),
         "bias_hourly": sum(f - r for r, f in pairs) / n,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.tsa.stattools import diebold_mariano_test
 
+from stream.core.forecasting import qlike
 from training.scoring import comparison
 from training.scoring.comparison import confidence_set, diebold_mariano, mincer_zarnowitz
-from training.scoring.measures import qlike_losses
 
 DAYS = 120
 PHASE = np.tile(np.arange(24), DAYS)
@@ -38,7 +38,7 @@ def test_the_better_forecaster_wins_in_every_phase():
     assert found.p_min is not None
     assert found.p_max is not None
     assert found.p_min <= found.p <= found.p_max
-    assert found.difference == pytest.approx((qlike_losses(realized, good) - qlike_losses(realized, poor)).mean())
+    assert found.difference == pytest.approx((qlike.losses(realized, good) - qlike.losses(realized, poor)).mean())
 
 
 @given(st.integers(0, 1_000))
@@ -56,7 +56,7 @@ def test_each_phase_is_statsmodels_test_of_one_forecast_a_day():
     only = PHASE == 5
     found = diebold_mariano(np.where(only, realized, np.nan), good, poor, PHASE)
     expected = diebold_mariano_test(
-        realized[only], good[only], poor[only], lags=7, criterion=qlike_losses, harvey_adj=True, horizon=1
+        realized[only], good[only], poor[only], lags=7, criterion=qlike.losses, harvey_adj=True, horizon=1
     )
     assert found.phases == 1
     assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue))
@@ -97,7 +97,7 @@ def test_too_few_days_are_undefined(days):
 
 def test_the_set_holds_the_best_and_not_the_clearly_worse_and_repeats():
     realized, good, poor = (x[PHASE == 0] for x in market(5))
-    losses = {name: qlike_losses(realized, f) for name, f in (("poor", poor), ("good", good), ("also", good * 1.001))}
+    losses = {name: qlike.losses(realized, f) for name, f in (("poor", poor), ("good", good), ("also", good * 1.001))}
     found = confidence_set(losses)
     assert found.included is not None
     assert "good" in found.included or "also" in found.included
@@ -156,6 +156,6 @@ def test_forecasts_and_outcomes_that_hardly_vary_give_numbers_or_a_reason(seed, 
             assert np.isfinite(figures).all()
             assert figures or of.reason
         day = phase == 0
-        losses = {n: qlike_losses(outcome[day], f[day]) for n, f in (("a", forecast), ("b", second))}
+        losses = {n: qlike.losses(outcome[day], f[day]) for n, f in (("a", forecast), ("b", second))}
         result = confidence_set(losses)
         assert result.reason or np.isfinite(list((result.p or {}).values())).all()

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.core.forecasting import qlike
 from stream.core.market.candle import HOUR_MS
 from training.data.panel import IntervalSeries
 from training.scoring import groups
-from training.scoring.measures import interval_measures, measures, qlike_losses, rolling_coverage
+from training.scoring.measures import interval_measures, measures, rolling_coverage
 
 START = 1_609_459_200_000  # 2021-01-01 00:00 UTC, a Friday
 sigma = st.floats(1e-5, 0.5)
@@ -45,9 +46,9 @@ def test_what_cannot_be_measured_is_refused_or_undefined():
 @given(sigma, sigma, st.floats(1.01, 3.0))
 def test_qlike_is_least_where_the_forecast_is_right_and_dearer_below(realized, forecast, factor):
     y = np.array([realized])
-    assert qlike_losses(y, y)[0] == 0
-    assert qlike_losses(y, np.array([forecast]))[0] >= 0
-    assert qlike_losses(y, y / factor)[0] > qlike_losses(y, y * factor)[0]
+    assert qlike.losses(y, y)[0] == 0
+    assert qlike.losses(y, np.array([forecast]))[0] >= 0
+    assert qlike.losses(y, y / factor)[0] > qlike.losses(y, y * factor)[0]
 
 
 def test_interval_measures_are_their_definitions():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.core.forecasting import serving
+from stream.core.forecasting import qlike, serving
 from stream.core.market.candle import HOUR_MS
 
 SIGMA = st.floats(1e-5, 1.0)
@@ -25,9 +25,9 @@ def test_the_daily_forecast_is_the_one_said_at_midnight() -> None:
 def test_qlike_is_least_where_the_forecast_was_right_and_harder_on_one_too_low(
     realized: float, forecast: float
 ) -> None:
-    assert serving.qlike(realized, realized) == 0
-    assert serving.qlike(realized, forecast) >= 0
-    assert serving.qlike(realized, realized / 1.5) > serving.qlike(realized, realized * 1.5)
+    assert qlike.loss(realized, realized) == 0
+    assert qlike.loss(realized, forecast) >= 0
+    assert qlike.loss(realized, realized / 1.5) > qlike.loss(realized, realized * 1.5)
 
 
 @given(SIGMA, SIGMA, SIGMA, st.sampled_from([2.0**-7, 8.0]))

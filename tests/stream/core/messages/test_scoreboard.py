@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.core.deciding.operator import State
-from stream.core.forecasting import serving
+from stream.core.forecasting import qlike, serving
 from stream.core.forecasting.contract import Usual
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import schemas, scoreboard
@@ -55,7 +55,7 @@ def test_every_window_is_plain_arithmetic_over_what_matured_in_it(outcomes: list
         field = {"served": "volatility", "model": "model_volatility"}.get(w.model, w.model)
         pairs = [(getattr(o, field), o.realized) for o in inside]
         assert w.matured == len(pairs)
-        assert w.qlike == pytest.approx(math.fsum(serving.qlike(r, f) for f, r in pairs) / len(pairs), rel=1e-9)
+        assert w.qlike == pytest.approx(math.fsum(qlike.loss(r, f) for f, r in pairs) / len(pairs), rel=1e-9)
         assert w.rmse == pytest.approx(math.sqrt(math.fsum((f - r) ** 2 for f, r in pairs) / len(pairs)), rel=1e-9)
         assert w.bias == pytest.approx(math.fsum(f - r for f, r in pairs) / len(pairs), rel=1e-9, abs=1e-15)
         ratio = math.fsum(f for f, _ in pairs) / math.fsum(r for _, r in pairs) - 1
