@@ -33,7 +33,7 @@ from stream.adapters.data_dir import DataDirLock
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.mqtt.broker import MqttBroker, stand_by, tls_context
-from stream.adapters.mqtt.recall import Recall
+from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
@@ -47,7 +47,7 @@ from stream.core.messages.builders import model_ref
 from stream.core.messages.records import Issuer
 from stream.core.messages.schemas import NodeInfo
 from stream.errors import JournalError, RefusedError, UnreachableError
-from stream.pipeline import learning
+from stream.pipeline import identity
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
 from stream.settings import EMBEDDED, Settings
@@ -287,7 +287,9 @@ async def _run(
             rng=random.Random(),
             tls=ground.tls,
             rivals=None if ground.broker else rivals,
-            recall=None if ground.broker else Recall(learning.retained_topics(settings.symbols), daemon.learn),
+            recall=None
+            if ground.broker
+            else RetainedTopicsReader(identity.retained_topics(settings.symbols), daemon.learn),
         )
         # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
         app = await asyncio.to_thread(server.build_app, daemon, metrics.text, version=VERSION)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.forecasting.contract import Model
-from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlineUpdate
 from stream.core.market.candle import Candle
+from stream.core.market.rest_answer import Answer
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome

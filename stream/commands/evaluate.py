@@ -111,7 +111,7 @@ def _evaluate(
     drawn = ("matplotlib",) if html or figure else ()
     refuse_missing("--html and --figure need", "research", drawn, "or leave them out")
     from training.evaluation import evaluate as evaluation
-    from training.evaluation import looks as ledgers
+    from training.evaluation import ledger as ledgers
     from training.pages import table
 
     if ledger is not None:
@@ -152,7 +152,7 @@ def _evaluate(
 
 def _into_ledger(scored: Scored, ledger: Path | None) -> None:
     from training.evaluation import evaluate as evaluation
-    from training.evaluation import looks as ledgers
+    from training.evaluation import ledger as ledgers
 
     of = scored.evaluation
     if not of.models or not ledgers.touches_test_year(times.parse(of.start), times.parse(of.end)):

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from stream.clock import Clock
-from stream.core.market.answer import Answer
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS
 from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.rest_answer import Answer
 from stream.core.market.sequencer import FLAT_HOURS
 from stream.errors import UnreachableError
 from stream.pipeline.processing import Processor

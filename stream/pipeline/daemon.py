@@ -22,7 +22,7 @@ from stream.core.messages.builders import EVENT_EXPIRY_S
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
-from stream.pipeline import learning
+from stream.pipeline import identity
 from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
 from stream.pipeline.measurements import Measurements
@@ -216,13 +216,13 @@ class Daemon:
         """Hears what the broker retains of our symbols, before anything is said on this connection."""
         ours = self.publisher.retained_payload
         for symbol in self._symbols:
-            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in learning.retained_topics([symbol])):
+            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in identity.retained_topics([symbol])):
                 continue
             try:
                 await self.processor.learn(symbol, payloads, self.publisher)
             except JournalError as error:
                 raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
-            self.publisher.offer([], learning.newer(payloads, symbol, ours))
+            self.publisher.offer([], identity.newer(payloads, symbol, ours))
 
     def introduce(self, info: NodeInfo) -> None:
         self.publisher.introduce(info)

@@ -30,7 +30,7 @@ from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.schemas import Forecast
 from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
-from stream.pipeline import learning
+from stream.pipeline import identity
 from stream.pipeline.revision import Load, Restated, restate
 from stream.pipeline.scorekeeping import Scorekeeper
 from stream.pipeline.worker import Worker
@@ -129,7 +129,7 @@ class Processor:
         model = self._predictor.model
         async with self._turn_lock:
             state = await self._worker.call(warm, self._rules, symbol, candles, model, self._predictor)
-            history = await self._worker.call(learning.from_journal, symbol, self._journal, model.version)
+            history = await self._worker.call(identity.from_journal, symbol, self._journal, model.version)
             await self._adopt(state, history)
             if (received := self._received.pop(symbol, None)) is not None:
                 await self._learn(symbol, *received)
@@ -161,9 +161,9 @@ class Processor:
             await self._learn(symbol, payloads, waiting)
 
     async def _learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
-        reported = await self._worker.call(learning.from_broker, payloads, symbol)
+        reported = await self._worker.call(identity.from_broker, payloads, symbol)
         pending = waiting.pending()
-        learnt = await self._worker.call(learning.learn, symbol, self._issued[symbol], reported, pending, self._journal)
+        learnt = await self._worker.call(identity.learn, symbol, self._issued[symbol], reported, pending, self._journal)
         if learnt.change is None:
             return
         retained = (*learnt.change.retained, self._recent(symbol, learnt.history))

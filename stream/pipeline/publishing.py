@@ -19,7 +19,7 @@ from stream.core.messages import schemas, topics
 from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
 from stream.errors import HungUpError, JournalError, MessageRefusedError, UnreachableError
-from stream.pipeline.withheld import Withheld
+from stream.pipeline.refused_topics import RefusedTopics
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
 from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
@@ -57,7 +57,7 @@ class EventPublisher:
         self._exchange_now_ms = exchange_now_ms
         self._observe = observe
         self._events: deque[Outgoing] = deque()
-        self._withheld = Withheld()
+        self._refused = RefusedTopics()
         self._retained: dict[str, Retained] = {}
         self._unsent: dict[str, None] = {}
         self._cleared: list[str] = []
@@ -78,7 +78,7 @@ class EventPublisher:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the broker does not take, and why."""
-        return self._withheld.reasons()
+        return self._refused.reasons()
 
     def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], gone: Sequence[str]) -> None:
         """What an earlier run left: unacknowledged events, and retained topics. Those in `gone` have left the
@@ -103,15 +103,15 @@ class EventPublisher:
 
     def pending(self) -> list[Outgoing]:
         """Events that the broker has not acknowledged."""
-        return [*self._events, *self._withheld.waiting()]
+        return [*self._events, *self._refused.waiting()]
 
     def amend(self, payloads: Mapping[int, bytes]) -> None:
         """What waits under these numbers of the outbox is said in other words."""
         self._events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in self._events)
-        self._withheld.amend(payloads)
+        self._refused.amend(payloads)
 
     def _count(self) -> None:
-        self._observe(OutboxCounted(len(self._events) + len(self._withheld)))
+        self._observe(OutboxCounted(len(self._events) + len(self._refused)))
 
     def retained_payload(self, topic: str) -> bytes | None:
         item = self._retained.get(topic)
@@ -151,7 +151,7 @@ class EventPublisher:
         self.connected = True
         self._state_sent = None
         try:
-            self._withheld.connected(self._clock.monotonic_s())
+            self._refused.connected(self._clock.monotonic_s())
             await self._say_state(publisher, "starting", ())
             await self._keep()
             # The broker may have forgotten everything: all current values again, before the backlog of events.
@@ -162,7 +162,7 @@ class EventPublisher:
                 self._wake.clear()
                 await self._publish_events(publisher)
                 await self._publish_retained(publisher)
-                await self._publish_withheld(publisher)
+                await self._publish_refused(publisher)
                 if self._closing:
                     await self._note_acknowledged()
                     await self._say_state(publisher, "stopped", ())
@@ -189,7 +189,7 @@ class EventPublisher:
 
     async def _pause(self) -> None:
         """Until there is something to say, or something to say again."""
-        wait_s = self._withheld.next_try_s(self._clock.monotonic_s())
+        wait_s = self._refused.next_try_s(self._clock.monotonic_s())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if wait_s is None else max(wait_s, _LOOK_AGAIN_S)):
                 await self._wake.wait()
@@ -198,18 +198,18 @@ class EventPublisher:
         while self._events and not self._late():
             event = self._events[0]
             # Behind what already waits on its topic, else in its turn.
-            was_published = event.topic not in self._withheld and await self._say_event(publisher, event)
+            was_published = event.topic not in self._refused and await self._say_event(publisher, event)
             self._events.popleft()
             if was_published:
                 await self._published(event)
             else:
-                self._withheld.put(event)
+                self._refused.put(event)
         if self._acknowledged:
             await self._note_acknowledged()
 
-    async def _publish_withheld(self, publisher: Publisher) -> None:
-        for topic in self._withheld.due(self._clock.monotonic_s()):
-            waiting = self._withheld.events(topic)
+    async def _publish_refused(self, publisher: Publisher) -> None:
+        for topic in self._refused.due(self._clock.monotonic_s()):
+            waiting = self._refused.events(topic)
             while waiting and not self._late():
                 event = waiting[0]
                 if not await self._say_event(publisher, event):
@@ -217,7 +217,7 @@ class EventPublisher:
                 waiting.popleft()
                 await self._published(event)
             if not waiting:
-                self._withheld.accepted(topic)
+                self._refused.accepted(topic)
         if self._acknowledged:
             await self._note_acknowledged()
 
@@ -277,21 +277,21 @@ class EventPublisher:
         self, publisher: Publisher, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
     ) -> bool:
         """Whether the broker has taken it. What it refuses waits, and is not offered before its time."""
-        if self._withheld.waits(topic, self._clock.monotonic_s()):
+        if self._refused.waits(topic, self._clock.monotonic_s()):
             return False
         try:
             await publisher.publish(topic, payload, retain=retain, expiry_s=expiry_s)
         except MessageRefusedError as error:
             self._observe(PublishFailed(topic, str(error)))
-            self._withheld.refused(topic, str(error), self._clock.monotonic_s())
+            self._refused.refused(topic, str(error), self._clock.monotonic_s())
             return False
         except UnreachableError as error:
             self._observe(PublishFailed(topic, str(error)))
             if isinstance(error, HungUpError):
-                self._withheld.hung_up(topic, str(error), self._clock.monotonic_s())
+                self._refused.hung_up(topic, str(error), self._clock.monotonic_s())
             else:
-                self._withheld.unanswered(topic, self._clock.monotonic_s())
+                self._refused.unanswered(topic, self._clock.monotonic_s())
             raise
-        self._withheld.accepted(topic)
+        self._refused.accepted(topic)
         self._observe(Published(topic))
         return True

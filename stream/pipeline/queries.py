@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from stream.clock import Clock
-from stream.core.market.answer import Answer
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
+from stream.core.market.rest_answer import Answer
 from stream.core.market.sequencer import RETRY_CAP_S, RETRY_FIRST_S
 from stream.errors import UnreachableError
 from stream.pipeline.subscription import Subscription

@@ -20,7 +20,7 @@ from fault_harness import PACED, START, hour
 from stream import node
 from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.mqtt.broker import Session, broker_client
-from stream.adapters.mqtt.recall import Recall
+from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
 from stream.commands import backup
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.topics import symbol_topic
@@ -231,7 +231,7 @@ async def test_who_may_publish_and_not_read_hears_nothing_and_publishes(mosquitt
     strict = type(mosquitto)(tmp_path / "strict", WRITE_ONLY)
     await asyncio.to_thread(strict.start)
     try:
-        recall = Recall([symbol_topic("BTCUSDT", "recent"), symbol_topic("BTCUSDT", "score")], learn)
+        recall = RetainedTopicsReader([symbol_topic("BTCUSDT", "recent"), symbol_topic("BTCUSDT", "score")], learn)
         for _ in range(2):
             async with broker_client(strict.url, "test") as client:
                 await recall(client)

@@ -118,7 +118,7 @@ def _contract(
         training=training,
         scores=_fold_scores(data, folds, held_out, sigma),
         versions={name: version(name) for name in _VERSIONS}
-        | {"tensorflow": fit.learning().tensorflow_version(), "python": platform.python_version()},
+        | {"tensorflow": fit.load_training_loop().tensorflow_version(), "python": platform.python_version()},
     )
     contract.check(agreed)
     return agreed

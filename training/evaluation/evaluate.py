@@ -18,7 +18,7 @@ from training.data.dataset import Dataset, DatasetError, load, load_others
 from training.data.holes import holes, jump_notes
 from training.data.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
 from training.evaluation import walk
-from training.evaluation.looks import Scoring
+from training.evaluation.ledger import Scoring
 from training.forecasters import Bundle
 from training.models.run import Run, load_run
 from training.scoring import scores

@@ -41,7 +41,7 @@ class Fitted:
 
     def sigma(self, data: Dataset, rows: Rows) -> Array:
         """Hourly σ [n, 5] for rows of any symbol: the next 24 h, then each horizon."""
-        return learning().predict(self.network, data, rows)  # type: ignore[no-any-return]
+        return load_training_loop().predict(self.network, data, rows)  # type: ignore[no-any-return]
 
 
 def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7, epochs: int | None = None) -> Fitted:
@@ -57,26 +57,26 @@ def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7
     scored, folds = data[0], walk_forward(start_ms, end_ms)
     for fold in folds:
         require_rows(scored, fold.start, fold.split)
-    learn = learning()
-    epochs = learn.EPOCHS if epochs is None else epochs
+    training_loop = load_training_loop()
+    epochs = training_loop.EPOCHS if epochs is None else epochs
     held_out, forecast = [], []
     with _progress() as progress:
         task = progress.add_task("training", total=(len(folds) + 1) * epochs)
 
         def network_on(learnt: sample.Sample) -> keras.Model:
             base = linear.fit_base(learnt)
-            return learn.train(learnt, base, seed=seed, epochs=epochs, on_epoch=lambda: progress.advance(task))
+            return training_loop.train(learnt, base, seed=seed, epochs=epochs, on_epoch=lambda: progress.advance(task))
 
         for fold in folds:
             network = network_on(sample.of_range(data, fold.start, fold.split))
             held_out.append(scored.rows(fold.split, fold.end))
-            forecast.append(np.exp(learn.predict(network, scored, held_out[-1])))
+            forecast.append(np.exp(training_loop.predict(network, scored, held_out[-1])))
         whole = sample.of_range(data, start_ms, end_ms)
         network = network_on(whole)
     rows, sigma = np.concatenate(held_out), np.concatenate(forecast)
     factors = retransform(scored.labels[rows], sigma)
     return Fitted(
-        learn.lstm.finished(network, np.log(factors)),
+        training_loop.lstm.finished(network, np.log(factors)),
         factors,
         (rows, sigma * factors),
         whole.symbols,
@@ -97,14 +97,14 @@ def retransform(realized: Array, forecast: Array) -> Array:
     return np.array(factors)
 
 
-def learning() -> Any:
-    """`training.models.learn`. TensorFlow is loaded here and not before: refusing a bad file must not take five
+def load_training_loop() -> Any:
+    """`training.models.training_loop`. TensorFlow is loaded here and not before: refusing a bad file must not take five
     seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it says so on stderr
-    from training.models import learn
+    from training.models import training_loop
 
-    return learn
+    return training_loop
 
 
 def _progress() -> Progress:

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from stream.adapters.data_dir import DataDirLock
-from stream.adapters.journal import issued
+from stream.adapters.journal import statements
 from stream.adapters.journal.database import Database
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
@@ -91,7 +91,7 @@ class SqliteJournal:
     def keep_issuer(self, issuer: Issuer) -> None:
         """What speaks from now on. Forgets what spoke so long ago that nothing of it is corrected any more."""
         with self._database.transaction() as db:
-            issued.keep_issuer(db, issuer)
+            statements.keep_issuer(db, issuer)
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """A bundle or a policy that has spoken here lately."""
@@ -101,7 +101,7 @@ class SqliteJournal:
     def renumber(self, change: Renumbering) -> None:
         """Words that wait get another revision, in one transaction."""
         with self._database.transaction() as db:
-            issued.renumber(db, change)
+            statements.renumber(db, change)
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]:
         rows = self._database.read(
@@ -244,9 +244,9 @@ def _store(db: sqlite3.Connection, record: Record) -> list[int]:
     )
     for open_time in record.filled:
         _fill(db, record.symbol, open_time)
-    issued.store_messages(db, "forecasts", record.forecasts)
-    issued.store_messages(db, "decisions", record.decisions)
-    issued.store_outcomes(db, record.outcomes)
+    statements.store_messages(db, "forecasts", record.forecasts)
+    statements.store_messages(db, "decisions", record.decisions)
+    statements.store_outcomes(db, record.outcomes)
     db.executemany(
         "INSERT OR REPLACE INTO alarms VALUES (?, ?, ?, ?, ?)",
         [

@@ -20,10 +20,10 @@ from stream.adapters.outbound import Way
 from stream.adapters.rest.http_get import HttpGet
 from stream.clock import Clock
 from stream.core.market import binance
-from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlinesPage, WireError
 from stream.core.market.candle import HOUR_MS, INTERVAL, LATEST_MS, Candle
 from stream.core.market.due_candles import lacking
+from stream.core.market.rest_answer import Answer
 from stream.errors import UnreachableError
 from stream.telemetry import FrameRejected, Observer, WeightUsed
 

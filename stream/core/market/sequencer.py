@@ -13,7 +13,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-from stream.core.market.answer import Answer
 from stream.core.market.binance import KlineUpdate
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import Absences, Order, judge, overdue
@@ -32,6 +31,7 @@ from stream.core.market.outputs import (
     Step,
     Wait,
 )
+from stream.core.market.rest_answer import Answer
 
 #: After so many hours without a trade the exchange is asked whether the symbol is still traded.
 FLAT_HOURS = 24

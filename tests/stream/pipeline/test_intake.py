@@ -14,12 +14,12 @@ from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
-from stream.core.market.answer import Answer
 from stream.core.market.binance import ExchangeInfo, KlineUpdate, SymbolInfo, UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.market.outputs import Due
+from stream.core.market.rest_answer import Answer
 from stream.core.market.sequencer import Sequencer
 from stream.errors import UnreachableError
 from stream.pipeline.intake import Intake

@@ -16,7 +16,7 @@ from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
 from stream.errors import HungUpError, MessageRefusedError, UnreachableError
 from stream.pipeline.publishing import EventPublisher
-from stream.pipeline.withheld import Withheld
+from stream.pipeline.refused_topics import RefusedTopics
 from stream.pipeline.worker import Worker
 from stream.telemetry import Fact, OutboxCounted, Published, PublishFailed
 
@@ -258,7 +258,7 @@ async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand:
 def test_a_refused_topic_is_offered_again_with_growing_pauses_and_on_each_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    withheld, pauses_s = Withheld(), []
+    withheld, pauses_s = RefusedTopics(), []
     for _ in range(8):
         withheld.refused("a", "Not authorized", 100.0)
         pauses_s.append(withheld.next_try_s(100.0))
@@ -274,7 +274,7 @@ def test_a_refused_topic_is_offered_again_with_growing_pauses_and_on_each_connec
 
 
 def test_topics_refused_for_one_reason_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    withheld = Withheld()
+    withheld = RefusedTopics()
     for n in range(50):
         withheld.refused(f"t/{n}", "Not authorized", 0.0)
     withheld.refused("t/0", "Quota exceeded", 0.0)

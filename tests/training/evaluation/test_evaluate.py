@@ -22,7 +22,7 @@ from stream.testing.sample_model import sample_model
 from training import forecasters
 from training.data import dataset
 from training.data.panel import NEXT_24H
-from training.evaluation import evaluate, looks
+from training.evaluation import evaluate, ledger
 from training.models.run import load_run
 from training.scoring import scores
 
@@ -141,7 +141,7 @@ def test_a_scoring_of_the_test_year_is_written_down_once(tmp_path):
     for _ in range(2):
         done = volcast(*asked)
         assert done.exit_code == 0, done.output
-    (line,) = looks.read(book)
+    (line,) = ledger.read(book)
     figures = json.loads((tmp_path / "a.json").read_text())
     assert (line.model, line.symbol, line.start, line.end, line.protocol) == (
         *(figures[k] for k in ("model_version", "symbol", "start", "end")),

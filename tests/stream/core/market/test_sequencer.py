@@ -8,12 +8,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.core.market.answer import Answer
 from stream.core.market.binance import KlineUpdate
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.due_candles import lacking
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.market.outputs import AskStatus, Backfill, Done, Due, FeedState, Output, Wait, emitted
+from stream.core.market.rest_answer import Answer
 from stream.core.market.sequencer import Sequencer
 
 START = 1_704_067_200_000

@@ -35,7 +35,7 @@ class _Held:
     events: deque[Outgoing] = field(default_factory=deque)
 
 
-class Withheld:
+class RefusedTopics:
     """Bookkeeping alone: who publishes says what came of it."""
 
     def __init__(self) -> None:

@@ -13,14 +13,14 @@ from processor_bench import SYMBOL, Bench, bench, wrong
 from scripted_broker import NOT_AUTHORIZED, Scripted
 
 from stream.adapters.mqtt.broker import Session, broker_client
-from stream.adapters.mqtt.recall import Recall
+from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
 from stream.core.deciding.accumulation import anchor
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.outputs import Due
 from stream.core.messages import schemas, topics
 from stream.core.messages.records import Outgoing
 from stream.core.messages.schemas import Forecast, PublishedScore, Recent
-from stream.pipeline import learning
+from stream.pipeline import identity
 from stream.testing.market import simulate_symbol
 
 pytestmark = pytest.mark.fault(42)
@@ -176,7 +176,7 @@ async def test_what_is_known_of_long_ago_is_that_it_was_said(tmp_path: Path) -> 
 async def test_what_somebody_else_wrote_there_changes_nothing(payload: bytes, tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         await start(made, TAPE[:60])
-        await made.processor.learn(SYMBOL, dict.fromkeys(learning.retained_topics([SYMBOL]), payload), Broker(made))
+        await made.processor.learn(SYMBOL, dict.fromkeys(identity.retained_topics([SYMBOL]), payload), Broker(made))
         await go_on(made, TAPE[60:63])
         assert numbers(made) == {h: [0] for h in range(60, 63)}
 
@@ -191,7 +191,7 @@ async def test_a_broker_that_refuses_subscriptions_is_told_once_and_spoken_to(
 
     async with Scripted() as broker, asyncio.timeout(30):
         broker.suback = NOT_AUTHORIZED
-        recall = Recall([RECENT, SCORE], learn)
+        recall = RetainedTopicsReader([RECENT, SCORE], learn)
         for _ in range(2):
             async with broker_client(broker.url, "n") as client:
                 await recall(client)

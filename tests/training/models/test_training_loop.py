@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from stream.core.forecasting.features import SEQUENCE_NAMES, STATIC_NAMES
-from training.models import learn, linear, lstm
+from training.models import linear, lstm, training_loop
 from training.models.linear import Linear
 
 INPUTS = len(STATIC_NAMES) + len(linear.LEVELS)
@@ -30,7 +30,7 @@ def windows():
 
 
 def test_untrained_the_network_is_its_base(base, windows):
-    learn.seed_everything(1)
+    training_loop.seed_everything(1)
     members = lstm.members(SCALER, base, 2)
     expected = base.log_sigma(linear.expanded(windows[1]))
     for network, shape in ((members, (16, 2, 5)), (lstm.ensemble(members, SCALER, base, 2, shrink=0.5), (16, 5))):
@@ -42,7 +42,7 @@ def test_untrained_the_network_is_its_base(base, windows):
 
 
 def test_the_ensemble_is_the_base_and_the_shrunk_mean_of_its_members_residuals(base, windows):
-    learn.seed_everything(1)
+    training_loop.seed_everything(1)
     members = lstm.members(SCALER, base, 3)
     chance = np.random.default_rng(3)
     for k in range(3):
@@ -56,12 +56,12 @@ def test_the_ensemble_is_the_base_and_the_shrunk_mean_of_its_members_residuals(b
 
 
 def test_training_moves_every_member_and_never_the_base(base, windows):
-    learn.seed_everything(1)
+    training_loop.seed_everything(1)
     members = lstm.members(SCALER, base, 2)
     frozen = {w.path: w.numpy().copy() for w in members.non_trainable_weights}
     before = {w.path: w.numpy().copy() for w in members.trainable_weights}
     assert len(before) == 2 * (3 + 2)
-    members.compile(optimizer="adam", loss=learn.loss)
+    members.compile(optimizer="adam", loss=training_loop.loss)
     members.fit(list(windows), np.full((16, 5), -4.0, np.float32), epochs=3, verbose=0)
     assert all((w.numpy() != before[w.path]).any() for w in members.trainable_weights)
     assert all((w.numpy() == frozen[w.path]).all() for w in members.non_trainable_weights)
@@ -84,13 +84,13 @@ finite = st.floats(-9, -2, width=32)
 @settings(max_examples=25)
 def test_the_loss_is_least_where_the_labels_are_and_an_unknown_label_weighs_nothing(labels):
     at = np.where(np.isfinite(labels), labels, -5.0).astype(np.float32)[:, None, :]
-    least = np.asarray(learn.loss(labels, at))
+    least = np.asarray(training_loop.loss(labels, at))
     np.testing.assert_allclose(least, 0.0, atol=1e-6)
     for step in (-3.0, -0.1, 0.1, 3.0):
-        moved = np.asarray(learn.loss(labels, at + np.float32(step)))
+        moved = np.asarray(training_loop.loss(labels, at + np.float32(step)))
         known = np.isfinite(labels).any(axis=1)
         assert (moved[known] > 0).all()
         np.testing.assert_array_equal(moved[~known], 0.0)
         # Members add up.
-        twice = np.asarray(learn.loss(labels, np.repeat(at + np.float32(step), 2, axis=1)))
+        twice = np.asarray(training_loop.loss(labels, np.repeat(at + np.float32(step), 2, axis=1)))
         np.testing.assert_allclose(twice, 2 * moved, rtol=1e-6)

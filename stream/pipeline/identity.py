@@ -1,4 +1,4 @@
-"""Learning: what a symbol's ids have been used for, from the journal and from what the broker retains.
+"""Identity: what a symbol's ids have been used for, from the journal and from what the broker retains.
 
 A node that starts from a backup, beside another node's past or with nothing would otherwise use a revision for another
 value than it had. Runs on the work thread.

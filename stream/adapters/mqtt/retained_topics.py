@@ -1,4 +1,4 @@
-"""Recall: what the broker retains on topics of ours is read before anything is said on a connection.
+"""What the broker retains on our topics is read before anything is published on a connection.
 
 Ids that another node has used for another value are learnt so. Who may publish and not subscribe publishes all the
 same: that is told once, and then nothing is known of others.
@@ -25,7 +25,7 @@ _AT_ONCE = 50
 _ATTEMPTS = 2
 
 
-class Recall:
+class RetainedTopicsReader:
     """One per node: reads `topics` on a connection and hands them to `learn`."""
 
     def __init__(self, topics: Sequence[str], learn: Callable[[Mapping[str, bytes]], Awaitable[None]]) -> None:
