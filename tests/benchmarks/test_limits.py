@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect
 
 from stream import node
 from stream.adapters import predictor as predictors
+from stream.adapters.bundles import packaged_model
 from stream.clock import Clock
 from stream.core.forecasting import features
 from stream.core.market import binance
@@ -70,7 +71,7 @@ class Watch:
 async def floor(ws_url: str, broker_url: str) -> list[float]:
     """Receive, run the model, publish: what no design can go below on this machine. After the node, not beside it:
     on the same loop each would wait for the other."""
-    predictor = predictors.load(node.packaged_model())
+    predictor = predictors.load(packaged_model())
     sequence = np.zeros((1, features.SEQUENCE_HOURS, len(features.SEQUENCE_NAMES)), np.float32)
     static = np.zeros((1, len(features.STATIC_NAMES)), np.float32)
     host, port = broker_url.removeprefix("mqtt://").split(":")

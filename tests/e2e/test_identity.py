@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from fault_harness import PACED, START, hour
 
-from stream import node
+from stream.adapters.bundles import packaged_model
 from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.mqtt.broker import Session, broker_client
 from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
@@ -201,9 +201,9 @@ async def test_what_a_former_model_said_is_corrected_by_it(
 ) -> None:
     # Another bundle of the same numbers: a comment makes its version.
     other = tmp_path / "other.onnx"
-    bundle = await asyncio.to_thread(node.packaged_model().read_bytes)
+    bundle = await asyncio.to_thread(packaged_model().read_bytes)
     await asyncio.to_thread(other.write_bytes, bundle + b"\x32\x05later")
-    first, second = [await asyncio.to_thread(stand.version_of, path) for path in (node.packaged_model(), other)]
+    first, second = [await asyncio.to_thread(stand.version_of, path) for path in (packaged_model(), other)]
     await live(wrong, 0, 14, broker, tmp_path / "var")
     watch, ear = await live(
         right, 15, 17, broker, tmp_path / "var", model=other, also=lambda w: bool(w.of(CandleRevised))

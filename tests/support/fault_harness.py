@@ -27,6 +27,7 @@ import pytest
 from stream import node
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import Backoff, ConnectBudget
+from stream.adapters.bundles import packaged_model
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.database import FILE_NAME
 from stream.adapters.journal.store import SqliteJournal
@@ -321,7 +322,7 @@ def limits(exchange: Exchange) -> None:
 
 def hold(data_dir: Path, tape: dict[str, list[Candle]], end_ms: int, since: int = START) -> None:
     """The journal against the tape."""
-    predictor = predictors.load(node.packaged_model())
+    predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
     with (
         contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal,
@@ -366,7 +367,7 @@ def version_of(bundle: Path) -> str:
 
 def hold_forecasts(forecasts: Iterable[Forecast], whole: list[Candle]) -> None:
     """Forecasts of the packaged model against a replay of the tape."""
-    predictor = predictors.load(node.packaged_model())
+    predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
     by_time = {f.open_time: f for f in forecasts}
     for _, event in replay(rules, whole[0].symbol, whole, predictor.model, predictor, since=min(by_time)):
