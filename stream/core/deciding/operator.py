@@ -145,7 +145,7 @@ def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, 
 def remember(rules: Rules, state: State, prediction: Prediction) -> State:
     """The state after a forecast from before the accumulation: nothing is decided, own regimes are found by it."""
     sigmas = _past_before(rules, state, prediction.open_time)
-    sigmas[:, -1] = _column(rules, prediction)
+    sigmas[:, -1] = column(rules, prediction)
     return msgspec.structs.replace(state, sigmas=sigmas, forecast_until=prediction.open_time, awaiting=False)
 
 
@@ -236,7 +236,7 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     har_served = serving.behind(days)
     if har_served and har_calibrated is None:
         har_calibrated = accumulation.har_intervals(rules, start, sigmas[:, past], state.realized)
-    sigmas[:, -1] = _column(rules, prediction)
+    sigmas[:, -1] = column(rules, prediction)
     calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
     if har_calibrated is not None:
         har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
@@ -293,7 +293,8 @@ def _past_before(rules: Rules, state: State, open_time: int) -> Array:
     return _later(state.sigmas, (open_time - state.forecast_until) // HOUR_MS)
 
 
-def _column(rules: Rules, prediction: Prediction) -> list[float]:
+def column(rules: Rules, prediction: Prediction) -> list[float]:
+    """What `State.sigmas` keeps of a prediction."""
     return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.deciding.accumulation import Rules, anchor, forecast_hours
-from stream.core.deciding.operator import Event, Ready, State, give_up, remember, step
-from stream.core.forecasting import features
+from stream.core.deciding.accumulation import ACCUMULATION_HOURS, Rules, anchor, forecast_hours
+from stream.core.deciding.operator import RECENT_HOURS, Event, Ready, State, column, give_up, remember, step
+from stream.core.forecasting import features, target
 from stream.core.forecasting.contract import Model
-from stream.core.forecasting.features import Features
+from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.predictions import Prediction, assemble
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
@@ -105,13 +105,60 @@ def drive(
 
 
 def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
-    """The operator's state after `candles`, as if it had always run: start-up and recovery."""
-    state = State(symbol)
-    if candles:
-        for after, _ in replay(rules, symbol, candles, model, predict, since=candles[-1].open_time):
-            state = after
-    # The newest candle may be one that the model gave no usable answer for.
-    return give_up(state) if state.awaiting else state
+    """The operator's state after `candles`, as if it had always run: start-up and recovery.
+
+    Only the hours that `State.recent` shows are stepped through. What is remembered of earlier ones are arrays, and the
+    first step accumulates over them.
+    """
+    if not candles:
+        return State(symbol)
+    grid, ohlcv = to_grid(candles)
+    table = features.compute(grid, ohlcv)
+    newest = int(grid[-1])
+    asked = forecast_hours(grid, anchor(newest), own=symbol != rules.described)
+    rows = np.nonzero(table.ready & asked)[0]
+    predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
+    # A forecast that the model refused leaves the lines before it as they were.
+    oldest = max(predictions, default=newest) - (RECENT_HOURS - 1) * HOUR_MS
+    shown = next(k for k, c in enumerate(candles) if c.open_time >= oldest)
+    state = _before(rules, symbol, candles[:shown], grid, ohlcv, predictions)
+    for candle in candles[shown:]:
+        state, events = step(rules, state, candle)
+        if not any(isinstance(e, Ready) for e in events):
+            continue
+        prediction = predictions.get(candle.open_time)
+        # The newest candle may be one that the model gave no usable answer for.
+        state = give_up(state) if prediction is None else step(rules, state, prediction)[0]
+    return state
+
+
+def _before(
+    rules: Rules,
+    symbol: str,
+    candles: Sequence[Candle],
+    grid: NDArray[np.int64],
+    ohlcv: Array,
+    predictions: Mapping[int, Prediction],
+) -> State:
+    """The state after `candles`, the first of those on the grid, when nothing has been decided yet."""
+    if not candles:
+        return State(symbol)
+    last = candles[-1].open_time
+    end = (last - int(grid[0])) // HOUR_MS + 1
+    window = np.full((LOOKBACK_HOURS, 5), np.nan)
+    window[-min(end, LOOKBACK_HOURS) :] = ohlcv[max(end - LOOKBACK_HOURS, 0) : end]
+    realized = np.full(ACCUMULATION_HOURS, np.nan)
+    realized[-min(end, ACCUMULATION_HOURS) :] = target.realized_hours(ohlcv[:end, 3])[-ACCUMULATION_HOURS:]
+    known = [p for p in predictions.values() if p.open_time <= last]
+    if not known:
+        return State(symbol, last_open_time=last, window=window, realized=realized)
+    until = max(p.open_time for p in known)
+    sigmas = np.full((len(rules.sources) + 1, rules.sigma_hours(symbol)), np.nan)
+    for prediction in known:
+        back = (until - prediction.open_time) // HOUR_MS
+        if back < sigmas.shape[1]:
+            sigmas[:, -1 - back] = column(rules, prediction)
+    return State(symbol, last_open_time=last, window=window, realized=realized, sigmas=sigmas, forecast_until=until)
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:

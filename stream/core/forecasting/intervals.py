@@ -14,10 +14,10 @@ arXiv 2106.00170), one step an hour. GAMMA and the limits were chosen on 2021-20
 from __future__ import annotations
 
 import math
+from bisect import insort_left
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from stream.core.forecasting.contract import Calibration
 from stream.core.forecasting.windows import Array
@@ -34,6 +34,7 @@ MIN_RESIDUALS = 50
 _DAY_HOURS = 24
 #: Hour 0 since the epoch was the first of a Thursday.
 _EPOCH_WEEKDAY = 3
+_NOTHING_GIVEN = (math.nan, math.nan)
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -107,12 +108,7 @@ def give(
 ) -> tuple[IntervalMemory, Interval]:
     """The interval for the forecast of this candle, and the memory of having given it."""
     group = memory.groups[group_of(open_time)]
-    if len(group.residuals) < MIN_RESIDUALS:
-        low, high = calibration.low, calibration.high
-    else:
-        # An interval contains its forecast, whatever lately happened.
-        low = min(_quantile(group.residuals, group.miss_below), 0.0)
-        high = max(_quantile(group.residuals, 1 - group.miss_above), 0.0)
+    low, high = _bounds(calibration, group.residuals, group.miss_below, group.miss_above)
     given = memory.given.copy()
     given[-1] = low, high
     return IntervalMemory(memory.groups, given), Interval(
@@ -133,23 +129,47 @@ def accumulated(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, Array]:
     """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
-    memory, highs = start(calibration), np.full(len(volatility), np.nan)
-    for k, (forecast, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
-        memory = passed(memory)
-        earlier = float(volatility[k - DELAY_HOURS]) if k >= DELAY_HOURS else math.nan
+    # The arithmetic of `passed`, `learn` and `give`, on lists: these hours are many, and their memories nobody sees.
+    memory = start(calibration)
+    pools = [group.residuals.tolist() for group in memory.groups]
+    below, above = [g.miss_below for g in memory.groups], [g.miss_above for g in memory.groups]
+    forecasts, outcomes = volatility.tolist(), realized.tolist()
+    given: list[tuple[float, float]] = [_NOTHING_GIVEN] * len(forecasts)
+    highs = [math.nan] * len(forecasts)
+    rate = (1 - calibration.level) / 2
+    groups = [group_of(open_time + k * HOUR_MS) for k in range(len(forecasts))]
+    for k, (forecast, outcome) in enumerate(zip(forecasts, outcomes, strict=True)):
+        earlier = forecasts[k - DELAY_HOURS] if k >= DELAY_HOURS else math.nan
         if outcome == outcome and earlier == earlier:
-            memory = learn(calibration, memory, open_time + k * HOUR_MS, earlier, outcome)
+            residual, i = math.log(outcome / earlier), groups[k - DELAY_HOURS]
+            low, high = given[k - DELAY_HOURS]
+            below[i] = _within(below[i] + GAMMA * (rate - (residual < low)))
+            above[i] = _within(above[i] + GAMMA * (rate - (residual > high)))
+            insort_left(pools[i], residual)
         if forecast == forecast:
-            memory, interval = give(calibration, memory, open_time + k * HOUR_MS, forecast)
-            highs[k] = interval.high
-    return memory, highs
+            i = groups[k]
+            given[k] = low, high = _bounds(calibration, pools[i], below[i], above[i])
+            highs[k] = forecast * math.exp(high)
+    weekday, weekend = (Group(np.array(pools[i]), below[i], above[i]) for i in (0, 1))
+    newest = [_NOTHING_GIVEN] * (DELAY_HOURS + 1) + given
+    return IntervalMemory((weekday, weekend), np.array(newest[-DELAY_HOURS - 1 :])), np.array(highs)
 
 
 def _within(rate: float) -> float:
     return min(max(rate, MISS_RATE_RANGE[0]), MISS_RATE_RANGE[1])
 
 
-def _quantile(ordered: NDArray[np.float64], share: float) -> float:
+def _bounds(
+    calibration: Calibration, residuals: Array | list[float], miss_below: float, miss_above: float
+) -> tuple[float, float]:
+    """Log bounds relative to the forecast, of sorted residuals."""
+    if len(residuals) < MIN_RESIDUALS:
+        return calibration.low, calibration.high
+    # An interval contains its forecast, whatever lately happened.
+    return min(_quantile(residuals, miss_below), 0.0), max(_quantile(residuals, 1 - miss_above), 0.0)
+
+
+def _quantile(ordered: Array | list[float], share: float) -> float:
     """Linear interpolation between order statistics, as numpy's default."""
     place = share * (len(ordered) - 1)
     below = int(place)

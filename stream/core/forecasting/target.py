@@ -16,6 +16,7 @@ from stream.core.forecasting.features import SIGMA_FLOOR, Features
 from stream.core.forecasting.windows import Array, Trailing
 
 HORIZON_HOURS = (1, 6, 12, 24)
+_RETURNS_24H = 24
 #: |x| of an hourly return in units of its expected root mean square: the means of the eight octiles of Student's t
 #: with four degrees of freedom, its variance brought to 1.
 _COMING_RETURN = (0.0591, 0.1794, 0.3065, 0.4469, 0.6110, 0.8203, 1.1348, 2.0989)
@@ -66,6 +67,20 @@ def realized(close: Array) -> float:
     # Not floored by max(): that would turn a missing hour into the floor.
     sigma = float(np.sqrt((apart * apart).sum() / (len(r) - 1)))
     return SIGMA_FLOOR if sigma < SIGMA_FLOOR else sigma
+
+
+def realized_hours(close: Array) -> Array:
+    """`realized` at each hour of a grid of closes [T] (NaN where an hour has no candle): [T], NaN where one of the 25
+    closes that end with it is missing."""
+    out = np.full(len(close), np.nan)
+    if len(close) > _RETURNS_24H:
+        windows = np.lib.stride_tricks.sliding_window_view(np.log(close), _RETURNS_24H + 1)
+        r = np.diff(windows, axis=1)
+        apart = r - (r.sum(axis=1) / _RETURNS_24H)[:, None]
+        sigma = np.sqrt((apart * apart).sum(axis=1) / (_RETURNS_24H - 1))
+        # Not floored by max(): that would turn a missing hour into the floor.
+        out[_RETURNS_24H:] = np.where(sigma < SIGMA_FLOOR, SIGMA_FLOOR, sigma)
+    return out
 
 
 def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_1h: Array) -> Array:

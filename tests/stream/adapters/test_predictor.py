@@ -47,7 +47,7 @@ def test_answers_are_plausible_volatilities(predict, windows):
     assert ((answer > 1e-5) & (answer < 0.5)).all()
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 16, 100, 8_192])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 16, 63, 64, 65, 100, 127, 128, 600, 8_192])
 def test_a_row_has_one_answer_whatever_the_batch(predict, windows, batch):
     sequence, static = windows
     whole = predict(sequence, static)
@@ -60,8 +60,9 @@ def test_a_row_has_one_answer_whatever_its_company_and_place(predict, windows):
     chance = np.random.default_rng(1)
     sequence, static = windows
     alone = predict(sequence[:1], static[:1])[0]
-    for place in range(9):
-        others, other_static = chance.normal(0, 50, (9, SEQUENCE_HOURS, 8)), chance.normal(0, 50, (9, static.shape[1]))
+    for place, rows in [*((place, 9) for place in range(9)), *((place, 100) for place in (0, 1, 35, 36, 63, 64, 99))]:
+        others = chance.normal(0, 50, (rows, SEQUENCE_HOURS, 8))
+        other_static = chance.normal(0, 50, (rows, static.shape[1]))
         others[0], other_static[-1] = np.nan, np.inf
         others, other_static = others.astype(np.float32), other_static.astype(np.float32)
         others[place], other_static[place] = sequence[0], static[0]

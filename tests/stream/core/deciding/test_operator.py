@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -135,6 +136,49 @@ def test_a_symbol_with_regimes_of_its_own_needs_300_days_for_the_same(newest: in
     fresh = drive([c for c in recent if c.open_time >= since], {OWN: warmed})[1][OWN]
     assert [e for e in fresh if isinstance(e, Issued)] == long_run
     assert {e.regimes_from for e in long_run} == {"own"}
+
+
+@settings(max_examples=12)
+@given(
+    st.sampled_from(["BTCUSDT", OWN]),
+    st.integers(1, 4_300),
+    st.sets(st.integers(0, 130), max_size=40),
+    st.sets(st.integers(0, 4_299), max_size=60),
+    st.sets(st.integers(0, 200), max_size=10),
+)
+def test_a_warm_start_is_where_stepping_through_every_hour_leads(
+    symbol: str, hours: int, lately: set[int], missing: set[int], refused: set[int]
+) -> None:
+    """`lately` and `refused` count back from the newest hour: there meet what is stepped through and what is not."""
+    whole = market(symbol)[:hours]
+    gone = missing | {hours - 1 - back for back in lately}
+    candles = [c for i, c in enumerate(whole) if i not in gone] or [whole[-1]]
+
+    def predict(sequence: Any, static: Any) -> Any:
+        answer = sample_predict(sequence, static)
+        # `warm` and `replay` ask for the same rows, in one call.
+        answer[[k for k in refused if k < len(answer)]] = np.nan
+        answer[[-1 - k for k in refused if k < len(answer)]] = np.nan
+        return answer
+
+    *_, (stepped, _) = replay(RULES, symbol, candles, MODEL, predict, since=candles[-1].open_time)
+    stepped = msgspec.structs.replace(stepped, awaiting=False)
+    warmed = warm(RULES, symbol, candles, MODEL, predict)
+    assert _differences(warmed, stepped) == []
+
+
+def _differences(a: State, b: State) -> list[str]:
+    return [name for name in State.__struct_fields__ if not _equal(getattr(a, name), getattr(b, name))]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b, equal_nan=True)
+    if isinstance(a, msgspec.Struct) and type(a) is type(b):
+        return all(_equal(getattr(a, name), getattr(b, name)) for name in a.__struct_fields__)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b or (a != a and b != b))
 
 
 def test_own_regimes_are_quantiles_of_the_forecasts_of_the_180_days_before_the_fold() -> None:

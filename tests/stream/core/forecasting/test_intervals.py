@@ -85,6 +85,8 @@ def test_a_fold_is_what_was_lived_through_hour_by_hour(
         if np.isfinite(volatility[k]):
             memory, _ = intervals.give(CALIBRATION, memory, START + k * HOUR_MS, float(volatility[k]))
     accumulated = intervals.accumulate(CALIBRATION, START, volatility, realized)
+    given = intervals.passed(memory, 299 - last).given if last < 299 else memory.given
+    assert np.array_equal(given, accumulated.given, equal_nan=True)
     for lived, again in zip(memory.groups, accumulated.groups, strict=True):
         assert np.array_equal(lived.residuals, again.residuals)
         assert (lived.miss_below, lived.miss_above) == (again.miss_below, again.miss_above)

@@ -39,6 +39,13 @@ def test_labels_are_numpys_over_the_coming_returns_and_nan_across_a_hole(seed, m
             _same(got.mean_square[hours][t], expected, 1e-20)
 
 
+@given(SEEDS, st.sampled_from([0.0, 0.01, 0.1]), st.integers(1, 120))
+def test_the_outcome_of_an_hour_is_the_same_number_alone_and_among_others(seed, missing, hours):
+    close = closes(seed, hours, missing)
+    alone = [target.realized(close[t - 24 : t + 1]) if t >= 24 else np.nan for t in range(hours)]
+    np.testing.assert_array_equal(target.realized_hours(close), alone)
+
+
 def _same(got: float, expected: float, absolute: float = 1e-12) -> None:
     if np.isnan(expected):
         assert np.isnan(got)
