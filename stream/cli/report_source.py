@@ -16,7 +16,7 @@ from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.predictor import Predictor
 from stream.core.deciding import operator
 from stream.core.deciding.accumulation import Rules
-from stream.core.deciding.replay import replay, to_grid
+from stream.core.deciding.replay import events, to_grid
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages import builders, scoring
 from stream.core.messages.schemas import Forecast
@@ -61,7 +61,7 @@ def _replayed(rules: Rules, symbol: str, series: list[Candle], predictor: Predic
     """What the daemon would have said of these candles, and what became of it."""
     outcomes: list[Outcome] = []
     waiting: dict[int, Forecast] = {}
-    for _, event in replay(rules, symbol, series, predictor.model, predictor, since):
+    for event in events(rules, symbol, series, predictor.model, predictor, since):
         if isinstance(event, operator.Issued):
             forecast = builders.forecast(event, predictor.model, "replay", issued_at=0)
             waiting[forecast.open_time] = forecast

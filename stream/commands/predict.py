@@ -26,7 +26,7 @@ from stream.cli.paths import TABLE_SUFFIXES, Output
 from stream.cli.settings_flags import FILE, MODEL, POLICY
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
-from stream.core.deciding.replay import replay
+from stream.core.deciding.replay import events
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.builders import close_time
 from stream.errors import RefusedError
@@ -92,7 +92,7 @@ def _predict(
             bar.advance(modelled, len(static))
             return answer
 
-        for _, event in replay(rules, name, series, predictor.model, counted, since):
+        for event in events(rules, name, series, predictor.model, counted, since):
             if isinstance(event, Issued):
                 rows.append(_row(event))
                 uncalibrated += event.regimes_from == "uncalibrated"
@@ -137,16 +137,16 @@ def _progress() -> Progress:
     )
 
 
-def _row(issued: Issued) -> dict[str, Any]:
-    p, v = issued.prediction, issued.verdict
+def _row(event: Issued) -> dict[str, Any]:
+    p, v = event.prediction, event.verdict
     return {
         "id": str(p.id),
         "symbol": p.symbol,
         "open_time": p.open_time,
         "close_time": close_time(p.open_time),
         "volatility_hourly": p.volatility,
-        "volatility_low": issued.interval.low,
-        "volatility_high": issued.interval.high,
+        "volatility_low": event.interval.low,
+        "volatility_high": event.interval.high,
         "horizon_1h": p.horizon_1h,
         "horizon_6h": p.horizon_6h,
         "horizon_12h": p.horizon_12h,
@@ -160,6 +160,6 @@ def _row(issued: Issued) -> dict[str, Any]:
         "exposure": v.exposure,
         "action": v.action,
         "quality": p.quality,
-        "serving": issued.serving,
-        "model_volatility": issued.model_volatility,
+        "serving": event.serving,
+        "model_volatility": event.model_volatility,
     }

@@ -22,7 +22,7 @@ import msgspec
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued, Matured, State
 from stream.core.deciding.policy import Policy
-from stream.core.deciding.replay import replay, warm
+from stream.core.deciding.replay import events, warm
 from stream.core.forecasting.contract import ContractError
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.market.candle import HOUR_MS, Candle
@@ -142,7 +142,7 @@ class _Restating:
         for issuer in (*former, ours):
             reach = newest - (issuer.rules.history_hours(symbol) + REVISED_HOURS) * HOUR_MS
             past = [c for c in history if c.open_time > reach]
-            for _, event in replay(issuer.rules, symbol, past, issuer.predictor.model, issuer.predictor, since=since):
+            for event in events(issuer.rules, symbol, past, issuer.predictor.model, issuer.predictor, since):
                 if isinstance(event, Matured):
                     matured[event.open_time] = event.realized
                 if isinstance(event, Issued):

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream import times
+from stream.core.deciding import batch
 from stream.core.deciding.accumulation import RegimesFrom, Rules, anchor, forecast_hours
 from stream.core.deciding.operator import Issued
 from stream.core.deciding.policy import REGIMES, Policy
-from stream.core.deciding.replay import drive, predict_rows
+from stream.core.deciding.replay import predict_rows
 from stream.core.forecasting.baselines import har
 from stream.core.forecasting.contract import Calibration, Contract, Regimes
 from stream.core.forecasting.predictions import Prediction, quality
@@ -179,7 +180,7 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
         )
         oldest = term.since - rules.history_hours(data.symbol) * HOUR_MS
         part = [c for c in candles if oldest <= c.open_time < term.until]
-        for _, event in drive(rules, data.symbol, part, term.predictions, term.since):
+        for event in batch.events(rules, data.symbol, part, term.predictions, term.since):
             if not isinstance(event, Issued):
                 continue
             row = (event.prediction.open_time - int(grid[0])) // HOUR_MS

@@ -123,9 +123,9 @@ def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: A
     hours before `start`, for the regimes. Hourly σ, NaN where there is none.
     """
     past = realized[-sigmas.shape[1] :]
-    regimes, regimes_from = _regimes(rules, symbol, start, before)
+    regimes, regimes_from = regimes_of(rules, symbol, start, before)
     calibrated, highs = intervals.accumulated(rules.calibration, start, sigmas[0], past)
-    days, har_served = _served(start, sigmas, past)
+    days, har_served = served_days(start, sigmas, past)
     har_calibrated: intervals.IntervalMemory | None = None
     volatility = sigmas[0]
     if har_served.any():
@@ -134,7 +134,7 @@ def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: A
             np.where(har_served, sigmas[1], sigmas[0]),
             np.where(har_served, har_highs, highs),
         )
-    memories = _policies(rules, regimes, start, sigmas, volatility, highs, har_served)
+    memories = policy_memories(rules, regimes, start, sigmas, volatility, highs, har_served)
     return Accumulated(calibrated, har_calibrated, memories, days, regimes, regimes_from)
 
 
@@ -144,7 +144,7 @@ def har_intervals(rules: Rules, start: int, sigmas: Array, realized: Array) -> i
     return intervals.accumulate(rules.har_calibration, start, sigmas[1], realized[-sigmas.shape[1] :])
 
 
-def _served(start: int, sigmas: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
+def served_days(start: int, sigmas: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
     """The days as they stand at the end, and [n] whether `har` was served at each hour."""
     first, hours = start // HOUR_MS, sigmas.shape[1]
     har_served = np.zeros(hours, np.bool_)
@@ -165,7 +165,8 @@ def excess(realized: float, model: float, har: float) -> float:
     return serving.excess(realized, model, har)
 
 
-def _regimes(rules: Rules, symbol: str, start: int, before: Array) -> tuple[tuple[Regimes, ...], RegimesFrom]:
+def regimes_of(rules: Rules, symbol: str, start: int, before: Array) -> tuple[tuple[Regimes, ...], RegimesFrom]:
+    """The regimes of an accumulation, one for each source, and where they come from; `before` as in `accumulate`."""
     sources = len(rules.sources)
     of_bundle = (rules.regimes,) * sources
     if symbol == rules.described:
@@ -185,7 +186,7 @@ def regimes_for(rules: Rules, policy: risk.Policy, regimes: tuple[Regimes, ...],
     return regimes[rules.sources.index(source)]
 
 
-def _policies(
+def policy_memories(
     rules: Rules,
     regimes: tuple[Regimes, ...],
     start: int,

@@ -243,7 +243,7 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         interval = around_har if har_served else interval
     model_prediction = prediction
     if har_served:
-        prediction = _as_har(prediction, state.window)
+        prediction = as_har(prediction, state.window)
     # What policies see of each source is what `sigmas` keeps of it and a later accumulation will show them
     # again: of the headline what is served, of everything else what was predicted.
     seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
@@ -298,7 +298,7 @@ def column(rules: Rules, prediction: Prediction) -> list[float]:
     return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 
-def _as_har(prediction: Prediction, window: Array) -> Prediction:
+def as_har(prediction: Prediction, window: Array) -> Prediction:
     """The prediction at har's level: har says the next 24 h only, and the model the shape of the hours within."""
     level = prediction.baseline_har / prediction.volatility
 

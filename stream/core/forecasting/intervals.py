@@ -129,13 +129,32 @@ def accumulated(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, Array]:
     """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
-    # The arithmetic of `passed`, `learn` and `give`, on lists: these hours are many, and their memories nobody sees.
+    memory, given = _lived(calibration, open_time, volatility, realized)
+    highs = [forecast * math.exp(high) for forecast, (_, high) in zip(volatility.tolist(), given, strict=True)]
+    return memory, np.array(highs)
+
+
+def given_hours(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> list[Interval | None]:
+    """The intervals that were given on the way of `accumulate`, one for each hour; None where there was no forecast."""
+    _, given = _lived(calibration, open_time, volatility, realized)
+    return [
+        Interval(forecast * math.exp(low), forecast * math.exp(high), calibration.level) if high == high else None
+        for forecast, (low, high) in zip(volatility.tolist(), given, strict=True)
+    ]
+
+
+def _lived(
+    calibration: Calibration, open_time: int, volatility: Array, realized: Array
+) -> tuple[IntervalMemory, list[tuple[float, float]]]:
+    """The memory after these hours, and the log bounds that were given on the way, NaN where none were.
+
+    The arithmetic of `passed`, `learn` and `give`, on lists: the hours are many, and nobody sees the memories between.
+    """
     memory = start(calibration)
     pools = [group.residuals.tolist() for group in memory.groups]
     below, above = [g.miss_below for g in memory.groups], [g.miss_above for g in memory.groups]
     forecasts, outcomes = volatility.tolist(), realized.tolist()
     given: list[tuple[float, float]] = [_NOTHING_GIVEN] * len(forecasts)
-    highs = [math.nan] * len(forecasts)
     rate = (1 - calibration.level) / 2
     groups = [group_of(open_time + k * HOUR_MS) for k in range(len(forecasts))]
     for k, (forecast, outcome) in enumerate(zip(forecasts, outcomes, strict=True)):
@@ -148,11 +167,10 @@ def accumulated(
             insort_left(pools[i], residual)
         if forecast == forecast:
             i = groups[k]
-            given[k] = low, high = _bounds(calibration, pools[i], below[i], above[i])
-            highs[k] = forecast * math.exp(high)
+            given[k] = _bounds(calibration, pools[i], below[i], above[i])
     weekday, weekend = (Group(np.array(pools[i]), below[i], above[i]) for i in (0, 1))
     newest = [_NOTHING_GIVEN] * (DELAY_HOURS + 1) + given
-    return IntervalMemory((weekday, weekend), np.array(newest[-DELAY_HOURS - 1 :])), np.array(highs)
+    return IntervalMemory((weekday, weekend), np.array(newest[-DELAY_HOURS - 1 :])), given
 
 
 def _within(rate: float) -> float:
