@@ -24,7 +24,7 @@ from stream.errors import RefusedError
 
 #: How long a request in flight may hold up a shutdown, in whole seconds (uvicorn takes no fractions).
 GRACE_S = 1
-#: Connections at a time, and at most one for every so many files that the process may open.
+#: Connections at a time, and files that the process may open for each of them.
 _CONNECTIONS, _SHARE_OF_FILES = 64, 4
 #: How long a client may take to send its request, and how long it may leave its answer unread.
 _REQUEST_S, _ANSWER_S = 10.0, 60.0

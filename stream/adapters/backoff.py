@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-#: After so long without an answer the next address of a host name is tried in parallel (RFC 8305).
+#: How long an address may leave a connection unanswered before the next one is tried in parallel (RFC 8305).
 ADDRESS_RACE_S = 0.25
 
 

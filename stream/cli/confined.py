@@ -25,7 +25,7 @@ from stream.cli import process
 #: Work with a bound of its own is ended after this time, whatever it does; a drift run takes some 8 s.
 _TIME_S = 300
 _LOOK_S = 0.02
-#: Memory above this share of a system's limit that has not changed for so long counts as exhausted.
+#: Memory above this share of a system's limit that has not changed for this long counts as exhausted.
 _NEAR, _STILL_S = 0.75, 30.0
 #: How long a child that reports a lack of memory, or is asked to end, may take to end.
 _GRACE_S = 2.0

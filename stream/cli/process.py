@@ -96,7 +96,7 @@ def _take_every_letter() -> None:
 def _keep_out_of_home() -> None:
     # Keras would write its settings there, and read them from what it finds there.
     os.environ["KERAS_HOME"] = os.devnull
-    # Matplotlib then makes itself a temporary folder, and removes it in the end; its warning about that is no news.
+    # Matplotlib then makes itself a temporary folder, and removes it at exit; its warning about that is of no use.
     os.environ.setdefault("MPLCONFIGDIR", os.devnull)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 

@@ -25,7 +25,7 @@ from stream.core.messages.scoring import Outcome
 from stream.errors import RefusedError
 from stream.times import minute
 
-#: Outcomes are read from the journal in pieces of so many hours.
+#: Outcomes are read from the journal in pieces of this many hours.
 _PAGE_HOURS = 1_000
 #: The first point of the trend uses forecasts from before the period.
 _EARLIER_HOURS = TREND_HOURS + AHEAD_HOURS

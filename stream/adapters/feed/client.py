@@ -103,9 +103,9 @@ class BinanceFeed:
         rotate_after_s: tuple[float, float] = ROTATE_AFTER_S,
         way: Way | None = None,
     ) -> None:
-        """`stall_after_s`: real seconds of silence after which REST (`newest`) is asked whether there was any data;
-        without `newest` a silent connection counts as dead. `healthy_after_s`: age at which a connection that delivers
-        data resets the backoff. `until_calm_s`: seconds until a moment that is far from a close; only then is a
+        """After `stall_after_s` real seconds of silence REST (`newest`) is asked whether there was any data; without
+        `newest` a silent connection counts as dead. At an age of `healthy_after_s` a connection that delivers data
+        resets the backoff. `until_calm_s` returns the seconds until a moment that is far from a close; only then is a
         connection relieved for its age."""
         self._base_url = base_url
         self._way = way or way_to(base_url)

@@ -124,7 +124,7 @@ class Database:
         log.error("%s; retrying, and nothing new is published until it can be written", self.stuck)
 
     def try_again(self) -> None:
-        """Where the file could not be written, opens it again: a connection to a read-only file stays read-only."""
+        """Opens a file that could not be written again: a connection to a read-only file stays read-only."""
         if self.stuck is None:
             return
         with contextlib.suppress(sqlite3.Error):

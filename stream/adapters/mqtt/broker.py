@@ -41,7 +41,7 @@ _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
 #: Received messages that wait to be read; nothing depends on those beyond, which are dropped.
 _MOST_QUEUED = 10_000
-#: After so many subscriptions in a row that the broker ignores, or answers by ending the connection, we no longer look
+#: How many subscriptions in a row the broker may ignore, or answer by ending the connection, before we no longer look
 #: for other nodes.
 _LOOKS = 2
 #: Takeovers by another client within `_FIGHT_S` that prove a conflict: where we see the other nodes, and where not.

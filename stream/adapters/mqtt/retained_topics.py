@@ -21,7 +21,7 @@ _QUIET_S = 0.25
 _LONGEST_S = 5.0
 #: Topics in one SUBSCRIBE packet.
 _AT_ONCE = 50
-#: After so many connections in a row that the broker ends, or leaves without an answer, it is no longer asked.
+#: How many connections in a row the broker may end, or leave without an answer, before it is no longer asked.
 _ATTEMPTS = 2
 
 
