@@ -1,7 +1,7 @@
-"""The live path. Floors: core (pure) < ports < adapters < pipeline < the door (`__main__`).
+"""The live path, in layers: core (pure) < ports < adapters < pipeline < the command line (`__main__`).
 
-Importing any part of it turns off what libraries report to their makers (SECURITY.md). They look when they are imported
-themselves, and our children inherit it; what a user has set says otherwise in vain, since Volcast promises it.
+Importing any part of it turns off the telemetry of libraries (SECURITY.md). They read the variables when they are
+imported, and child processes inherit them. A user's own values are overridden: Volcast promises that nothing is sent.
 """
 
 import os

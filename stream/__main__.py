@@ -1,5 +1,5 @@
-"""The command line's entry. It loads the one command that is asked for (`stream.commands`), and turns refusals into one
-line.
+"""The command line's entry point. It loads only the command that is asked for (`stream.commands`), and prints an error
+as one line.
 
 Exit codes: 0 done, 1 could not do it (the reason on stderr), 2 wrong usage, 130 interrupted by Ctrl-C.
 """
@@ -18,10 +18,10 @@ try:
     from stream.cli import environment, parameters, process
     from stream.errors import MisuseError, VolcastError
 except KeyboardInterrupt:
-    # Before there is anything that could turn it into an exit code.
+    # Nothing is loaded yet that could turn it into an exit code.
     sys.exit(130)
 
-#: Each command is a module of `stream.commands`; the list of all loads none of them.
+#: Each command is a module of `stream.commands`; listing them loads none.
 COMMANDS = {
     "backtest": "What the daemon's decisions would have come to, beside benchmarks (needs `research`).",
     "backup": "Copy the journal into one file while the daemon goes on.",
@@ -37,13 +37,13 @@ COMMANDS = {
     "run": "Run the daemon against a real exchange and broker.",
     "train": "Train the LSTM on a candle file (needs `train`).",
 }
-#: Those that run long beside others.
+#: Commands that run for long alongside other programs.
 _FRUGAL = ("run", "demo", "exchange")
 
 
 class _CommandLine(click.Group):
-    """Errors that say whose fault they are leave as one line, with exit code 2 for wrong usage and 1 for what could
-    not be done; a defect keeps its traceback."""
+    """The group of all commands. A `VolcastError` becomes one line, with exit code 2 for wrong usage and 1 for what
+    could not be done; a defect keeps its traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -92,7 +92,7 @@ def cli() -> None:
 
 def main() -> None:
     if os.getpid() == 1:
-        # The kernel spares the first process of a container signals that it has no handler for: also while it imports.
+        # The kernel withholds signals without a handler from the first process of a container, also while it imports.
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     environment.forget_others()
     with process.in_order():

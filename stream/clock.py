@@ -1,4 +1,4 @@
-"""The clock: the machine's two times and how to wait, passed in so that a test can hold them still."""
+"""The machine's wall clock, monotonic clock and sleep, passed in so that a test can control them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def _wall_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The machine's clocks. Whoever waits, waits by `sleep`, so that it agrees with `monotonic_s`."""
+    """The machine's clocks. All waiting goes through `sleep`, so that it agrees with `monotonic_s`."""
 
-    #: Stamps `issued_at`, nothing else.
+    #: ms since 1970, for timestamps such as `issued_at`.
     wall_ms: Callable[[], int] = _wall_ms
     monotonic_s: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

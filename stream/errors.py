@@ -1,40 +1,40 @@
-"""Errors that say whose fault they are. A command tells a `VolcastError` in one line; any other is a defect of ours.
+"""Errors, by whose fault they are. A command prints a `VolcastError` as one line; any other exception is a defect.
 
-The classes below are by whose fault it is; rooms derive their own from them. `ValueError` and the like are among the
-bases so that a caller from Python may catch what it is used to.
+Packages derive their own errors from the classes below. `ValueError` and the like are among the bases so that a caller
+from Python may catch what it is used to.
 """
 
 from __future__ import annotations
 
 
 class VolcastError(Exception):
-    """Something could not be done, and the message says in one line what, why and how to mend it."""
+    """Something could not be done. The message is one line with what, why and how to fix it."""
 
 
 class RefusedError(VolcastError, RuntimeError):
-    """It must not run so: the settings or the place are at fault, which is for the person who started it."""
+    """Volcast must not run like this: settings or environment are at fault, for the person who started it to fix."""
 
 
 class MisuseError(RefusedError):
-    """What was asked for makes no sense, whatever the world is like: the caller's exit code is 2, not 1."""
+    """The request makes no sense under any circumstances. A command then exits with code 2, not 1."""
 
 
 class InputError(VolcastError, ValueError):
-    """What was handed in cannot be used: a file, a bundle, a policy. Its message names the place and the cure."""
+    """An input cannot be used: a file, a bundle, a policy. The message names the place and the cure."""
 
 
 class UnreachableError(VolcastError, ConnectionError):
-    """Exchange or broker cannot be reached or will not answer now. Wait and try again."""
+    """The exchange or the broker cannot be reached or does not answer now. Wait and try again."""
 
 
 class MessageRefusedError(UnreachableError):
-    """The broker will not take this one message, in its own words. It may take others."""
+    """The broker refuses this one message, for the reason that it gave. It may take others."""
 
 
 class HungUpError(UnreachableError):
-    """The broker ended the connection in place of an acknowledgement, in its own words where it said any."""
+    """The broker ended the connection instead of acknowledging, with its reason where it gave one."""
 
 
 class JournalError(VolcastError, RuntimeError):
-    """The journal cannot be opened or written, the machine's fault: its message names the file, the cause and the
+    """The journal cannot be opened, read or written: the machine's fault. The message names the file, the cause and the
     cure."""

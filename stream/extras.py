@@ -1,7 +1,7 @@
-"""How an extra that is missing is installed: into this interpreter's environment, beside the Volcast that is there.
+"""How to install a missing extra into this interpreter's environment, alongside the Volcast that is there.
 
-No index has Volcast, and one that lists the name has somebody else's. So only what a clone installed to be edited is
-named itself; into any other installation goes what the extra consists of.
+No package index has Volcast, and one that lists the name has another project. So the command names Volcast itself only
+where it is an editable installation of a clone; for any other it names the requirements of the extra.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _NAME = "volcast"
 
 
 def missing(modules: Iterable[str]) -> list[str]:
-    """Those of these modules that are not installed. Imports none of them."""
+    """Returns those of these modules that are not installed. Imports none of them."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def refuse_missing(what: str, extra: str, modules: Sequence[str], otherwise: str = "") -> None:
-    """`RefusedError` naming the modules of `extra` that `what` needs and that are not installed, and the cure."""
+    """Raises `RefusedError` where modules of `extra` that `what` needs are missing; it names them and the cure."""
     if lacking := missing(modules):
         other = f" ({otherwise})" if otherwise else ""
         raise RefusedError(f"{what} {', '.join(lacking)}, of the extra {extra!r}: {installing(extra)}{other}")
 
 
 def installing(extra: str) -> str:
-    """The shell command that installs `extra`."""
+    """Returns the shell command that installs `extra`."""
     clone = _clone()
     if clone is None:
         what = _requirements(extra)
@@ -48,13 +48,13 @@ def installing(extra: str) -> str:
 
 def _installer() -> list[str]:
     if importlib.util.find_spec("pip") is None:
-        # An environment that uv made.
+        # uv creates environments without pip.
         return ["uv", "pip", "install", "--python", sys.executable]
     return [sys.executable, "-m", "pip", "install"]
 
 
 def _clone() -> Path | None:
-    """The folder that this Volcast runs from, where it is installed to be edited there."""
+    """Returns the folder that this Volcast runs from if it is an editable installation, else None."""
     try:
         origin = json.loads(metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
     except (metadata.PackageNotFoundError, ValueError):
@@ -75,7 +75,7 @@ def _requirements(extra: str) -> list[str]:
         requirement, _, marker = line.partition(";")
         rest, belongs = re.subn(rf"""\s*(and\s+)?extra\s*==\s*["']{re.escape(extra)}["']""", "", marker)
         if belongs:
-            # A shell quotes single quotes in a way that nobody can read.
+            # Single quotes, quoted for a shell, are unreadable.
             rest = rest.strip().replace("'", '"')
             found.append(f"{requirement.strip()}; {rest}" if rest else requirement.strip())
     return found

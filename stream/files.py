@@ -1,4 +1,4 @@
-"""The one writer of files: beside its place, made to last, renamed. A file is complete or absent, never in between."""
+"""The only writer of files: to a temporary name in the same folder, synced, renamed. A file is complete or absent."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: What file systems say that cannot make a folder's names last on demand.
+#: Errors of file systems that cannot sync a folder.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write(path: Path, data: bytes) -> None:
-    """`OSError` where it cannot be; what was there before then still is."""
+    """Writes a file. Raises `OSError` where that fails; what was there before then still is."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path, *, temporary: Path | None = None) -> Iterator[Path]:
-    """A place beside `path` to write to, of the same suffix; it becomes `path` when the body ends, and goes away where
-    that raises. `temporary` names the place, for who is killed often and must not leave more than one."""
+    """Yields a temporary path in the folder of `path`, with the same suffix, to write to.
+
+    The file is renamed to `path` when the body ends, and removed where the body raises. `temporary` sets the temporary
+    path, for a process that is killed often and must not leave more than one.
+    """
     if temporary is None:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -38,8 +41,10 @@ def replacing(path: Path, *, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's bytes, or a folder's names, last as far as the file system can: some (CIFS, FUSE) have no such
-    call for folders, and what was written is there all the same."""
+    """Syncs a file's bytes, or a folder's names, to disk as far as the file system can.
+
+    Some (CIFS, FUSE) have no such call for folders, and what was written is there all the same.
+    """
     try:
         opened = os.open(path, os.O_RDONLY)
     except PermissionError:

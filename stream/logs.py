@@ -1,6 +1,6 @@
 """Log lines: text for people, JSON for machines; to stderr, UTC, one line each.
 
-Whoever reads stderr may stop reading it (`volcast run 2>&1 | less`). Then lines are lost and counted; nothing waits.
+The reader of stderr may stop reading (`volcast run 2>&1 | less`). Then lines are dropped and counted; nothing waits.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Literal, TextIO
 
 #: Lines that wait for a slow reader; more are dropped.
 _LINES = 1_000
-#: How long an end waits for a reader of the last lines.
+#: How long the end of the process waits until the last lines are read.
 _FLUSH_S = 1.0
 
 
-#: What every record has; whatever else it has was given with `extra=`, to filter by.
+#: Attributes that every record has; any other was given with `extra=`, to filter by.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class Json(logging.Formatter):
-    """One object a line; what a call gives with `extra=` are fields of it."""
+    """Formats a record as one JSON object a line; the values of `extra=` are fields of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -43,8 +43,8 @@ class Json(logging.Formatter):
 
 
 class _Unhurried(logging.Handler):
-    """Writes from a thread of its own, straight to the file: a thread that hangs in `sys.stderr` would hold its lock,
-    and the interpreter needs that to end."""
+    """Writes from a thread of its own, directly to the file: a thread that hangs in `sys.stderr` would hold its lock,
+    which the interpreter needs in order to exit."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Unhurried(logging.Handler):
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Waits for what is on its way, but not for ever; `logging` calls it at the end of the process."""
+        """Waits for the queued lines, but not for ever; `logging` calls it at the end of the process."""
         with self._lines.all_tasks_done:
             self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_S)
 
@@ -89,7 +89,7 @@ class _Unhurried(logging.Handler):
                 self._write(line)
                 self._report_dropped()
             except (OSError, ValueError):
-                # The reader has gone, and there is nobody to tell.
+                # The reader has gone, so the failure cannot be reported either.
                 pass
             finally:
                 self._lines.task_done()
@@ -111,12 +111,12 @@ class _Unhurried(logging.Handler):
             try:
                 data = data[os.write(self._file, data) :]
             except BlockingIOError:
-                # Somebody else has made the file non-blocking: it is theirs too.
+                # Another process, which shares the file, has made it non-blocking.
                 select.select([], [self._file], [])
 
 
 def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO) -> None:
-    """Takes over the root logger. Libraries speak from warnings up."""
+    """Takes over the root logger. Of libraries only warnings and worse are logged."""
     handler = _Unhurried(sys.stderr)
     text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter = Json() if log_format == "json" else text
@@ -127,13 +127,13 @@ def configure(log_format: Literal["text", "json"], *, level: int = logging.INFO)
     root.setLevel(logging.WARNING)
     for package in ("stream", "training", "export", "monitor"):
         logging.getLogger(package).setLevel(level)
-    # Every lost connection is told once by the adapters.
+    # The adapters log every lost connection once.
     logging.getLogger("mqtt").setLevel(logging.ERROR)
     logging.getLogger("websockets").setLevel(logging.ERROR)
 
 
 def last_words(line: str) -> None:
-    """A line for people on stderr, behind all that was logged before it; where nobody reads, it is not waited for."""
+    """Writes a line for people to stderr, after all that was logged before it; waits only briefly for a reader."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Unhurried) and handler.writes_to(sys.stderr):
             handler.put(line, _FLUSH_S)

@@ -1,7 +1,7 @@
 """Settings: flag over environment over TOML file over default; read once, checked at once, then frozen.
 
 A setting is a field here and nowhere else: its flag, its `VOLCAST_*` variable and its TOML key follow from its name.
-An empty value is none, whatever its source.
+An empty value counts as not given, whatever its source.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from stream.urls import Address, is_loopback, mask, parse
 CONFIG_FILE = Path("volcast.toml")
 PREFIX = "VOLCAST_"
 EMBEDDED = "embedded"
-#: No settings of the daemon, and no mistakes: fetch's, the batch script's and the tests' own, and what Kubernetes adds
-#: for a service of our name.
+#: Neither settings of the daemon nor mistakes: variables of `fetch`, the batch script and the tests, and those that
+#: Kubernetes adds for a service of our name.
 _OTHER_VARIABLES = re.compile(
     rf"{PREFIX}(ARCHIVE_URL|BATCH_\w+|REAL_DATA|FORBID_SKIPS|SOAK_\w+|TEST_\w+|SERVICE_\w+|PORT_\d+_\w+)"
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = {"ws_url": ("wss", "ws"), "rest_url": ("https", "http"), "mqtt_url": ("mqtts", "mqtt")}
 _PLAIN = ("ws", "http", "mqtt")
-#: What people copy from the exchange's documentation along with the base URL, and what we add to it by ourselves.
+#: What people copy from the exchange's documentation along with the base URL, and what Volcast itself adds to it.
 _OURS = {
     "ws_url": (re.compile(r"/(ws|stream)(/.*)?$"), "/stream?streams=...", ", without /ws or /stream behind it"),
     "rest_url": (re.compile(r"/[a-z]?api(/v\d.*)?$"), "/api/v3/...", ", without /api behind it"),
@@ -40,20 +40,20 @@ _OURS = {
 
 
 class SettingsError(RefusedError):
-    """A setting makes no sense. The message names it, where it came from, and what would."""
+    """A setting is invalid. The message names it, where it came from, and what would be valid."""
 
 
 class FlagError(SettingsError, MisuseError):
-    """The same, of a setting that was given on the command line."""
+    """A setting that was given on the command line is invalid."""
 
 
 def _about(text: str, default: str = "", metavar: str = "") -> msgspec.Meta:
-    """What `--help` and docs/settings.md say of a setting; `default` where its value does not show it as it is."""
+    """Describes a setting for `--help` and docs/settings.md; `default` is shown in place of the field's own default."""
     return msgspec.Meta(description=text, extra={"default": default, "metavar": metavar})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon runs with. Paths are as given; `symbols` are upper case, each once; URLs in their plain form."""
+    """The daemon's settings. Paths are as given; `symbols` are upper case, each once; URLs in their plain form."""
 
     symbols: Annotated[
         tuple[str, ...],
@@ -111,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 24.0
 
     def masked(self) -> dict[str, str]:
-        """Every setting as text, secrets hidden: for people's eyes and logs."""
+        """Returns every setting as text, with secrets hidden, for display and logs."""
         shown = {f.name: str(getattr(self, f.name)) for f in msgspec.structs.fields(self)}
         shown["symbols"] = ",".join(self.symbols)
         for name in _SCHEMES:
@@ -124,7 +124,7 @@ _NAMES = tuple(f.name for f in msgspec.structs.fields(Settings))
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A setting as people see it. `default` and `text` have `code` in backticks."""
+    """A setting as it is documented. `default` and `text` have `code` in backticks."""
 
     name: str
     default: str
@@ -139,7 +139,7 @@ class About:
 
 
 def about() -> list[About]:
-    """Every setting, in order: where `--help` and docs/settings.md have theirs from."""
+    """Returns every setting, in order: the source of `--help` and docs/settings.md."""
     hints = get_type_hints(Settings, include_extras=True)
     found = []
     for field in msgspec.structs.fields(Settings):
@@ -159,13 +159,14 @@ def load(
     *,
     only: Collection[str] = _NAMES,
 ) -> Settings:
-    """Settings from their sources. `flags` with the value None were not given. `SettingsError` in one line.
+    """Returns the settings from their sources. `flags` with the value None were not given.
 
-    `only` are those that the caller has a use for: the others keep their defaults, whatever their sources say.
+    `only` names those that the caller uses: the others keep their defaults, whatever their sources contain. Raises
+    `SettingsError` with one line.
     """
     chosen: dict[str, tuple[Any, str]] = {}
     file = str(config or CONFIG_FILE)
-    # Whoever says everything on the command line, as the daemon does to its children, needs no file.
+    # A caller that gives everything on the command line, as the daemon does for its children, needs no file.
     complete = config is None and all(flags.get(name) is not None for name in only)
     for name, value in ({} if complete else _file(config)).items():
         if name not in _NAMES:
@@ -188,7 +189,7 @@ def load(
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """A line for each variable that looks like a setting and is none."""
+    """Returns a line for each variable that looks like a setting and is none."""
     known = [PREFIX + name.upper() for name in _NAMES]
     return [
         f"{variable} is no setting of Volcast and changes nothing{_nearest(variable, known)}"
@@ -206,12 +207,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name without what all have in common, or what people forget."""
+    """Returns the name without the prefix that all have in common, and the separators that people forget."""
     return name.upper().removeprefix("VOLCAST").replace("_", "").replace("-", "")
 
 
 def bare(value: Any) -> Any:
-    """Text without the white space and the pair of quotes around it that files of variables leave there."""
+    """Returns text without the white space and the pair of quotes around it that files of variables leave there."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -248,7 +249,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
         except symbols.SymbolError as error:
             raise _error(source, str(error)) from None
     if name == "http_host" and isinstance(value, str):
-        # As a URL has it; the system's calls want an IPv6 address without.
+        # A URL has brackets around an IPv6 address; system calls take it without.
         value = value.removeprefix("[").removesuffix("]")
     kind = next(f.type for f in msgspec.structs.fields(Settings) if f.name == name)
     try:
@@ -259,7 +260,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
 
 
 def plain_url(name: str, url: str, source: str) -> str:
-    """The URL of that setting in its plain form. `SettingsError` names `source` and says what would do."""
+    """Returns the setting's URL in its plain form. Raises `SettingsError`, which names `source` and a valid form."""
     if name == "mqtt_url" and url.lower() == EMBEDDED:
         return EMBEDDED
     schemes = _SCHEMES[name]

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 
 def parse(text: str) -> int:
-    """An ISO time such as 2024-03-01 or 2024-03-01T06:00 as ms; UTC where it names no zone. `ValueError` where it is
-    none."""
+    """Returns an ISO time such as 2024-03-01 or 2024-03-01T06:00 as ms; UTC where it names no zone.
+
+    Raises `ValueError` where the text is none.
+    """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -29,10 +31,10 @@ def minute(ms: float) -> str:
 
 
 def utc(ms: float) -> str:
-    """A minute that says that it is UTC, for where nothing around it does: log lines, cards."""
+    """Returns a minute marked as UTC, for where the context does not show it: log lines, cards."""
     return f"{minute(ms)} UTC"
 
 
 def iso(ms: float) -> str:
-    """A minute in ISO form, for figures that programs read."""
+    """Returns a minute in ISO form, for figures that programs read."""
     return f"{moment(ms):%Y-%m-%dT%H:%MZ}"

@@ -1,4 +1,4 @@
-"""URLs as people write them: what they name, whether they leave this machine, and what may be shown of them."""
+"""URLs as people write them: their parts, whether they leave this machine, and what may be shown of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Address:
     path: str = ""
 
     def __str__(self) -> str:
-        """The URL in its plain form: lower-case scheme, no slash at the end, encoded where it must be."""
+        """Returns the URL in its plain form: lower-case scheme, no slash at the end, encoded where it must be."""
         user = "" if self.username is None else quote(self.username, safe="")
         secret = "" if self.password is None else f":{quote(self.password, safe='')}"
         at = "@" if user or secret else ""
@@ -40,17 +40,18 @@ class Address:
 
 
 def mask(url: str) -> str:
-    """The URL without user name, password and query. Nothing is parsed: what is no URL hides its secrets too."""
+    """Returns the URL without user name, password and query. Parses nothing: the secrets of an invalid URL are hidden
+    too."""
     return _AFTER_PATH.sub(r"\1***", _USER_INFO.sub(r"\1***@", url))
 
 
 def mask_within(text: str) -> str:
-    """The text with every URL in it masked, as far as it can be told where one ends."""
+    """Returns the text with the user name and password of every URL in it masked, as far as the URL's end is clear."""
     return _URL_WITHIN.sub(r"\1***@", text)
 
 
 def parse(url: str) -> Address:
-    """`ValueError` with a reason that repeats nothing of the URL."""
+    """Returns the parts of a URL. Raises `ValueError` with a reason that repeats nothing of the URL."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -90,7 +91,7 @@ def _host(host: str | None) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to this host stays on this machine, as far as its name says."""
+    """Returns whether data sent to this host stays on this machine, as far as its name shows."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

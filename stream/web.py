@@ -1,8 +1,9 @@
-"""One HTTP server inside our own event loop: bind first, then serve, and leave the signals alone.
+"""One HTTP server inside the process's own event loop: bind first, then serve, and leave the signals alone.
 
 The socket is bound before anything else starts, so that a taken port is one line of text and not a
-half-started process. The server never touches signal handlers or logging: the process owns both. Nor do clients that
-say nothing, or do not listen, use up the process's handles: connections are few, and their patience is ours.
+half-started process. The server never touches signal handlers or logging: the process owns both. Nor can clients that
+send nothing, or do not read, use up the process's file handles: the number of connections and their idle time are
+limited.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from stream.errors import RefusedError
 
 #: How long a request in flight may hold up a shutdown, in whole seconds (uvicorn takes no fractions).
 GRACE_S = 1
-#: Connections at a time, and at most this share of the files that the process may open.
+#: Connections at a time, and files that the process may open for each of them.
 _CONNECTIONS, _SHARE_OF_FILES = 64, 4
-#: How long a client may take to say what it wants, and how long it may leave its answer unread.
+#: How long a client may take to send its request, and how long it may leave its answer unread.
 _REQUEST_S, _ANSWER_S = 10.0, 60.0
-#: Connections accepted before any is looked at: also a burst must not pass the limit by much.
+#: Connections accepted before the limit is applied to any: a burst must not exceed it by much.
 _BACKLOG = 32
 
 
 class PortInUseError(RefusedError, OSError):
-    """Somebody else listens on that address."""
+    """Another program listens on that address."""
 
 
 class AppStartError(RuntimeError):
@@ -40,7 +41,7 @@ class AppStartError(RuntimeError):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one. `PortInUseError` names a taken address."""
+    """Returns a listening socket; port 0 takes any free one. Raises `PortInUseError`, which names a taken address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio switches Nagle's algorithm off only where it reads TCP
     # there; socket.create_server leaves 0, and every second small write waits 40 ms.
@@ -59,12 +60,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int) -> str:
-    """`host:port` as a URL wants it."""
+    """Returns `host:port` as a URL has it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bound_address(sock: socket.socket) -> str:
-    """`host:port` that a bound socket really has."""
+    """Returns the `host:port` that a bound socket really has."""
     host, port = sock.getsockname()[:2]
     return address(host, port)
 
@@ -75,10 +76,13 @@ def _most_connections() -> int:
 
 
 class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's connection, which knows for how long its client has not moved on. Where there are too many the oldest
-    that waits for a request makes room for the newest: who asks after our health is always answered."""
+    """uvicorn's connection, which knows for how long its client has been idle.
 
-    #: Since when the client has not read what it is sent; None while it does.
+    Where there are too many, the oldest that waits for a request is closed in favour of the newest, so that a health
+    check is always answered.
+    """
+
+    #: Since when the client has not read what it is sent; None while it reads.
     deaf_since_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -114,7 +118,7 @@ class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 def _answering_head(app: Any) -> Any:
-    """HEAD is answered like GET everywhere; uvicorn leaves the body away."""
+    """Returns an app that answers HEAD like GET everywhere; uvicorn omits the body."""
 
     async def answer(
         scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -139,12 +143,12 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # Left alone it would go straight through the event loop and end the process.
+            # Uncaught, it would go straight through the event loop and end the process.
             raise AppStartError("the HTTP application could not start") from None
         self.is_up.set()
 
     async def main_loop(self) -> None:
-        # uvicorn polls ten times a second for its end; an idle daemon need only renew the date header.
+        # uvicorn checks ten times a second whether to stop; an idle daemon need only renew the date header.
         while not self.must_stop.is_set():
             await self.on_tick(0)
             for connection in list(self.server_state.connections):
@@ -156,10 +160,10 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serve(app: Any, sock: socket.socket) -> AsyncIterator[str]:
-    """Serves the ASGI `app` on `sock` for the length of the block; gives its base URL.
+    """Serves the ASGI `app` on `sock` for the length of the block, and yields its base URL.
 
-    The app must speak the lifespan protocol. On leaving, the socket is closed and requests in flight
-    get `GRACE_S`. `AppStartError` if the app's start-up failed.
+    The app must support the lifespan protocol. On leaving, the socket is closed and requests in flight
+    get `GRACE_S`. Raises `AppStartError` if the app's start-up failed.
     """
     base_url = f"http://{bound_address(sock)}"
     config = uvicorn.Config(

@@ -1,1 +1,1 @@
-"""One outside library each, nothing clever: a port's shape on one side, the library on the other."""
+"""Adapters: thin layers, each between a port of the pipeline and one outside library."""

@@ -1,4 +1,4 @@
-"""Which bundle is meant: the one that is named, the data directory's champion, or the one that ships with Volcast."""
+"""Which bundle to load: the one given, the data directory's champion, or the one that ships with Volcast."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def packaged_model() -> Path:
-    """The bundle that ships with Volcast."""
+    """Returns the path of the bundle that ships with Volcast."""
     return Path(str(resources.files("export") / "models" / "btcusdt-1h.onnx"))
 
 
 def model_path(model: Path | None, data_dir: Path) -> Path:
-    """docs/contract.md §1: the one given, else the data directory's champion, else the packaged one."""
+    """Returns `model` if given, else the data directory's champion, else the packaged bundle (docs/contract.md §1)."""
     if model is not None:
         return model
     champion = data_dir / "champion.onnx"

@@ -1,7 +1,7 @@
-"""The data directory: whether a daemon may have it, and its lock.
+"""The data directory's lock, and the check whether a daemon may use the directory.
 
-The lock is flock itself and not the library filelock: where a file system has no locks, that one goes on with a file
-that a killed process leaves behind, and it needs a lock file that it may write.
+The lock is flock itself and not the library filelock: on a file system without locks that library falls back to the
+existence of a file, which a killed process leaves behind, and it needs a lock file that it may write.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ LOCK_NAME = "journal.lock"
 
 
 class DataDirLock:
-    """Keeps a data directory to one daemon. The operating system lets go of it when the process ends."""
+    """Reserves a data directory for one daemon. The operating system releases the lock when the process ends."""
 
     def __init__(self, data_dir: Path) -> None:
-        """`JournalError` where the directory cannot be written or another process holds it."""
+        """Takes the lock. Raises `JournalError` where the directory cannot be written or locked, or is in use."""
         self._data_dir = data_dir
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class DataDirLock:
             raise _not_locked(data_dir, error) from None
 
     def renew(self) -> None:
-        """Holds the directory again where somebody has removed the file by which others know."""
+        """Takes the lock anew where its file was removed: other processes can no longer see the old one."""
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat((self._data_dir / LOCK_NAME).stat(), os.fstat(self._file)):
                 return
@@ -48,7 +48,7 @@ class DataDirLock:
 
 
 def try_lock(data_dir: Path) -> None:
-    """`JournalError` where `DataDirLock` would raise it. Leaves no trace, nor a file of whoever looks."""
+    """Raises `JournalError` where `DataDirLock` would. Creates neither the directory nor the lock file."""
     try:
         existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.exists())
     except OSError as error:
@@ -76,8 +76,8 @@ def _open_lock(data_dir: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        # Nothing is written into it, so one that cannot be written locks as well: that of another user, as
-        # `sudo volcast run` leaves it, and that of a disk which is read-only for now.
+        # Nothing is written into the lock file, so one that is only readable serves as well: another user's, as
+        # `sudo volcast run` leaves it, or one on a disk that is read-only for now.
         read_only = error.errno == errno.EROFS and path.exists()
         others = isinstance(error, PermissionError) and os.access(data_dir, os.W_OK | os.X_OK)
         if not (read_only or others):

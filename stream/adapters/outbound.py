@@ -1,9 +1,9 @@
-"""The way out: which proxy the environment names, and which authorities vouch for others.
+"""Outbound connections: the proxy that the environment names, and the authorities that verify certificates.
 
 Rules of this module:
-- The same for `https://`, `wss://` and, without a proxy, `mqtts://`. The libraries get the answer and read none of
-  these variables: each has its own rules for them, and raises what no caller expects.
-- What cannot work is `RefusedError`, before anything is sent. Whether a proxy answers is found out by asking it.
+- The rules are the same for `https://`, `wss://` and, without a proxy, `mqtts://`. The libraries are given the result
+  and read none of these variables: each has its own rules for them, and raises exceptions that no caller expects.
+- A setting that cannot work raises `RefusedError` before anything is sent. Whether a proxy answers shows only in use.
 - Loopback never goes through a proxy; its certificates are verified like all others.
 """
 
@@ -21,7 +21,7 @@ import httpx
 from stream import urls
 from stream.errors import RefusedError
 
-#: The first that is set counts; the variable is also read in lower case, which goes first.
+#: The first variable that is set counts. Each is also read in lower case, which takes precedence.
 _PROXY_VARIABLES = {
     "https": ("HTTPS_PROXY", "ALL_PROXY"),
     "http": ("HTTP_PROXY", "ALL_PROXY"),
@@ -42,12 +42,15 @@ class Way:
     proxy: str | None
     #: None where the URL is not encrypted.
     tls: ssl.SSLContext | None
-    #: What verifies a proxy that is itself reached by https.
+    #: Verifies a proxy that is itself reached by https; None for any other.
     proxy_tls: ssl.SSLContext | None
 
 
 def way_to(url: str) -> Way:
-    """The way that the environment wants. Reads files. `RefusedError` names the variable and the cure."""
+    """Returns how the environment wants `url` to be reached. Reads certificate files.
+
+    Raises `RefusedError` where the URL or a variable cannot be used; for a variable it names the cure.
+    """
     try:
         address = urls.parse(url)
     except ValueError as error:
@@ -55,13 +58,13 @@ def way_to(url: str) -> Way:
     proxy = proxy_for(address)
     encrypted = address.scheme in _ENCRYPTED
     to_proxy = proxy is not None and proxy.startswith("https:")
-    # Without TLS there is nothing to verify, and to load the authorities takes a tenth of a second.
+    # Without TLS there is nothing to verify, and loading the authorities takes a tenth of a second.
     tls = authorities() if encrypted or to_proxy else None
     return Way(proxy, tls if encrypted else None, tls if to_proxy else None)
 
 
 def proxy_for(address: urls.Address) -> str | None:
-    """The proxy between us and that address; None where there is none."""
+    """Returns the proxy for that address, or None. Raises `RefusedError` where a variable names no usable proxy."""
     if urls.is_loopback(address.host) or _is_excepted(address):
         return None
     for name in _PROXY_VARIABLES.get(address.scheme, ()):
@@ -95,7 +98,7 @@ def _proxy(variable: str, value: str) -> str:
 
 
 def _is_excepted(address: urls.Address) -> bool:
-    """Whether NO_PROXY lists the host: as a name, which includes those below it, an address, a network, or `*`."""
+    """Returns whether NO_PROXY lists the host: by a name, which includes subdomains, an address, a network, or `*`."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return any(_lists(entry, address) for entry in re.split(r"[,\s]+", listed) if entry)
 
@@ -112,7 +115,7 @@ def _lists(entry: str, address: urls.Address) -> bool:
     try:
         return ipaddress.ip_address(address.host) in ipaddress.ip_network(name, strict=False)
     except ValueError:
-        # One of the two is no address: names are compared then.
+        # At least one of them is not an address: compare them as names.
         pass
     domain = name.lstrip("*").strip(".")
     host = address.host.lower().rstrip(".")
@@ -120,8 +123,11 @@ def _lists(entry: str, address: urls.Address) -> bool:
 
 
 def authorities(file: Path | None = None, option: str = "") -> ssl.SSLContext:
-    """What verifies a certificate: the authorities in `file`, which `option` names; else those that SSL_CERT_FILE and
-    SSL_CERT_DIR name; else the system's. `RefusedError` where no authority can be read."""
+    """Returns the TLS context that verifies certificates.
+
+    Its authorities are those in `file`, which the user gave with `option`; else those that SSL_CERT_FILE and
+    SSL_CERT_DIR name; else the system's. Raises `RefusedError` where no authority can be read.
+    """
     if file is not None:
         return _context(option, file=str(file))
     named = os.environ.get("SSL_CERT_FILE", "").strip()
@@ -138,7 +144,7 @@ def authorities(file: Path | None = None, option: str = "") -> ssl.SSLContext:
     system = ssl.get_default_verify_paths()
     found = Path(system.openssl_cafile).is_file() or _entries(system.openssl_capath)
     if not found:
-        # A machine without authorities of its own: httpx brings Mozilla's.
+        # The machine has no authorities of its own: httpx ships Mozilla's.
         return httpx.create_ssl_context(trust_env=False)
     return _context("", *_existing(system.openssl_cafile, system.openssl_capath))
 
@@ -157,7 +163,7 @@ def _entries(folder: str) -> list[str]:
 def _context(source: str, file: str = "", folders: str = "") -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=file or None, capath=folders or None)
-        # Some systems leave it to a configuration that may allow less.
+        # Some systems leave the minimum to a configuration file, which may allow older versions.
         context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
         return context
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Policies from TOML files: one of the caller's, or one that ships with Volcast (stream/policies) by its name."""
+"""Policies from TOML files: the caller's own file, or by name one that ships with Volcast (stream/policies)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ DEFAULT = "target-40"
 
 
 def packaged() -> tuple[str, ...]:
-    """Names of the policies that ship with Volcast."""
+    """Returns the names of the policies that ship with Volcast, sorted."""
     files = (Path(entry.name) for entry in resources.files("stream").joinpath("policies").iterdir())
     return tuple(sorted(file.stem for file in files if file.suffix == ".toml"))
 
 
 def load(choice: Path | str | None = None) -> Policy:
-    """The policy in a file, or the packaged one of that name where there is no such file; None: the default.
+    """Returns the policy in the file `choice`, else the packaged one of that name; for None, the default.
 
-    `PolicyError` in one line that names the file and the key at fault.
+    Raises `PolicyError` with one line that names the file and the key at fault.
     """
     name = str(choice or DEFAULT)
     path = Path(name)

@@ -1,13 +1,13 @@
-"""The model at run time (onnxruntime): a bundle in, volatilities out.
+"""Loads a bundle and runs its model with onnxruntime: features in, volatilities out.
 
 Rules of this module:
-- A file is judged before it runs: size, structure, foreign code and data, contract, inputs and outputs. What does
-  not fit is refused with one line that begins with its path (`ContractError`).
-- A row's answer does not depend on the rows beside it, to the last bit. Few rows are computed one by one; many are
-  computed `_BATCH` at a time, in batches of that one size, where this machine's kernels give the same bits for a batch
-  as for a row: kernels are chosen by the shape and not by the numbers, so the first batch is computed both ways.
+- A file is checked before it runs: size, structure, foreign code and data, contract, inputs and outputs. One that
+  fails raises `ContractError` with one line that begins with its path.
+- A row's output does not depend on the other rows of its batch, to the last bit. Few rows are computed one by one, many
+  in batches of the one size `_BATCH`, provided that this machine's kernels give the same bits for a batch as for a row:
+  a kernel is chosen by shape and not by content, so computing the first batch both ways shows it.
 - The runtime has one thread and does not spin: a pool would burn a second core for calls of a fraction of a ms. Many
-  rows, as in batch prediction, are shared by threads of ours.
+  rows, as in batch prediction, are shared among threads of this module.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from stream.core.forecasting.predictions import PredictorError
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-#: From so many rows on the machine's cores share them.
+#: From this many rows on, the machine's cores share them.
 _MANY_ROWS = 512
-#: Rows of one call of the runtime, where there are so many: a third of the time of as many calls.
+#: Rows per call of the runtime where there are that many: a third of the time of as many calls.
 _BATCH = 64
-#: Operators of these domains are the standard's own. The second is declared by converters out of habit.
+#: The domains of ONNX's own operators; the first two are one. Converters declare the last out of habit.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-#: What may run for ever on one row; no layer of ours becomes one of these.
+#: Operators that may run for ever on one row; no layer of our network is converted to one of these.
 _ENDLESS = ("Loop", "Scan")
 
 
 class Predictor:
     """A loaded bundle: `predictor(sequence [n, 48, F], static [n, S]) -> volatility [n, 5]`, float32.
 
-    `PredictorError` where the runtime fails, as with rows of another shape.
+    Raises `PredictorError` where the runtime fails, as with rows of another shape.
     """
 
     def __init__(self, model: Model, session: ort.InferenceSession) -> None:
@@ -73,7 +73,7 @@ class Predictor:
             fill(starts)
             return out
         marks = [len(starts) * k // workers for k in range(workers + 1)]
-        # The runtime lets go of the interpreter's lock while it computes.
+        # The runtime releases the interpreter's lock while it computes.
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(fill, starts[a:b]) for a, b in pairwise(marks)]:
                 done.result()
@@ -100,12 +100,12 @@ class Predictor:
 
 
 def load(path: Path) -> Predictor:
-    """The bundle in `path`, checked. `ContractError` with one line where it cannot be kept to its contract."""
+    """Loads and checks the bundle in `path`. Raises `ContractError` with one line where it fails a check."""
     return parse(read(Path(path)), str(path))
 
 
 def parse(data: bytes, name: str) -> Predictor:
-    """`load` for a bundle's bytes; `name` begins the line of a refusal."""
+    """Does what `load` does for a bundle's bytes; `name` begins the message of a `ContractError`."""
     try:
         _refuse_foreign(data)
         session = _session(data)
@@ -117,7 +117,7 @@ def parse(data: bytes, name: str) -> Predictor:
 
 
 def read(path: Path) -> bytes:
-    """A bundle's bytes, not checked yet. `ContractError` where there are none, or too many."""
+    """Returns a bundle's bytes, unchecked. Raises `ContractError` where the file cannot be read or is too large."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -142,7 +142,7 @@ def _session(data: bytes) -> ort.InferenceSession:
 
 
 def _first_line(error: Exception) -> str:
-    """Of what the runtime says; its exceptions share no base class that it exports."""
+    """Returns the first line of an error of the runtime, whose exceptions share no base class that it exports."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -163,7 +163,7 @@ def _refuse_other_shapes(session: ort.InferenceSession) -> None:
             raise ContractError(f"its {kind} are {found[kind]} with a free batch, a bundle's are {wanted}")
 
 
-# The little of ONNX's wire format (protocol buffers) that tells foreign code and data: field numbers of onnx.proto.
+# The part of ONNX's wire format (protocol buffers) that reveals foreign code and data: field numbers of onnx.proto.
 _GRAPH, _OPSET, _FUNCTIONS = 7, 8, 25
 _NODE, _INITIALIZER, _SPARSE = 1, 5, 15
 _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
@@ -172,7 +172,8 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 
 
 def _refuse_foreign(data: bytes) -> None:
-    """A bundle is one file of standard operators: no operator of another domain, no tensor in another file."""
+    """Raises `ContractError` unless the bundle is one file of standard operators: no operator of another domain, no
+    loop, no tensor in another file."""
     try:
         for number, value in _fields(memoryview(data)):
             if number == _FUNCTIONS:
@@ -228,7 +229,7 @@ def _message(value: memoryview | bytes | int) -> memoryview:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, value) of one message; `IndexError` where it is cut short or malformed."""
+    """Yields (field number, value) for one message. Raises `IndexError` where it is cut short or malformed."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

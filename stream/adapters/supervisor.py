@@ -1,7 +1,7 @@
-"""The supervisor that started us, where it wants to be told (systemd's Type=notify): ready, stopping, and still alive.
+"""Notifies the supervisor that started this process (systemd's Type=notify): ready, stopping, and still alive.
 
-Everything here does nothing where NOTIFY_SOCKET is not set. To connect and to send may wait for the supervisor, so
-neither happens on the event loop.
+Does nothing where NOTIFY_SOCKET is not set. Connecting and sending may block on the supervisor, so neither happens on
+the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Make it outside the event loop."""
+    """The connection to the supervisor. Create it outside the event loop: connecting may block."""
 
     def __init__(self) -> None:
         self._notifier: SystemdNotifier | None = None
@@ -29,7 +29,7 @@ class Supervisor:
                 self._notifier = SystemdNotifier(debug=True)
             else:
                 log.warning("NOTIFY_SOCKET %s is not there: whoever started this is not told of it", address)
-        #: Seconds within which it wants a sign of life; 0: it wants none.
+        #: Seconds within which the supervisor expects a keep-alive; 0 where it expects none.
         self.watchdog_s = int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if self._notifier else 0.0
 
     def close(self) -> None:
@@ -43,7 +43,10 @@ class Supervisor:
         await self._notify("STOPPING=1")
 
     async def keep_alive(self, heartbeat_age_s: Callable[[], float]) -> None:
-        """Says that we are alive, as often as it wants, while the heartbeat is young; until cancelled."""
+        """Sends keep-alives until cancelled, as long as the heartbeat is younger than `HEARTBEAT_LIMIT_S`.
+
+        Returns at once where the supervisor expects none.
+        """
         while self.watchdog_s:
             if heartbeat_age_s() < HEARTBEAT_LIMIT_S:
                 await self._notify("WATCHDOG=1")

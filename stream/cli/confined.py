@@ -1,9 +1,9 @@
-"""Work in a process that may hold only so much memory, watched by one that can still speak when it holds too much.
+"""Runs work in a child process with a bound on its memory, watched by a parent that can still report a lack of it.
 
-Libraries do not take it well when memory is refused: some end the process, some panic in a thread that others wait
-for, some ask again for ever. So the one that watches ends the work at the bound, before anything is refused, and where
-a limit of the system (ulimit) comes first it looks for the signs: what libraries say of it, and memory near the limit
-that moves no more.
+Libraries react badly when memory is refused: some end the process, some panic in a thread that others wait for, some
+retry for ever. So the parent ends the child at the bound, before anything is refused, and where a limit of the system
+(ulimit) comes first it looks for the signs: what libraries print about it, and memory near the limit that no longer
+changes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import NamedTuple, NoReturn
 
 from stream.cli import process
 
-#: Work with a bound of its own ends after so long, whatever it does; a drift run takes some 8 s.
+#: Work with a bound of its own is ended after this time, whatever it does; a drift run takes some 8 s.
 _TIME_S = 300
 _LOOK_S = 0.02
-#: From this share of a system's limit on, memory that has not moved for so long has run out.
+#: Memory above this share of a system's limit that has not changed for this long counts as exhausted.
 _NEAR, _STILL_S = 0.75, 30.0
-#: Whoever says that memory ran out, or is asked to end, has so long to do it.
+#: How long a child that reports a lack of memory, or is asked to end, may take to end.
 _GRACE_S = 2.0
-#: Beyond the bound that is watched comes one that the system holds, for what grows faster than can be looked. It counts
-#: what is reserved too, and libraries reserve a gigabyte and more that they never touch.
+#: Beyond the watched bound, by so much, the system enforces another, for memory that grows faster than it is sampled.
+#: That one counts reserved memory too, and libraries reserve a gigabyte and more that they never touch.
 _BACKSTOP_MIB = 2_048
 _MIB = 1024 * 1024
 _ERRORS_BYTES = 64 * 1024
@@ -39,14 +39,14 @@ _SIGNS = re.compile(
     rb"|cannot map zero-fill pages|failed to map segment|not enough memory",
     re.IGNORECASE,
 )
-#: Beside memory near its limit, an end of this kind is taken for a lack of it as well.
+#: Where memory was near its limit, an end of this kind is attributed to a lack of memory as well.
 _DEFECT = re.compile(rb"^Traceback|panicked at", re.MULTILINE)
 
 
 class _Held(NamedTuple):
-    """Memory of a process, bytes; zeros where the system does not tell."""
+    """Memory of a process, bytes; zeros where the system does not report it."""
 
-    #: What it has touched and nobody else can use.
+    #: What it has touched and shares with no other process.
     own: int = 0
     #: What RLIMIT_DATA and RLIMIT_AS count.
     data: int = 0
@@ -54,7 +54,7 @@ class _Held(NamedTuple):
 
 
 class _Limits(NamedTuple):
-    """Of the system, bytes."""
+    """Memory limits of the system, bytes."""
 
     data: float = math.inf
     space: float = math.inf
@@ -69,17 +69,17 @@ class _Limits(NamedTuple):
 
 
 def watched(command: str, memory_mb: int | None) -> None:
-    """`in_child` for a command that is a process of its own; not within another program, which has threads and a life
-    of its own."""
+    """Calls `in_child` where the command is a process of its own; within another program, which has threads and must
+    not end, it does nothing."""
     if process.is_ours:
         in_child(command, memory_mb)
 
 
 def in_child(command: str, memory_mb: int | None) -> None:
-    """Returns in a child that may hold `memory_mb` MiB of its own, and never in the process that called: that one ends
-    as the child does, or with one line where memory was short.
+    """Forks, and returns in a child that may hold `memory_mb` MiB of its own.
 
-    Without a bound, its own or the system's, it returns at once. To be called before there are threads.
+    In the calling process it never returns: that one exits as the child does, or with one line where memory was short.
+    Without a bound, its own or the system's, it returns at once and does not fork. Call it before there are threads.
     """
     limits = _Limits.of_the_system()
     if memory_mb is None and limits == _Limits():
@@ -100,7 +100,7 @@ def in_child(command: str, memory_mb: int | None) -> None:
 
 
 class _Watch:
-    """Of a child: how it ends, and why."""
+    """Watches a child: how it ends, and why."""
 
     def __init__(self, child: int, reading: int, memory_mb: int | None, limits: _Limits) -> None:
         self._child = child
@@ -121,7 +121,7 @@ class _Watch:
             try:
                 status = self._look()
             except KeyboardInterrupt:
-                # A terminal has told the child as well.
+                # A terminal has sent the signal to the child as well.
                 self._asked = True
                 self._end_by_s = time.monotonic() + _GRACE_S
         while self._read(0.0):
@@ -144,7 +144,7 @@ class _Watch:
         return self._short or _SIGNS.search(self._errors) is not None or (self._was_near and defect)
 
     def _look(self) -> int | None:
-        """The child's status, once it has one."""
+        """Checks on the child once, and ends it where that is due. Returns its exit status, once it has one."""
         self._read(_LOOK_S)
         ended, status = os.waitpid(self._child, os.WNOHANG)
         if ended:
@@ -168,7 +168,7 @@ class _Watch:
             return False
         chunk = os.read(self._reading, 64 * 1024)
         if not chunk:
-            # Its end was closed before it ended: nothing more to hear, and time still passes.
+            # The child has closed its end but has not exited: nothing more arrives, so wait here instead.
             time.sleep(wait_s)
             return False
         self._errors = (self._errors + chunk)[-_ERRORS_BYTES:]
@@ -187,7 +187,7 @@ class _Watch:
 
 
 def _confine(watcher: int, memory_mb: int | None) -> None:
-    """In the child."""
+    """Sets the child's limits; runs in the child."""
     if memory_mb is not None:
         _lower(resource.RLIMIT_DATA, (memory_mb + _BACKSTOP_MIB) * _MIB)
         _lower(resource.RLIMIT_CPU, _TIME_S)
@@ -198,7 +198,7 @@ def _confine(watcher: int, memory_mb: int | None) -> None:
 
 
 def _end_with(watcher: int) -> None:
-    """Whatever ends the one that watches, kill -9 too, ends this one. Linux only."""
+    """Has the kernel end this process whenever the watching one ends, also by kill -9. Linux only."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):

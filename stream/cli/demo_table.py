@@ -1,4 +1,4 @@
-"""What a demo saw, and how it is told: a table whose figures are whole at any width, and a summary."""
+"""What a demo observed, and how it is shown: a table whose figures are never cut off, and a summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stream.telemetry import (
     Resumed,
 )
 
-#: Name, least width, whether it holds words. The widths keep the layout while the words in it change.
+#: Name, least width, whether it holds text. The widths keep the layout while the text in it changes.
 _COLUMNS = (
     ("symbol", 7, True),
     ("closed", 11, False),
@@ -45,16 +45,16 @@ _BETWEEN = 2
 
 @dataclass(slots=True)
 class Tally:
-    """What the demo saw: the observer behind the table and the summary."""
+    """What the demo observed: the observer behind the table and the summary."""
 
     started_s: float
     first_forecast_s: float | None = None
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     decisions: dict[str, Decision] = field(default_factory=dict)
     drifts: dict[str, Drift] = field(default_factory=dict)
-    #: Why the symbol's newest run of drift has no result.
+    #: Why the symbol's newest drift run has no result.
     drift_failures: dict[str, str] = field(default_factory=dict)
-    #: "on", or why there is none.
+    #: "on", or why no drift is measured.
     drift: str = "on"
     processed: dict[str, int] = field(default_factory=dict)
     issued: int = 0
@@ -93,14 +93,14 @@ class Tally:
         self.forecasts[symbol], self.decisions[symbol] = forecast, decision
         self.issued += 1
         self.actions[decision.action] = self.actions.get(decision.action, 0) + 1
-        # The simulated day later is minutes away: forecasts of the next 24 h can be compared with what came.
+        # The simulated next day is only minutes away: forecasts of 24 h can be compared with their outcomes.
         predicted = self.matured.pop((symbol, forecast.open_time), None)
         if predicted is not None and forecast.input.gaps == 0:
             self.squared_errors.setdefault(symbol, []).append((predicted - forecast.realized_24h) ** 2)
         self.matured[symbol, forecast.open_time + 24 * HOUR_MS] = forecast.volatility.hourly
 
     def drift_line(self, symbols: Sequence[str]) -> str:
-        """Each symbol's verdict, or why there is none."""
+        """Returns each symbol's drift verdict, or why there is none."""
         if self.drift != "on":
             return self.drift
         return ", ".join(f"{symbol} {self._drift_of(symbol)}" for symbol in symbols)
@@ -113,8 +113,8 @@ class Tally:
 
 
 def tables(tally: Tally, symbols: Sequence[str], width: int) -> list[Table]:
-    """The newest forecast and decision of each symbol: one table, or several that each begin with the symbol where one
-    would be wider than `width`."""
+    """Returns the newest forecast and decision of each symbol: one table, or several that each begin with the symbol
+    where one would be wider than `width`."""
     rows = [_row(tally, symbol) for symbol in symbols]
     widths = [max([least, cell_len(name), *(cell_len(row[k]) for row in rows)]) for k, (name, least, _) in _columns()]
     groups: list[list[int]] = [[]]
@@ -134,7 +134,7 @@ def _table(rows: Sequence[Sequence[str]], widths: Sequence[int], shown: Sequence
     table = Table(box=None, pad_edge=False, padding=(0, _BETWEEN, 0, 0), header_style="bold")
     for k in shown:
         name, _, words = _COLUMNS[k]
-        # On a terminal narrower than a single column its figures go on in the next line.
+        # On a terminal narrower than a single column its figures continue on the next line.
         table.add_column(name, justify="left" if words else "right", min_width=widths[k], overflow="fold")
     for row in rows:
         table.add_row(*(row[k] for k in shown))
@@ -161,8 +161,10 @@ def _row(tally: Tally, symbol: str) -> tuple[str, ...]:
 
 
 def summary(tally: Tally, symbols: Sequence[str], *, paced: bool) -> tuple[list[str], dict[str, Any]]:
-    """The demo in lines for people and in figures. At max speed (not `paced`) frames queue, and their wait says nothing
-    about the node."""
+    """Returns the demo's results as lines for people and as figures.
+
+    At max speed (not `paced`) frames queue, so their delay says nothing about the node and is left out.
+    """
     delays = sorted(tally.delays_s) if paced else []
     errors = {s: (sum(e) / len(e)) ** 0.5 for s, e in sorted(tally.squared_errors.items())}
     figures = {

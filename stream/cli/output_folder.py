@@ -1,7 +1,7 @@
-"""A folder that a command fills: refused before the work where it cannot be, its files whole and together after it.
+"""A folder that a command fills: refused before the work where it cannot be written, its files complete after it.
 
-What a command writes lies in a hidden folder within until all of it is there. A run that was killed leaves that folder,
-and the next run removes it: the lock on it died with its owner.
+What a command writes stays in a hidden folder within it until all of it is there. A run that was killed leaves that
+folder, and the next run removes it: the lock on it ended with its owner.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from pathlib import Path
 from stream.errors import RefusedError
 
 _PREFIX, _SUFFIX = ".volcast-", ".part"
-#: What a file system without locks says. What a killed run has left stays there then.
+#: Errors of a file system without locks. There, what a killed run has left is not removed.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
 def filled(option: str, folder: Path, last: str) -> Iterator[Path]:
-    """An empty folder; its files are moved into `folder` when the body ends, `last` at the end, none where it fails.
+    """Yields an empty folder, whose files are moved into `folder` when the body ends, `last` at the end.
 
-    `RefusedError` where `folder`, given by `option`, cannot be made or written.
+    Where the body fails, none is moved. Raises `RefusedError` where `folder`, given by `option`, cannot be made or
+    written.
     """
     made: list[Path] = []
     try:
@@ -53,8 +54,10 @@ def filled(option: str, folder: Path, last: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Whether the folder is locked, rather than on a file system that knows no locks; `BlockingIOError` where another
-    run has it."""
+    """Locks the folder, and yields whether it is locked: False on a file system without locks.
+
+    Raises `BlockingIOError` where another run holds the lock.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,4 +1,4 @@
-"""Files that a command writes, complete or absent. `stream.cli.paths` refuses before the work what cannot be."""
+"""Files that a command writes, complete or absent. `stream.cli.paths` refuses impossible ones before the work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stream.errors import RefusedError
 
 
 def write(option: str, file: Path, data: bytes) -> None:
-    """`RefusedError` where `file`, given by `option`, cannot be written."""
+    """Writes a file. Raises `RefusedError` where `file`, given by `option`, cannot be written."""
     try:
         if file.exists() and not file.is_file():
-            # A pipe or a device is written to, not replaced: as root that would be the end of /dev/null.
+            # A pipe or a device is written to, not replaced: root would replace /dev/null itself.
             file.write_bytes(data)
         else:
             files.write(file, data)

@@ -1,4 +1,4 @@
-"""What the command line takes as a value, and how wrong usage is told: one line, exit code 2."""
+"""Types of values on the command line, and how wrong usage is reported: one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 class Command(paths.Command):
-    """A command that looks at its paths first, and whose options mean nothing when they are empty: `--out ""` is as
-    good as no `--out`."""
+    """A command that checks its paths first, and for which an empty option counts as not given: `--out ""` is the same
+    as no `--out`."""
 
     def make_parser(self, ctx: click.Context) -> Any:
         parser = super().make_parser(ctx)
@@ -69,7 +69,7 @@ def command(function: Callable[..., Any]) -> click.Command:
 
 
 class Time(click.ParamType[str]):
-    """An ISO time, handed on as the text that it is."""
+    """An ISO time, which is checked and passed on as text."""
 
     name = "ISO"
 
@@ -82,7 +82,7 @@ class Time(click.ParamType[str]):
 
 
 def time_of(text: str, option: str) -> int:
-    """An ISO time as ms; `MisuseError` that names the option where it is none."""
+    """Returns an ISO time as ms. Raises `MisuseError`, which names the option, where the text is none."""
     try:
         return times.parse(text)
     except ValueError as error:
@@ -90,13 +90,13 @@ def time_of(text: str, option: str) -> int:
 
 
 def refuse_empty_period(from_: str, to: str, options: str = "--from, --to") -> None:
-    """`MisuseError` where the period ends before it begins."""
+    """Raises `MisuseError` where the period does not end after it begins."""
     if time_of(from_, options) >= time_of(to, options):
         raise MisuseError(f"{options}: the period {from_} to {to} is empty; swap or widen it")
 
 
 def one_symbol(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Any spelling of a pair as the exchange's, for every command alike."""
+    """Returns any spelling of a pair in the exchange's, for every command alike. Raises `MisuseError` for any other."""
     if value is None:
         return None
     try:

@@ -1,8 +1,8 @@
 """Paths on the command line: what a command reads, what it writes, and that the two are never the same file.
 
-Every path of every command is one of the types here, and `Command` looks at all of them before anything is computed:
-an output that is an input, or another output, is refused by what it is on the disk and not by how it is spelled; so is
-an output that cannot be written. A new command has this by declaring its paths.
+Every path of every command is one of the types here, and `Command` checks all of them before anything is computed. It
+refuses an output that is an input, or another output, by what it is on the disk and not by how it is spelled, and an
+output that cannot be written. A new command gets these checks by declaring its paths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 RUN_FILES = ("network.keras", "contract.json", "windows.npz")
 #: What `volcast report` writes.
 PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
-#: Forms of candle files and forecasts that are written.
+#: Formats in which candle files and forecasts are written.
 TABLE_SUFFIXES = (".parquet", ".csv")
 #: What a node keeps in its data directory, and the model that it may find there.
 DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
@@ -31,7 +31,8 @@ DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path and what it was given by. `holds`: names, perhaps with *, of the files that matter in a directory."""
+    """A path and what gave it, such as an option. `holds`: names, perhaps with *, of the files that matter in it where
+    it is a directory."""
 
     label: str
     path: Path
@@ -39,9 +40,9 @@ class Place:
 
 
 class Given(click.Path):
-    """A path of any kind: whether it will do is told in one line, by `Command` or by who opens it."""
+    """A path of any kind. Where it cannot be used, `Command` or the code that opens it reports that in one line."""
 
-    #: What help calls its value.
+    #: What the help text calls its value.
     name = "file"
 
     def __init__(self, holds: tuple[str, ...] = ()) -> None:
@@ -54,8 +55,8 @@ class Given(click.Path):
 
 
 class Input(Given):
-    """A file that is read, or a directory that `holds` what is. `shipped`: package, folder and names of the files of
-    ours among which a choice is made."""
+    """A file that is read, or a directory that `holds` such files. `shipped`: package, folder and name pattern of the
+    packaged files that may be chosen instead."""
 
     def __init__(self, holds: tuple[str, ...] = (), shipped: tuple[str, str, str] | None = None) -> None:
         super().__init__(holds)
@@ -75,8 +76,8 @@ Also = Callable[[Path, Mapping[str, Any]], Iterable[Path]]
 
 
 class Output(Given):
-    """A file that is written. `also`: what is written beside it. Only a `stream` may be a pipe or a device: other files
-    are put in their place by renaming, which would replace /dev/null itself. `suffixes` say which forms there are."""
+    """A file that is written. `also`: what is written alongside it. Only a `stream` may be a pipe or a device: other
+    files are renamed into place, which would replace /dev/null itself. `suffixes`: those allowed; empty allows any."""
 
     def __init__(self, *, stream: bool = False, suffixes: tuple[str, ...] = (), also: Also | None = None) -> None:
         super().__init__()
@@ -96,13 +97,13 @@ class Output(Given):
 
 
 class Folder(Given):
-    """A directory that is made where it is missing, and filled with files called as in `holds`."""
+    """A directory that is created where it is missing, and filled with files named as in `holds`."""
 
     name = "directory"
 
 
 class Command(click.Command):
-    """A command that starts only where its paths will do."""
+    """A command that starts only where its paths can be used."""
 
     def invoke(self, ctx: click.Context) -> Any:
         written: list[Place] = []
@@ -113,7 +114,7 @@ class Command(click.Command):
                 continue
             if isinstance(kind, Input) and kind.shipped is not None:
                 package, folder, names = kind.shipped
-                # One that is given may be a packaged one too, by its name.
+                # The value may also be the name of a packaged file.
                 read.append(Place("a file that ships with Volcast in", _shipped(package, folder), (names,)))
             for path in value if isinstance(value, tuple) else () if value is None else (value,):
                 label = parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.make_metavar(ctx)
@@ -131,22 +132,21 @@ def _shipped(package: str, folder: str) -> Path:
 
 
 def places_of(*given: tuple[str, Path | None]) -> list[Place]:
-    """Those that were given."""
+    """Returns the places of those paths that were given."""
     return [Place(label, path) for label, path in given if path is not None]
 
 
 def inputs_of(data_dir: Path, model: Path | None = None) -> list[Place]:
-    """What a command reads by default, where settings and not the command line say so."""
+    """Returns what a command reads by default, where settings and not the command line name it."""
     return [Place("--data-dir", data_dir, DATA_FILES), *places_of(("--model", model))]
 
 
 def refuse_clashes(written: Iterable[Place], read: Iterable[Place]) -> None:
-    """`RefusedError` where something written is something read, or is written twice."""
+    """Raises `RefusedError` where something written is something read, or is written twice."""
     written = list(written)
     for index, output in enumerate(written):
         for other in (*written[:index], *read):
             if _same(output, other):
-                # Only now: it loads numpy, and a daemon first says with how many threads.
                 from stream.errors import RefusedError
 
                 raise RefusedError(
@@ -160,11 +160,11 @@ def _same(one: Place, other: Place) -> bool:
         identity = _identity(one.path)
         return identity is not None and identity == _identity(other.path)
     if one.holds and other.holds:
-        # Two folders may be one; their files are different ones.
+        # Two folders may be the same; their files are different ones.
         return False
     folder, file = (one, other) if one.holds else (other, one)
     if not folder.path.is_dir():
-        # A file where a folder was possible, or a folder that is still to be made.
+        # A file was given where a folder was possible, or the folder does not exist yet.
         return _identity(folder.path) == _identity(file.path) or _lies_in(file.path, folder)
     return _lies_in(file.path, folder) or any(_same(Place("", p), Place("", file.path)) for p in _held(folder))
 
@@ -173,7 +173,7 @@ def _held(folder: Place) -> list[Path]:
     try:
         return [p for p in folder.path.iterdir() if any(fnmatch.fnmatchcase(p.name, name) for name in folder.holds)]
     except OSError:
-        # Whoever opens it says why it cannot be read.
+        # The code that opens it reports why it cannot be read.
         return []
 
 
@@ -184,11 +184,11 @@ def _lies_in(file: Path, folder: Place) -> bool:
 
 
 def _identity(path: Path) -> tuple[int | str, ...] | None:
-    """What a path is, however it is spelled; None where writing to it twice does no harm."""
+    """Returns what identifies a path, however it is spelled; None where writing to it twice does no harm."""
     try:
         status = path.stat()
     except OSError:
-        # Not there yet: the place that it will have in what is there.
+        # It does not exist yet: identified by its nearest existing folder and the names below.
         resolved = _resolved(path)
         return None if resolved.parent == resolved else (*(_identity(resolved.parent) or ()), resolved.name)
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) else None
@@ -202,7 +202,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
-    """`RefusedError` where there is no place for `file`, said before the hours that its content may take."""
+    """Raises `RefusedError` where `file` cannot be written, before the hours that computing its content may take."""
     from stream.errors import RefusedError
 
     refused = f"{label} {file}: cannot be written: "
@@ -238,7 +238,10 @@ def _refuse_unfillable(label: str, folder: Path) -> None:
 
 
 def _refuse_closed(refused: str, folder: Path, prefix: str) -> None:
-    """Access rights say little of disks that are full or read-only, or lie on another machine: so a file is made."""
+    """Raises `RefusedError` where no file can be made in `folder`, found out by making one.
+
+    Access rights say little about disks that are full or read-only, or on another machine.
+    """
     from stream.errors import RefusedError
 
     try:

@@ -28,13 +28,13 @@ SIMULATED_HOURS = 8_760
 #: Where in a demo the simulated market's volatility shifts.
 _SHIFT_AFTER_HOURS = 36
 DEFAULT_SPEED = 3_600.0
-#: What the packaged bundle describes.
+#: The symbols that the packaged bundle describes.
 DEFAULT_SYMBOLS = ("BTCUSDT",)
 
 
 @dataclass(frozen=True, slots=True)
 class Playback:
-    """What will be played: `hours` candles from `from_ms` on; those before are history. `speed` None is max."""
+    """What is played: `hours` candles from `from_ms` on; earlier ones are history. A `speed` of None is the maximum."""
 
     candles: dict[str, list[Candle]]
     from_ms: int
@@ -71,7 +71,7 @@ def parse_speed(text: str | None) -> float | None:
 def make_tape(
     candles: Path | None, from_: str | None, hours: int | None, speed: str | None, symbols: str | None, seed: int
 ) -> Playback:
-    """The tape that the options describe; `RefusedError` or `CandleFileError` where they describe none."""
+    """Returns what the options describe. Raises `RefusedError` or `CandleFileError` where there is nothing to play."""
     pace = parse_speed(speed)
     if candles is None:
         names = parse_symbols(symbols, DEFAULT_SYMBOLS)
@@ -114,8 +114,10 @@ def options(command: F) -> F:
 
 
 async def close_market(exchange: Exchange) -> None:
-    """When the tape has ended trading has too, and the exchange says so: a monitor need not wait for candles that no
-    tape holds, and need not call itself degraded for want of them."""
+    """Waits until the tape has ended, and has the exchange report its symbols as halted.
+
+    So a monitor does not wait for candles that the tape does not have, nor report itself degraded without them.
+    """
     await exchange.finished.wait()
     for symbol in exchange.tape.symbols:
         exchange.fault("status", symbol=symbol, status="BREAK")

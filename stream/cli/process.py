@@ -1,5 +1,5 @@
-"""What a command's process needs before it does anything: streams that take every letter, libraries that keep to
-themselves, Ctrl-C that ends it in order. Imports nothing but the standard library: it comes before everything else.
+"""Prepares a command's process before it does anything: output that takes every character, libraries that stay out of
+the home directory, a clean exit on Ctrl-C. Imports only the standard library, because it runs before everything else.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import NoReturn
 
 #: Exit code of a command that Ctrl-C ended, as shells count it.
 INTERRUPTED = 130
-#: What an error says, that bears no file's name, when our output has no reader, no terminal or no room any more.
+#: Codes of an `OSError` without a file name where our output has no reader, no terminal or no disk space any more.
 _LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC)
-#: One thread each: a process that runs for months beside others computes little and must not grow with the cores.
+#: Thread counts of libraries: a process that runs for months alongside others computes little, and must not grow with
+#: the number of cores.
 _THREADS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -27,20 +28,20 @@ _THREADS = {
     "TOKIO_WORKER_THREADS": "2",  # the embedded broker's; with one, a task that blocks would hold up all others
 }
 
-#: Whether this process does nothing but one command, rather than call it from Python.
+#: Whether this process runs one command and nothing else, as opposed to a program that calls it from Python.
 is_ours = False
 _interrupted = False
 
 
 @contextlib.contextmanager
 def in_order() -> Iterator[None]:
-    """Around a whole command. Ctrl-C at any moment, also while libraries load, is exit code 130 without a traceback;
+    """Wraps a whole command. Ctrl-C at any moment, also while libraries load, exits with code 130 without a traceback;
     a second one no longer waits."""
     global is_ours
     is_ours = True
     _take_every_letter()
     _keep_out_of_home()
-    # Ignored, as in the background of a script, it stays ignored.
+    # Where SIGINT is ignored, as in the background of a script, it stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable
@@ -52,7 +53,7 @@ def in_order() -> Iterator[None]:
         sys.stderr.write("volcast: there is not enough memory for it\n")
         sys.exit(1)
     except Exception as error:
-        # Some libraries make an error of their own of what comes in between while they load.
+        # Some libraries turn an interruption while they load into an error of their own.
         if _interrupted:
             sys.exit(INTERRUPTED)
         if not (isinstance(error, OSError) and error.filename is None and error.errno in _LOST):
@@ -68,13 +69,16 @@ def in_order() -> Iterator[None]:
 
 
 def few_threads() -> None:
-    """For a process that runs long; before numpy is imported. What the user has set stays."""
+    """Limits the threads of libraries, for a process that runs long. Values that the user has set stay.
+
+    Call it before numpy is imported.
+    """
     for name, number in _THREADS.items():
         os.environ.setdefault(name, number)
 
 
 def _drop_output() -> None:
-    """What is still to be written goes nowhere, so that nothing fails with it."""
+    """Discards what is still to be written to stdout and stderr, so that nothing fails with it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -83,16 +87,16 @@ def _drop_output() -> None:
 
 
 def _take_every_letter() -> None:
-    """A terminal of another alphabet shows ? for what it lacks, such as σ."""
+    """Makes stdout and stderr show ? for characters that the terminal's encoding lacks, such as σ."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _keep_out_of_home() -> None:
-    # Keras would write its settings there, and take ours from what it finds.
+    # Keras would write its settings there, and read them from what it finds there.
     os.environ["KERAS_HOME"] = os.devnull
-    # Matplotlib then makes itself a folder, and removes it in the end; that it warns is no news.
+    # Matplotlib then makes itself a temporary folder, and removes it at exit; its warning about that is of no use.
     os.environ.setdefault("MPLCONFIGDIR", os.devnull)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
@@ -105,14 +109,14 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C in a place that cannot raise would print a traceback, and be lost."""
+    """Exits on a Ctrl-C in a place that cannot raise, which would print a traceback and be lost."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(unraisable)
 
 
 def _flush() -> None:
-    """Here rather than in the interpreter's last moments, where a reader that has gone is a traceback."""
+    """Flushes stdout and stderr before the interpreter does, where a reader that has gone would be a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

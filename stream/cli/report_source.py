@@ -1,4 +1,4 @@
-"""Where a report comes from: a candle file, forecast by the daemon's operator, or what the journal holds."""
+"""The source of a report: a candle file, forecast by the daemon's operator, or the journal."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ from stream.core.messages.scoring import Outcome
 from stream.errors import RefusedError
 from stream.times import minute
 
-#: Outcomes are read from the journal in pieces of so many hours.
+#: Outcomes are read from the journal in pieces of this many hours.
 _PAGE_HOURS = 1_000
-#: The first point of the trend looks at forecasts from before the period.
+#: The first point of the trend uses forecasts from before the period.
 _EARLIER_HOURS = TREND_HOURS + AHEAD_HOURS
 
-#: A period that was asked for as it is, given the newest candle's open time: its end may have to come earlier.
+#: Returns the requested period, given the newest candle's open time: its end may have to come earlier.
 Cut = Callable[[int], Period]
 
 
 def of_file(path: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[Source, Period]:
-    """`RefusedError` where the file has no candle in the period."""
+    """Replays a candle file, and returns the source and its period.
+
+    Raises `RefusedError` where the file has no candle in the period.
+    """
     series = files.read(path, asked=symbol)[symbol]
     whole = _within(cut, series[-1].open_time, f"{path}: {symbol}")
     rules = Rules.of(policies.load(None), predictor.model.contract)
@@ -58,7 +61,7 @@ def of_file(path: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[So
 
 
 def _replayed(rules: Rules, symbol: str, series: list[Candle], predictor: Predictor, since: int) -> list[Outcome]:
-    """What the daemon would have said of these candles, and what became of it."""
+    """Returns the outcomes of the forecasts that the daemon would have issued for these candles."""
     outcomes: list[Outcome] = []
     waiting: dict[int, Forecast] = {}
     for event in events(rules, symbol, series, predictor.model, predictor, since):
@@ -71,7 +74,10 @@ def _replayed(rules: Rules, symbol: str, series: list[Candle], predictor: Predic
 
 
 def of_journal(data_dir: Path, symbol: str, predictor: Predictor, cut: Cut) -> tuple[Source, Period]:
-    """What was said and stored, beside a daemon that goes on. `RefusedError` where nothing of the period is there."""
+    """Reads what was issued and stored, alongside a running daemon, and returns the source and its period.
+
+    Raises `RefusedError` where the journal has no candle in the period.
+    """
     version = predictor.model.version
     others: Counter[str] = Counter()
     parts: list[Matured] = []

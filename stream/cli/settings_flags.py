@@ -1,4 +1,4 @@
-"""The settings on the command line: the daemon's flags, and what other commands have in common with it."""
+"""The settings on the command line: the daemon's flags, and those that other commands share with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = Input(shipped=("stream", "policies", "*.toml"))
 config_option = click.option("--config", type=FILE, help="TOML file of settings.  [default: volcast.toml, if present]")
 
 
-#: Values that are more than text.
+#: Types of the flags whose values are more than text.
 _TYPES: dict[str, click.ParamType[Any]] = {
     "model": MODEL,
     "policy": POLICY,
@@ -34,7 +34,7 @@ _TYPES: dict[str, click.ParamType[Any]] = {
 
 
 def options(command: F) -> F:
-    """The flags of `stream.settings.Settings`; each is also VOLCAST_<NAME> and a key of volcast.toml."""
+    """Adds the flags of `stream.settings.Settings`; each is also VOLCAST_<NAME> and a key of volcast.toml."""
     for setting in reversed(settings.about()):
         command = _option(setting)(command)
     return config_option(command)
@@ -50,7 +50,7 @@ def _option(setting: settings.About) -> Callable[[F], F]:
 
 
 def load(flags: dict[str, Any]) -> Settings:
-    """The daemon's settings; the log is set up by them, and told what looks wrong."""
+    """Returns the daemon's settings, sets up logging by them, and logs what looks wrong."""
     from stream import logs, urls
 
     loaded = settings.load(flags, os.environ, flags.pop("config", None))
@@ -70,7 +70,7 @@ def load(flags: dict[str, Any]) -> Settings:
 
 
 def settle(options: dict[str, Any], *names: str) -> Settings:
-    """The settings that a command shares with the daemon, from all their sources: `options` then holds them."""
+    """Returns the settings that a command shares with the daemon, from all sources, and puts them in `options`."""
     loaded = settings.load(options, os.environ, options.pop("config"), only=names)
     for line in settings.unknown_variables(os.environ):
         click.echo(f"volcast: warning: {line}", err=True)

@@ -1,4 +1,4 @@
-"""Signals that end a command with an event loop in order."""
+"""Signals that end a command with an event loop cleanly."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class _Unjoined(ThreadPoolExecutor):
-    """The loop's threads for calls that may hang: a name that does not resolve, a host that swallows packets.
+    """The loop's executor for calls that may hang: a name that does not resolve, a host that drops packets.
 
-    asyncio.run waits for the threads of its executor, and such a call takes longer than a stop may.
+    asyncio.run waits for the threads of its own executor, and such a call takes longer than a stop may.
     """
 
     def submit(self, call: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
@@ -35,17 +35,20 @@ class _Unjoined(ThreadPoolExecutor):
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and Ctrl-C set `stop`, a second one ends the process. What hangs in a thread is not waited for."""
+    """Makes SIGTERM, Ctrl-C and a closed terminal set `stop`, and a second signal end the process.
+
+    A call that hangs in a thread is not waited for.
+    """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_Unjoined())
 
     def on_signal(number: signal.Signals) -> None:
         stop.set()
-        # Its default would do, but for the first process of a container, which the kernel spares.
+        # Its default would do, except in the first process of a container, from which the kernel withholds it.
         loop.add_signal_handler(number, os._exit, 128 + number)
 
     numbers = [signal.SIGTERM, signal.SIGINT]
-    # The terminal was closed; whoever started us with `nohup` wants us to outlive it.
+    # The terminal was closed; a process that was started with `nohup` is meant to outlive it.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     for number in numbers:

@@ -1,4 +1,4 @@
-"""Tables of figures in the terminal: a figure cut short is none, so a table that is too wide is told in parts."""
+"""Tables of figures in the terminal. No figure may be cut short, so a table that is too wide is printed in parts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-#: Columns of a pipe or a file, which has no width of its own.
+#: Width that is used for a pipe or a file, which has none of its own.
 _PIPE_WIDTH = 140
 _UNBOUNDED = 10_000
 
 
 def show(tables: Iterable[Table]) -> None:
-    """Prints them to stdout, an empty line after each."""
+    """Prints tables to stdout, with an empty line after each."""
     console = Console()
     width_known = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     width = console.width if width_known else _PIPE_WIDTH
@@ -26,14 +26,17 @@ def show(tables: Iterable[Table]) -> None:
 
 
 def parts(table: Table, width: int) -> list[Table]:
-    """The table as tables that are no wider than `width` where a column beside the first fits, each with the first."""
+    """Returns the table as tables no wider than `width`, each with the first column.
+
+    One that is wider has just one column besides the first.
+    """
     groups: list[list[int]] = [[]]
     for column in range(1, len(table.columns)):
         if groups[-1] and _needed(_part(table, [*groups[-1], column])) > width:
             groups.append([])
         groups[-1].append(column)
     found = [_part(table, group) for group in groups]
-    # As many columns in each as in the others looks better than one that is left over.
+    # Equal numbers of columns look better than one column that is left over.
     many = -(-(len(table.columns) - 1) // len(groups))
     evenly = [_part(table, range(k, min(k + many, len(table.columns)))) for k in range(1, len(table.columns), many)]
     if all(_needed(part) <= width for part in evenly):
@@ -45,13 +48,13 @@ def parts(table: Table, width: int) -> list[Table]:
 
 
 def _needed(table: Table) -> int:
-    """Columns that show every cell whole."""
+    """Returns the width that shows every cell in full."""
     console = Console(width=_UNBOUNDED)
     return Measurement.get(console, console.options, table).maximum
 
 
 def _part(table: Table, others: Iterable[int]) -> Table:
-    """The first column of `table` and those of the others, without title and caption."""
+    """Returns the first column of `table` and the columns `others`, without title and caption."""
     columns = [table.columns[k] for k in (0, *others)]
     shown = Table(
         box=table.box,

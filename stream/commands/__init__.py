@@ -1,1 +1,1 @@
-"""One module a command: its options, its checks, the call and its output."""
+"""One module for each command: its options, its checks, the call and its output."""

@@ -1,4 +1,4 @@
-"""`volcast backtest`: what was asked for is checked before anything is decided, and told once it is."""
+"""`volcast backtest`: checks the request before the backtest runs, and reports the result after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stream.extras import refuse_missing
 
 _FROM, _TO = "2024-01-01", "2025-01-01"
 _FIGURE_FORMS = ("png", "svg")
-#: Shown beside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
+#: Shown alongside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
 _REFERENCES = ("reference", "reference-daily")
 
 
@@ -70,7 +70,7 @@ def backtest(**options: Any) -> None:
 
     Example: volcast backtest --candles btc.parquet --walk-forward 2021,2022,2023,2024 --html risk.html
     """
-    # What learns anew needs no bundle: only one that was named for it is too much.
+    # A walk forward trains its own models and needs no bundle: only one given as a flag is a mistake.
     loaded = settings_flags.settle(options, "policy", *(["model"] if options["years"] is None else []))
     if loaded.policy and not options["chosen"]:
         options["chosen"] = (loaded.policy,)

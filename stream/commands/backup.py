@@ -1,4 +1,4 @@
-"""`volcast backup FILE`: a consistent copy of the journal, beside a daemon that goes on writing."""
+"""`volcast backup FILE`: copies the journal consistently while a daemon goes on writing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def backup(file: Path, **flags: Any) -> None:
 
 
 def copy_journal(data_dir: Path, file: Path) -> None:
-    """`RefusedError` where FILE exists, `JournalError` where the journal cannot be copied whole."""
+    """Copies the journal. Raises `RefusedError` where FILE exists, `JournalError` where it cannot be copied."""
     journal = data_dir / FILE_NAME
     if not journal.exists():
         raise JournalError(f"there is no journal in {data_dir}: name its directory with --data-dir")

@@ -1,4 +1,4 @@
-"""`volcast check`: what `run` would run with, what it would refuse, and who answers."""
+"""`volcast check`: what `run` would run with, what it would refuse, and which hosts answer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check(**flags: Any) -> None:
 
 
 def inspect(settings: Settings) -> None:
-    """Prints what it finds. `RefusedError` naming every reason for which `run` would refuse to start."""
+    """Prints what it finds. Raises `RefusedError`, which names every reason for which `run` would refuse to start."""
     click.echo("settings")
     for name, value in settings.masked().items():
         click.echo(f"  {name:<20} {value}")
@@ -140,11 +140,11 @@ async def _reach(settings: Settings, refusals: list[str]) -> None:
 
 
 async def _way(what: str, url: str, refusals: list[str]) -> Way | None:
-    """How `run` would reach that URL; None where it would refuse to try."""
+    """Returns how `run` would reach that URL; None where it would refuse to try."""
     try:
         way = await asyncio.to_thread(way_to, url)
     except RefusedError as error:
-        # The two ways may be refused for the same reason, which is told once.
+        # Both URLs may be refused for the same reason, which is reported once.
         refusals += [str(error)] if str(error) not in refusals else []
         _say("REFUSED", what, str(error))
         return None

@@ -1,4 +1,4 @@
-"""`volcast demo`: exchange, broker and the real monitor in one process, with a table that shows that it lives."""
+"""`volcast demo`: exchange, broker and the real monitor in one process, with a live table."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from stream.errors import RefusedError
 from stream.settings import Settings, plain_url
 from stream.testing.exchange import Exchange
 
-#: And so long for a broker that has not acknowledged everything yet.
+#: How long the end waits for a broker that has not acknowledged everything yet.
 _BROKER_WAIT_S = 15.0
-#: And so long for each drift result: processes of their own compute them, one after the other.
+#: How long it then waits for each drift result: child processes compute them, one after the other.
 _DRIFT_WAIT_S = 180.0
 _REFRESH_S = 0.25
 
 
 class _Console(Console):
-    """Without a reader it raises what everything raises: rich's own would exit in the middle of the loop."""
+    """Raises on a broken pipe as any other output does: rich's own console would exit in the middle of the loop."""
 
     def on_broken_pipe(self) -> None:
         raise
@@ -80,9 +80,9 @@ def _demo(
     json_file: Path | None,
 ) -> None:
     console = _Console()
-    # On a terminal the table speaks; warnings and worse still appear, above it.
+    # On a terminal the table replaces the log; warnings and worse still appear, above it.
     logs.configure("text", level=logging.WARNING if console.is_terminal else logging.INFO)
-    # What it simulates must not come to where the settings of a real node would put it: it reads none but its flags.
+    # Simulated data must not go where the settings of a real node would put it: the demo reads nothing but its flags.
     mqtt_url = plain_url("mqtt_url", mqtt_url, "--mqtt-url")
     tape = make_tape(candles, from_, hours, speed, symbols, seed)
     with contextlib.ExitStack() as stack:
@@ -120,7 +120,7 @@ async def _play(
             http_port=http_port,
             data_dir=data_dir,
             instance="demo",
-            # At max speed the exchange's clock moves with its messages only.
+            # At max speed the exchange's clock moves only with its messages.
             time_scale=tape.speed or 0.0,
         )
 
@@ -130,7 +130,7 @@ async def _play(
             try:
                 await _show(running, exchange, tape, hours is not None, tally, console, stop)
             except OSError as error:
-                # The node ends in order first.
+                # The node shuts down cleanly first.
                 unwritten = error
                 stop.set()
 
@@ -168,7 +168,10 @@ async def _show(
 
 
 async def _await_end(running: node.Node, exchange: Exchange, tape: Playback, tally: Tally, stop: asyncio.Event) -> None:
-    """Sets `stop` once every candle of the tape is processed and spoken of, and drift has run for every symbol."""
+    """Sets `stop` once every candle of the tape is processed and published, and drift has run for every symbol.
+
+    The waits for the broker and for drift are limited.
+    """
     await exchange.finished.wait()
     ends_ms = tape.from_ms + tape.hours * HOUR_MS
     played = {
@@ -184,7 +187,7 @@ async def _await_end(running: node.Node, exchange: Exchange, tape: Playback, tal
             while tally.outbox:
                 tally.changed.clear()
                 await tally.changed.wait()
-    # Of a broker that does not take the messages nobody will hear a result.
+    # Where the broker does not take the messages, a drift result could not be published either.
     while not tally.outbox and running.drift == "on" and (waiting := _without_drift(running, tally)):
         try:
             async with asyncio.timeout(_DRIFT_WAIT_S):
@@ -224,7 +227,7 @@ def _picture(running: node.Node, exchange: Exchange, tally: Tally, width: int) -
 
 
 class _AboveTable(logging.Handler):
-    """Log lines above the live table: written past it, its next refresh would wipe them."""
+    """Prints log lines above the live table: written directly to stderr, its next refresh would erase them."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -236,7 +239,7 @@ class _AboveTable(logging.Handler):
 
 @contextlib.contextmanager
 def _logging_above(console: Console) -> Iterator[None]:
-    """While it lasts, log lines that would go to the same terminal are printed by `console`."""
+    """Has log lines that would go to the same terminal printed by `console`, for the length of the block."""
     if not sys.stderr.isatty():
         yield
         return

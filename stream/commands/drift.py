@@ -1,4 +1,4 @@
-"""`volcast drift`: the last 30 days of one symbol, or with --study how often it would have alarmed, and at what.
+"""`volcast drift`: drift in the last 30 days of one symbol, or with --study how often it would have alarmed, and why.
 
 Libraries with threads are imported once the process is confined, not before.
 """
@@ -168,7 +168,7 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     start, end = parse(first), parse(last)
     data = dataset.load(candles, symbol)
     found = drift_alarms.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
-    # A pipe has no width of its own, and a figure cut short is none.
+    # A pipe has no width of its own, and no figure may be cut short.
     console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
     for table in drift_alarms.tables(found):
         console.print(table, "")

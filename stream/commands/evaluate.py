@@ -1,4 +1,4 @@
-"""`volcast evaluate`: what was asked for is checked before anything is scored, and told once it is."""
+"""`volcast evaluate`: checks the request before anything is scored, and reports the result after it."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _evaluate(
             tests=not no_tests,
             progress=_show_progress,
         )
-    # Before anything is shown: what was looked at is in the ledger, whatever becomes of the rest.
+    # Before anything is shown: what was scored is in the ledger even if the rest fails.
     _into_ledger(scored, ledger)
     show(table.tables(scored.evaluation))
     for note in scored.evaluation.notes:

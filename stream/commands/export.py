@@ -1,4 +1,4 @@
-"""`volcast export`: a training run becomes one ONNX bundle."""
+"""`volcast export`: turns a training run into one ONNX bundle."""
 
 from __future__ import annotations
 

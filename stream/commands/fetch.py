@@ -1,4 +1,4 @@
-"""`volcast fetch`: what the exchange has of some symbols, as one candle file, and what it has not, as lines."""
+"""`volcast fetch`: writes the candles that the exchange has of some symbols to one file, and prints what it lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stream.settings import bare
 from stream.times import minute
 from training.data import fetch as fetching
 
-#: Lines of one kind for one symbol; --json has them all.
+#: Most lines of one kind that are printed for one symbol; --json has them all.
 _LINES = 20
 
 
@@ -76,7 +76,7 @@ def _fetch(
         refuse_empty_period(from_, to)
     archive_url = bare(archive_url) or None
     if archive_url is None:
-        # An exchange on this machine has its own market: another one's archive would not fit to it.
+        # An exchange on this machine has its own market: the archive of another one would not match it.
         archive_url = rest_url if urls.is_loopback(urls.parse(rest_url).host) else fetching.ARCHIVE_URL
     _refuse_archive(archive_url, allow_plaintext)
     console = Console(stderr=True)

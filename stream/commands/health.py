@@ -1,7 +1,7 @@
 """`python -m stream.commands.health`: the container's health check, of the node that is its first process.
 
-Exit code 0 where /healthz of that node says that the pipeline moves. It asks where the node listens, by the same flags,
-variables and file, and asks it directly: proxies are for what lies outside.
+It exits with 0 where /healthz of that node answers 200: the pipeline moves. It finds where the node listens by the same
+flags, variables and file, and connects directly: proxies are for hosts outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stream import settings
 
 _TIMEOUT_S = 4.0
 _FIRST_PROCESS = Path("/proc/1/cmdline")
-#: Who listens everywhere is asked here.
+#: A node that listens on all addresses is asked at these.
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _FLAGS = ("http_host", "http_port")
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
-    """The settings file and the flags of ours that a command line names, whatever else it holds."""
+    """Returns the settings file and the HTTP flags in a command line, whatever else it holds."""
     values: dict[str, str] = {}
     for k, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

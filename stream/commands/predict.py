@@ -1,7 +1,7 @@
-"""`volcast predict`: the daemon's numbers for a file of candles, as one batched pass.
+"""`volcast predict`: computes the daemon's numbers for a file of candles, in one batched pass.
 
-The operator is the daemon's own, driven over the whole table: features and model run once, blockwise, and the
-decisions follow candle by candle. A scheduled batch job is a call of this (docs/batch.md).
+The operator is the daemon's own, driven over the whole table: features and model run once, in blocks, and the
+decisions follow candle by candle. A scheduled batch job calls this command (docs/batch.md).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _predict(
     rules = Rules.of(chosen, predictor.model.contract)
     needed = rules.history_hours(name)
     if since is not None:
-        # All that a forecast and its decision can depend on; what lies before changes nothing.
+        # All that a forecast and its decision can depend on; earlier candles change nothing.
         series = [c for c in series if c.open_time >= since - needed * HOUR_MS]
         if not series or series[-1].open_time < since:
             raise RefusedError(f"--from: {candles} has no candle of {name} from {from_} on")
@@ -132,7 +132,7 @@ def _progress() -> Progress:
         TaskProgressColumn(),
         TimeRemainingColumn(),
         console=console,
-        # A cron job's mail should hold facts, not a bar.
+        # The mail of a cron job should hold facts, not a progress bar.
         disable=not console.is_terminal,
     )
 

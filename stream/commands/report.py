@@ -1,4 +1,4 @@
-"""`volcast report`: pages of drift and of forecast quality for any period, from a candle file or the journal.
+"""`volcast report`: writes pages on drift and forecast quality for any period, from a candle file or the journal.
 
 Libraries with threads are imported once the process is confined, not before.
 """
@@ -83,7 +83,7 @@ def _report(
         raise click.UsageError("name a period: --from ISO, with or without --to ISO, or --quarterly YEAR")
     asked = [_asked(from_, to)] if from_ is not None else _quarters(quarterly or 0)
     if not (symbol.isascii() and symbol.isalnum()):
-        # It becomes part of file names.
+        # The symbol becomes part of file names.
         raise MisuseError(f"--symbol {symbol!r} is no symbol such as BTCUSDT: a report is of one")
     folder = out if out is not None else data_dir / "reports"
     chosen = model_path(model, data_dir)
@@ -100,7 +100,7 @@ def _report(
     def cut(newest: int) -> Period:
         return _cut((whole_name, asked[0][1], asked[-1][2]), newest)
 
-    # A daemon on this machine goes first.
+    # A daemon on this machine has priority.
     os.nice(10)
     with _ended_in_order(), filled("--out", folder, f"{symbol}-{whole_name}-index.html") as within:
         _progress(f"forecasts of {symbol}")
@@ -145,24 +145,24 @@ def _quarters(year: int) -> list[Asked]:
 
 
 def _short(ms: int) -> str:
-    """A time as part of a file's name."""
+    """Returns a time as part of a file's name."""
     moment = times.moment(ms)
     return times.day(ms) if moment.hour == 0 else f"{moment:%Y-%m-%dT%H}"
 
 
 def _cut(asked: Asked, newest: int) -> Period:
-    """The period as far as there are candles."""
+    """Returns the period as far as there are candles."""
     from monitor.reports.drift import Period
 
     name, from_ms, asked_to_ms = asked
     end = newest + HOUR_MS
-    # An open end is what there is, and lacks nothing.
+    # A period with an open end lacks nothing: it ends with the newest candle.
     return Period(name, from_ms, min(asked_to_ms, end), end if asked_to_ms == sys.maxsize else asked_to_ms)
 
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was begun is cleared away."""
+    """Turns SIGTERM into an exception, so that unfinished files are removed."""
 
     def end(number: int, frame: object) -> NoReturn:
         sys.exit(128 + number)
@@ -175,7 +175,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _progress(text: str) -> None:
-    # A cron job's mail should hold facts, not progress.
+    # The mail of a cron job should hold facts, not progress.
     if sys.stderr.isatty():
         click.echo(f"{text} …", err=True)
 

@@ -1,4 +1,4 @@
-"""`volcast run`: a node in the foreground, stopped by SIGTERM or Ctrl-C."""
+"""`volcast run`: runs a node in the foreground until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ async def _run(settings: Settings, supervisor: Supervisor) -> None:
 
     async def settle(running: node.Node) -> None:
         up.append(running)
-        # What is there once the node is up stays. To look through all of it for garbage holds every thread for a third
-        # of a second, again and again, for instance in a scrape of many symbols.
+        # The objects that exist once the node is up stay. Searching all of them for garbage stops every thread for a
+        # third of a second, again and again, for instance during a scrape of many symbols.
         gc.freeze()
         await supervisor.ready()
 
     if settings.standby:
-        # It may be days until it is its turn, and it does what it shall.
+        # A standby may wait for days, and is healthy while it does.
         await supervisor.ready()
     alive = asyncio.create_task(supervisor.keep_alive(lambda: up[0].daemon.heartbeat_age_s if up else 0.0))
     stopping = asyncio.create_task(_say_stopping(stop, supervisor))

@@ -1,4 +1,4 @@
-"""`volcast train`: a candle file becomes a training run."""
+"""`volcast train`: turns a candle file into a training run."""
 
 from __future__ import annotations
 

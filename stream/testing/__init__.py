@@ -1,1 +1,1 @@
-"""Fakes that are shipped and tested: an exchange, a market and a broker, real servers on loopback."""
+"""Fakes that ship with Volcast and are tested: an exchange and a broker, real servers on loopback, and a market."""

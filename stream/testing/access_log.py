@@ -1,4 +1,4 @@
-"""Who came, what they said, when they went: the record that lets a test assert a client's manners."""
+"""The exchange's record of connections, messages and requests, with which a test asserts how a client behaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["connect", "frame", "ping", "pong", "disconnect", "refused", "fla
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """`at_ms` is virtual, `monotonic_s` real. `method` is a control frame's method or a request's path."""
+    """`at_ms` is virtual time, `monotonic_s` real. `method` is a control frame's method or a request's path."""
 
     kind: Kind
     at_ms: int
@@ -36,5 +36,5 @@ class AccessLog:
         self._entries.append(LogEntry(kind, self._now_ms(), self._monotonic(), connection, method, detail))
 
     def entries(self, *kinds: Kind) -> list[LogEntry]:
-        """In order of arrival; all kinds where none is named."""
+        """Returns the entries in order of arrival; of all kinds where none is named."""
         return [e for e in self._entries if not kinds or e.kind in kinds]

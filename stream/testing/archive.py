@@ -1,8 +1,8 @@
 """The exchange's bulk archive: zips and checksums made from the tape, the same bytes for the same tape.
 
-Microseconds from 2025 on and milliseconds before, no header, as the real one has them. A day appears a day after it
-ended, a month on the first Monday after it. The counterpart of `training.data.archive` and deliberately separate from
-it: a shared mistake would make the two agree and both be wrong.
+As in the real archive, times are in microseconds from 2025 on and in milliseconds before, and there is no header. A day
+appears a day after it ended, a month on the first Monday after it. The counterpart of `training.data.archive` and
+deliberately separate from it: a shared mistake would make the two agree and both be wrong.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class _File:
 
 
 class Archive:
-    """The files below /data/spot/, as of a moment of the exchange's time and with the board's faults."""
+    """The files below /data/spot/, as of the exchange's time and with the board's faults."""
 
     def __init__(self, tape: Tape, board: FaultBoard, now_ms: Callable[[], int]) -> None:
         self._tape, self._board, self._now_ms = tape, board, now_ms
         self._zips: dict[tuple[str, bool, int, int], bytes] = {}
 
     def file(self, path: str) -> bytes | None:
-        """The file's bytes, a zip or its checksum; None where there is no such file (now)."""
+        """Returns the file's bytes, a zip or its checksum; None where there is no such file (now)."""
         asked = _parse(path)
         if asked is None or asked.symbol not in self._tape.symbols or asked.published_ms > self._now_ms():
             return None
@@ -113,7 +113,7 @@ def _parse(path: str) -> _File | None:
 
 
 def _revised(candle: Candle, revision: int) -> Candle:
-    """What a revision changes: the volume of the part's first hour."""
+    """Returns the candle as revised: a revision changes the volume of the part's first hour."""
     return msgspec.structs.replace(candle, volume=candle.volume + revision) if revision else candle
 
 
@@ -124,7 +124,7 @@ def _packed(name: str, candles: list[Candle], header: bool) -> bytes:
         lines.append(",".join(map(str, row)))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as zipped:
-        # A date of its own: the clock's would make other bytes each time.
+        # A fixed date: the clock's would change the bytes each time.
         member = zipfile.ZipInfo(name.removesuffix(".zip") + ".csv", date_time=(1980, 1, 1, 0, 0, 0))
         member.compress_type = zipfile.ZIP_DEFLATED
         zipped.writestr(member, "".join(f"{line}\n" for line in lines))

@@ -1,7 +1,7 @@
-"""An MQTT 5 broker of our own: a child process on loopback that lives exactly as long as its block.
+"""The embedded MQTT 5 broker: a child process on loopback that lives exactly as long as its block.
 
-It always gets its own configuration: iotcore's defaults listen on every interface, speak 3.1.1 only
-and cut payloads at 20 KiB. Retained messages are kept in memory and go with it.
+It always gets its own configuration: iotcore's defaults listen on every interface, support MQTT 3.1.1 only
+and cut payloads at 20 KiB. Retained messages are kept in memory and are lost when it ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ max_inflight_count = 100
 dynamic_filters = true
 """
 
-# The child goes when its stdin closes, so it cannot outlive a parent that was killed.
+# The child ends when its stdin closes, so it cannot outlive a parent that was killed.
 _CHILD = """
 import logging, os, sys, threading
 from iotcore import IotCoreBroker
@@ -57,9 +57,9 @@ class BrokerError(RefusedError):
 
 
 class EmbeddedBroker:
-    """`with EmbeddedBroker() as broker:` and clients connect to `broker.url`, MQTT 5 only.
+    """Runs within `with EmbeddedBroker() as broker:`; clients connect to `broker.url`, MQTT 5 only.
 
-    Entering and leaving block for some 0.2 s: do it outside the event loop or in a thread.
+    Entering and leaving block for some 0.2 s: do both outside the event loop or in a thread.
     """
 
     def __init__(self, port: int = 0, start_timeout_s: float = 10.0) -> None:
@@ -77,7 +77,7 @@ class EmbeddedBroker:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Returns once the broker accepts connections; `PortInUseError` or `BrokerError` otherwise."""
+        """Returns once the broker accepts connections. Raises `PortInUseError` or `BrokerError` otherwise."""
         if self.is_running:
             return
         if missing(["iotcore"]):
@@ -89,13 +89,13 @@ class EmbeddedBroker:
             config = Path(folder) / "broker.toml"
             config.write_text(_CONFIG.format(port=self.port, max_payload_bytes=MAX_PAYLOAD_BYTES))
             self._process = subprocess.Popen(
-                # -P: a folder named iotcore where the user happens to stand must not be imported.
+                # -P: a folder named iotcore in the working directory must not be imported.
                 [sys.executable, "-P", "-c", _CHILD, str(config)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 # Ctrl-C in a terminal goes to the whole group: the broker must still be there when
-                # the daemon publishes its last word.
+                # the daemon publishes its last message.
                 start_new_session=True,
             )
             try:
@@ -109,7 +109,7 @@ class EmbeddedBroker:
         process, self._process = self._process, None
         if process is None:
             return
-        # It has nothing to save, and whoever stops it has nothing to wait for.
+        # It has nothing to save, so there is nothing to wait for.
         process.kill()
         process.wait()
         if process.stdin is not None:

@@ -1,10 +1,10 @@
-"""A spot exchange on loopback: real servers in Binance's dialect, a tape for a market, faults on order.
+"""A spot exchange on loopback: real servers in Binance's dialect, a tape for a market, faults on request.
 
-It plays the tape on a virtual clock that stands still until a client knows it: until somebody has been
-told the time or is subscribed. From then on it runs at its speed, as clients reckon that it does; what
-closes while nobody is subscribed is had from REST. Every close is sent or withheld on order, never lost
-to haste: sends wait for the slowest client. At speed None time jumps from close to close, a ping after
-each, and the pongs are waited for; while nobody is subscribed it waits.
+It plays the tape on a virtual clock that stands still until a client has asked for the time or has
+subscribed. From then on it runs at its speed, which clients rely on; candles that close while no client
+is subscribed are available from REST. Every close is sent, or withheld by a fault, and never lost to
+haste: sends wait for the slowest client. At speed None time jumps from close to close, with a ping after
+each, whose pongs are waited for; while no client is subscribed it waits.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ from stream.testing.virtual_clock import VirtualClock
 from stream.testing.wire import Json
 from stream.testing.ws_api import Connection, Hub, Listener, Update, parse_path
 
-#: A close is announced so many ms after the candle's end; seen on the real exchange for BTCUSDT.
+#: How many ms after its end a candle's close is announced, at least and at most; observed for BTCUSDT on the real
+#: exchange.
 CLOSING_DELAY_MS = (70, 120)
-#: A forming candle is pushed every 2 s of the exchange's time, but not more often than this in ours.
+#: A forming candle is pushed every 2 s of the exchange's time, but not more often than this in real time.
 FORMING_PERIOD_MS = 2_000
 FORMING_PERIOD_REAL_S = 0.2
 #: How long after a close `replaying` starts: the close itself has then surely been announced.
 START_AFTER_CLOSE_MS = 200
-#: A client that does not answer a ping for so long is cut off, as the real exchange does.
+#: A client that leaves a ping unanswered for this long is disconnected, as the real exchange does.
 PONG_TIMEOUT_S = 60.0
 
 logger = logging.getLogger(__name__)
 
 
 class Exchange:
-    """`async with Exchange(tape, start_ms, end_ms, speed) as ex:` serves until the block ends.
+    """Serves within `async with Exchange(tape, start_ms, end_ms, speed) as ex:`.
 
     Candles whose hour is over at `start_ms` are history, served by REST; the others are played, up to
     those whose hour is over at `end_ms` (None: the end of the tape). `speed` is virtual seconds per
@@ -104,9 +105,9 @@ class Exchange:
         self._outage_closes = 0
         self._monotonic = monotonic
         self._limits = SocketLimits(connects_per_5_min, monotonic)
-        #: Closes that are sent late: after the next update, or after the next close.
+        #: Closes to be sent late: after the next update, or after the next close.
         self._delayed: dict[str, list[Update]] = {"update": [], "close": []}
-        #: Connections that are to be closed, and after how many closes.
+        #: Connections to be closed, and after how many closes.
         self._ending: list[tuple[list[Connection], int]] = []
         self._acts: set[asyncio.Task[None]] = set()
         self._cleanup = AsyncExitStack()
@@ -117,26 +118,28 @@ class Exchange:
     def replaying(
         cls, tape: Mapping[str, Iterable[Candle]], from_ms: int, hours: int, speed: float | None, **options: Any
     ) -> Self:
-        """The exchange of `--from F --hours N`: at connect candle F is the newest closed one, and the
-        closes of the N - 1 hours after it are played."""
+        """Returns the exchange of `--from F --hours N`: at connect, candle F is the newest closed one, and
+        the closes of the N - 1 hours after it are played."""
         first = grid_floor(from_ms)
         start_ms = first + HOUR_MS + START_AFTER_CLOSE_MS
         return cls(tape, start_ms, first + hours * HOUR_MS, speed, **options)
 
     def now_ms(self) -> int:
-        """Virtual time."""
+        """Returns the virtual time."""
         return self._clock.now_ms()
 
     def server_time(self) -> int:
-        """Virtual time for a client that will reckon on from it, at the speed that it knows: the clock must not
-        stand still behind its back. At max speed no client can, and time waits for subscribers."""
+        """Returns the virtual time to a client, which will extrapolate from it at the speed that it knows.
+
+        So it starts the clock. At max speed no client can extrapolate, and time waits for subscribers.
+        """
         if self._clock.speed is not None:
             self._clock.start()
         return self.now_ms()
 
     @property
     def log(self) -> list[LogEntry]:
-        """What clients did so far, in order of arrival."""
+        """What clients have done so far, in order of arrival."""
         return self.access_log.entries()
 
     def state(self) -> Json:
@@ -156,7 +159,7 @@ class Exchange:
         }
 
     def limits(self) -> Json:
-        """The most that clients ever did within the exchange's windows, and how often that was too much."""
+        """Returns the most that clients have done within the exchange's windows, and how often they broke a limit."""
         return {
             **self._limits.describe(),
             "used_weight_in_1_min": self._meter.most,
@@ -165,8 +168,8 @@ class Exchange:
         }
 
     def fault(self, name: str | bytes, **params: Any) -> Json:
-        """Orders a fault by name and parameters (or as the JSON body of POST /control/fault): now, or
-        before the close of the candle that opens at `at`. `FaultError` if there is no such fault."""
+        """Applies a fault by name and parameters (or by the JSON body of POST /control/fault): now, or
+        before the close of the candle that opens at `at`. Raises `FaultError` if there is no such fault."""
         fault = parse_fault(name if isinstance(name, bytes) else {"fault": name, **params})
         if fault.at is not None:
             self.board.schedule(fault)
@@ -253,7 +256,7 @@ class Exchange:
             await playing
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
-        """The answer to an upgrade that is refused; None admits it."""
+        """Returns the answer to an upgrade that is refused; None admits it."""
         if not self._limits.connect(self.now_ms()):
             self.access_log.add("limit", None, "connects")
             return socket.respond(http.HTTPStatus.TOO_MANY_REQUESTS, "too many attempts\n")
@@ -323,7 +326,7 @@ class Exchange:
             logger.exception("the exchange stopped playing its tape")
             raise
         finally:
-            # Also when playing failed: who waits for the end must not wait for ever.
+            # Also when playing failed: a caller that waits for the end must not wait for ever.
             self.finished.set()
 
     async def _play_hour(self, open_time: int) -> None:
@@ -357,7 +360,7 @@ class Exchange:
                 await self._end(chosen)
 
     def _closes(self, candle: Candle, closing_ms: int) -> list[Update]:
-        """The closing frames of a candle that are sent now; those that are late are put aside."""
+        """Returns the closing frames of a candle to send now; late ones are put aside."""
         board, symbol = self.board, candle.symbol
         if (wrong := board.change_of_close(symbol, WrongClose)) is not None:
             candle = with_close(candle, wrong.factor)
@@ -369,12 +372,12 @@ class Exchange:
         return updates
 
     async def _await_listener(self) -> None:
-        # Between two attempts of a client to connect a max-speed tape would run to its end.
+        # Between two connection attempts of a client, a tape at max speed would run to its end.
         if self._clock.speed is None and not self._outage_closes:
             await self._hub.listening.wait()
 
     async def _play_forming(self, open_time: int, closing_ms: int) -> None:
-        """The updates between the last close and this one; at max speed a single one in mid-hour."""
+        """Sends the updates between the last close and this one; at max speed a single one in mid-hour."""
         speed = self._clock.speed
         period_ms = HOUR_MS // 2 if speed is None else max(FORMING_PERIOD_MS, int(FORMING_PERIOD_REAL_S * 1e3 * speed))
         event_ms = max(open_time, self._clock.now_ms()) + period_ms

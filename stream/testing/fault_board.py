@@ -1,6 +1,6 @@
-"""The faults in force and those to come: the board that the exchange asks before each thing it does.
+"""The faults in force and those to come: the exchange asks this board before each thing that it does.
 
-Asking a counted fault uses it up. Nothing here sends, closes or waits.
+Asking about a counted fault uses it up. Nothing here sends, closes or waits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Counted(msgspec.Struct):
 
     @property
     def is_used_up(self) -> bool:
-        # One that concerns each symbol never is: a symbol may yet come for the first time.
+        # One that concerns each symbol never is: another symbol may yet be asked about for the first time.
         each_symbol = isinstance(self.fault, PER_SYMBOL) and self.fault.symbol is None
         return bool(self.left) and not each_symbol and not any(self.left.values())
 
@@ -70,7 +70,7 @@ class FaultBoard:
         self._counted: list[_Counted] = []
         self._contents: list[SpoiltContent] = []
         self._statuses: dict[str, str] = {}
-        #: How REST answers from now on.
+        #: How REST answers from now on; None as usual.
         self.lag: RestLag | None = None
         self.cache: RestCache | None = None
         self.cap: RestCap | None = None
@@ -79,13 +79,13 @@ class FaultBoard:
         self._scheduled.append(fault)
 
     def due(self, open_time: int) -> list[Fault]:
-        """Takes out the scheduled faults whose candle has come, in the order they were given."""
+        """Removes and returns the scheduled faults whose candle has come, in the order in which they were given."""
         ready = [f for f in self._scheduled if f.at is not None and f.at <= open_time]
         self._scheduled = [f for f in self._scheduled if f not in ready]
         return ready
 
     def arm(self, fault: Fault, now_ms: int, open_connections: frozenset[int]) -> None:
-        """Puts a fault in force. `Drop` is an act, not a state: the caller performs it."""
+        """Puts a fault in force. Raises `FaultError` for `Drop`, `Shutdown` and `Revise`, which the caller performs."""
         match fault:
             case Mute():
                 chosen = open_connections if fault.connection is None else frozenset({fault.connection})
@@ -120,25 +120,25 @@ class FaultBoard:
         )
 
     def copies_of_close(self, symbol: str) -> int:
-        """How often this close is to be sent: 0, 1 or 2."""
+        """Returns how often this close is to be sent: 0, 1 or 2."""
         for kind, copies in ((WithholdClose, 0), (DuplicateClose, 2)):
             if self._take(kind, symbol, lambda f: f.symbol in (None, symbol)):
                 return copies
         return 1
 
     def change_of_close(self, symbol: str, kind: type[Any]) -> Any:
-        """The fault of that kind (`DelayClose`, `WrongClose`, `Microseconds`) that this close suffers, or None."""
+        """Returns the fault of that kind (such as `DelayClose`) that applies to this close, or None."""
         return self._take(kind, symbol, lambda f: f.symbol in (None, symbol))
 
     def junk(self) -> tuple[str, ...]:
-        """Kinds of unusable frames to send before this round of closes."""
+        """Returns the kinds of unusable frames to send before this round of closes."""
         taken = self._take(Malformed)
         if not isinstance(taken, Malformed):
             return ()
         return taken.kinds or tuple(kind for kind in JUNK if kind != "oversize")
 
     def burst(self) -> int:
-        """How often each symbol's update is to be sent before this round of closes."""
+        """Returns how often each symbol's update is to be sent before this round of closes."""
         found = next((c for c in self._counted if isinstance(c.fault, Burst)), None)
         if found is None:
             return 0
@@ -149,44 +149,44 @@ class FaultBoard:
         return self._statuses.get(symbol, "TRADING")
 
     def delay_s(self, path: str) -> float:
-        """How late this REST answer is to come."""
+        """Returns how late this REST answer is to come."""
         taken = self._take(SlowRest, "", lambda f: _is_on(f.path, path))
         return taken.seconds if isinstance(taken, SlowRest) else 0.0
 
     def spoilt_rows(self) -> str | None:
-        """What is wrong with this answer about candles."""
+        """Returns what is wrong with this answer about candles, if anything."""
         taken = self._take(RestBody)
         return taken.kind if isinstance(taken, RestBody) else None
 
     def time_error_ms(self) -> int:
-        """By how much this answer about the server's time is wrong."""
+        """Returns by how much this answer about the server's time is wrong."""
         taken = self._take(WrongTime)
         return round(taken.seconds * 1_000) if isinstance(taken, WrongTime) else 0
 
     def refusal(self) -> Refuse | None:
-        """The answer to this WebSocket upgrade, if it is to be refused."""
+        """Returns how this WebSocket upgrade is to be refused, if it is."""
         taken = self._take(Refuse)
         return taken if isinstance(taken, Refuse) else None
 
     def flaps(self) -> bool:
-        """Whether this new connection is to be closed at once."""
+        """Returns whether this new connection is to be closed at once."""
         return self._take(Flap) is not None
 
     def rest_answer(self, path: str) -> RestStatus | None:
-        """The failure that this REST request gets, if any."""
+        """Returns the failure with which this REST request is to be answered, if any."""
         taken = self._take(RestStatus, "", lambda f: _is_on(f.path, path))
         return taken if isinstance(taken, RestStatus) else None
 
     def spoils(self, kind: type[SpoiltAnswer], symbol: str, part: str) -> bool:
-        """Whether this answer of the archive is to be spoilt so."""
+        """Returns whether this answer of the archive is to have a fault of that kind."""
         return self._take(kind, "", lambda f: f.concerns(symbol, part)) is not None
 
     def contents(self, symbol: str, part: str) -> list[SpoiltContent]:
-        """What is wrong with this part of the archive from now on, in the order it was given."""
+        """Returns what is wrong with this part of the archive from now on, in the order in which it was given."""
         return [fault for fault in self._contents if fault.concerns(symbol, part)]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Everything in force or to come, for people and tests."""
+        """Returns everything in force or to come, for people and tests."""
         mutings = [{"fault": "mute", **msgspec.to_builtins(m)} for m in self._mutings]
         counted = [{**msgspec.to_builtins(c.fault), "left": c.left} for c in self._counted if not c.is_used_up]
         rest = [f for f in (self.lag, self.cache, self.cap) if f is not None]
@@ -195,7 +195,7 @@ class FaultBoard:
         return [*held, *statuses, *mutings, *counted]
 
     def _take(self, kind: type[Any], key: str = "", applies: Callable[[Any], bool] = lambda fault: True) -> Any:
-        """The oldest fault of a kind that still applies, one use of it gone.
+        """Uses the oldest fault of a kind that still applies once, and returns it; None where there is none.
 
         Uses are counted by `key`, the symbol for the faults that concern "each symbol".
         """

@@ -1,9 +1,9 @@
-"""What can go wrong, as data: one struct a fault.
+"""What can go wrong, as data: one struct for each fault.
 
-To add a fault: write its struct, name it in `Fault`, and give the board (`fault_board`) the question that the
-server has to ask. Nothing here sends, closes or waits; the exchange does what the board says. Every fault
+To add a fault: write its struct, name it in `Fault`, and give the board (`fault_board`) the method that the
+server has to call. Nothing here sends, closes or waits; the exchange does what the board returns. Every fault
 takes `at`, the open time of a candle: it then strikes just before that candle's close would be sent,
-so that a script says the same at any speed.
+so that a script has the same effect at any speed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Unmute(_Scheduled, tag="unmute", frozen=True, kw_only=True):
 
 
 class Refuse(_Scheduled, tag="refuse", frozen=True, kw_only=True):
-    """The next `n` WebSocket upgrades are answered with an HTTP status, and sent to `location` if given."""
+    """The next `n` WebSocket upgrades are answered with an HTTP status, and redirected to `location` if given."""
 
     status: int = 503
     n: int = 1
@@ -72,7 +72,7 @@ class Flap(_Scheduled, tag="flap", frozen=True, kw_only=True):
 
 
 class Shutdown(_Scheduled, tag="shutdown", frozen=True, kw_only=True):
-    """The connections open now are closed (1001) after `hours` more closes, 0: at once. If it is to `announce` that,
+    """The connections open now are closed (1001) after `hours` more closes, 0: at once. With `announce`,
     `serverShutdown` is sent first, in the connection's framing or in another one."""
 
     hours: int = 1
@@ -90,7 +90,7 @@ class DelayClose(_Scheduled, tag="delay_close", frozen=True, kw_only=True):
 
 
 class WrongClose(_Scheduled, tag="wrong_close", frozen=True, kw_only=True):
-    """The next `n` closes, of one symbol or of each, say another price than REST: `factor` times as much."""
+    """The next `n` closes, of one symbol or of each, have another price than REST: `factor` times as much."""
 
     symbol: str | None = None
     n: int = 1
@@ -107,8 +107,8 @@ class Revise(_Scheduled, tag="revise", frozen=True, kw_only=True):
 
 
 class End(_Scheduled, tag="end", frozen=True, kw_only=True):
-    """The tape ends after `hours` more closes, 1: with the hour that runs. Whoever waits for something on the tape
-    plays a long one, and ends it when that has been seen."""
+    """The tape ends after `hours` more closes, 1: with the present hour. A test that waits for something on the tape
+    plays a long one, and ends it when it has been seen."""
 
     hours: int = 1
 
@@ -135,15 +135,15 @@ class Burst(_Scheduled, tag="burst", frozen=True, kw_only=True):
 
 
 class Status(_Scheduled, tag="status", frozen=True, kw_only=True):
-    """What the exchange says of a symbol from now on: `TRADING`, `HALT`, `BREAK`, `CANCEL_ONLY`; or `DELISTED`, which
-    is that it knows no such symbol, and sends nothing of it. The tape says which candles there are."""
+    """The status that the exchange reports for a symbol from now on; with `DELISTED` it knows no such symbol, and sends
+    nothing of it. Which candles there are depends on the tape alone."""
 
     symbol: str
     status: Literal["TRADING", "HALT", "BREAK", "CANCEL_ONLY", "END_OF_DAY", "DELISTED"]
 
 
 class SlowRest(_Scheduled, tag="slow_rest", frozen=True, kw_only=True):
-    """The next `n` REST answers come `seconds` (ours) late, told as of when they were asked for."""
+    """The next `n` REST answers come `seconds` (real time) late, as of when they were asked for."""
 
     seconds: float = 1.0
     n: int = 1
@@ -170,7 +170,7 @@ class RestLag(_Scheduled, tag="rest_lag", frozen=True, kw_only=True):
 
 
 class RestCache(_Scheduled, tag="rest_cache", frozen=True, kw_only=True):
-    """From now on the same question about candles gets the same answer for `seconds` (ours), whatever it asks for."""
+    """From now on the same request for candles gets the same answer for `seconds` (real time), whatever its headers."""
 
     seconds: float
 
@@ -193,7 +193,7 @@ class WrongTime(_Scheduled, tag="wrong_time", frozen=True, kw_only=True):
 
 
 class EarlyClose(_Scheduled, tag="early_close", frozen=True, kw_only=True):
-    """After the next `n` closes, of one symbol or of each, the hour that has just begun is said to be over as well:
+    """After the next `n` closes, of one symbol or of each, the hour that has just begun is reported as closed as well:
     half of it, with the time of its end."""
 
     symbol: str | None = None
@@ -202,7 +202,7 @@ class EarlyClose(_Scheduled, tag="early_close", frozen=True, kw_only=True):
 
 class RestStatus(_Scheduled, tag="rest_status", frozen=True, kw_only=True):
     """The next `n` REST or archive answers are this status, with `Retry-After` if given. `path` names one path, or
-    with a slash at its end all below it: `/api/` and `/data/` tell the two apart."""
+    with a slash at its end all below it: `/api/` is REST and `/data/` the archive."""
 
     status: int = 503
     n: int = 1
@@ -221,7 +221,7 @@ class _OfArchive(_Scheduled, frozen=True, kw_only=True):
 
 
 class TruncatedZip(_OfArchive, tag="truncated_zip", frozen=True, kw_only=True):
-    """The next `n` zips (null: all) end in the middle; their checksums are those of the whole."""
+    """The next `n` zips (null: all) end in the middle; their checksums are those of the complete ones."""
 
     n: int | None = 1
 
@@ -249,7 +249,7 @@ class MissingRows(_OfArchive, tag="missing_rows", frozen=True, kw_only=True):
 
 
 class RevisedArchive(_OfArchive, tag="revised_archive", frozen=True, kw_only=True):
-    """From now on the first row has another volume than REST has; each order is one more revision."""
+    """From now on the first row has another volume than REST has; each further one of these is one more revision."""
 
 
 class MendArchive(_Scheduled, tag="mend_archive", frozen=True, kw_only=True):
@@ -290,16 +290,16 @@ Fault = (
 )
 
 
-#: Those that act at once and leave nothing behind: the exchange performs them.
+#: Faults that act at once and leave no state on the board: the exchange performs them.
 ACTS = (Drop, Shutdown, Revise, End)
-#: Those that concern "each symbol" where none is named.
+#: Faults that concern each symbol where none is named.
 PER_SYMBOL = (DuplicateClose, WithholdClose, DelayClose, WrongClose, Microseconds, EarlyClose)
 _ERROR_STATUSES = frozenset(int(status) for status in HTTPStatus if status >= 400)
 _REDIRECTS = frozenset((301, 302, 307, 308))
 
 
 class FaultError(ValueError):
-    """No such fault, or not these parameters."""
+    """There is no such fault, or it does not take these parameters."""
 
 
 def parse_fault(body: bytes | dict[str, Any]) -> Fault:

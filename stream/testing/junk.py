@@ -1,6 +1,6 @@
-"""Frames that no client should be harmed by: everything that has been seen on a kline stream and is no kline of it.
+"""Frames that must harm no client: everything that has been seen on a kline stream and is no valid kline of it.
 
-Each kind is made from a real candle, so that what is wrong with it is the only thing that is.
+Each kind is made from a real candle, so that exactly one thing is wrong with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _far_ahead(candle: Candle, event_ms: int) -> bytes:
     return kline_payload(msgspec.structs.replace(candle, open_time=candle.open_time + years), event_ms + years, True)
 
 
-#: Name to what is sent. Lists what `malformed` may name.
+#: What is sent, by the name of the kind; `malformed` accepts these names.
 JUNK: dict[str, Callable[[Candle, int], bytes]] = {
     "not_json": lambda c, t: b"this is no JSON",
     "binary": lambda c, t: b"\xff\xfe\x00\x80",
@@ -49,6 +49,6 @@ JUNK: dict[str, Callable[[Candle, int], bytes]] = {
     "closed_short": lambda c, t: _changed(c, t, T=c.open_time + 900_000),
     "closed_early": lambda c, t: kline_payload(c, c.open_time + 60_000, True),
     "far_ahead": _far_ahead,
-    # More than a frame of this exchange ever has: the client may end the connection over it.
+    # Larger than any frame of this exchange: the client may end the connection over it.
     "oversize": lambda c, t: b'{"e":"kline","x":"' + b"x" * 5_000_000 + b'"}',
 }

@@ -1,6 +1,6 @@
-"""What the exchange allows its clients, counted as strictly as it counts: in rolling windows, not in buckets.
+"""The exchange's limits on its clients, counted as strictly as it counts: in rolling windows, not in buckets.
 
-A window is over when it is over on the exchange's clock or on ours: the exchange's may stand still, or jump.
+A window is over when it is over on the virtual or on the real clock: the virtual one may stand still, or jump.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 #: Messages a second on one connection, pings, pongs and JSON together; the next one ends it.
 CONTROL_FRAMES_PER_SECOND = 5
-#: Attempts to connect of one address.
+#: Connection attempts of one address.
 CONNECTS_PER_5_MIN = 300
 CONNECT_WINDOW_S = 300.0
 
 
 class Rolling:
-    """Things counted in a rolling window of `seconds`; `most` is the largest count that there was."""
+    """Counts events in a rolling window of `seconds`; `most` is the largest count so far."""
 
     def __init__(self, seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -26,7 +26,7 @@ class Rolling:
         self.most = 0
 
     def add(self, now_ms: int) -> int:
-        """Counts one more; how many there are in the window that ends now."""
+        """Counts one more. Returns how many there are in the window that ends now."""
         now_s = self._monotonic()
         while self._counted:
             at_ms, at_s = self._counted[0]
@@ -39,7 +39,7 @@ class Rolling:
 
 
 class SocketLimits:
-    """How far clients went towards the limits of the websocket, and how often beyond."""
+    """How near clients came to the limits of the websocket, and how often they broke one."""
 
     def __init__(self, connects_allowed: int, monotonic: Callable[[], float]) -> None:
         self._allowed = connects_allowed
@@ -48,11 +48,11 @@ class SocketLimits:
         self.broken = 0
 
     def connect(self, now_ms: int) -> bool:
-        """Counts an attempt to connect; whether it is within the limit."""
+        """Counts a connection attempt. Returns whether it is within the limit."""
         return self._within(self._connects.add(now_ms), self._allowed)
 
     def control_frame(self, of_connection: Rolling, now_ms: int) -> bool:
-        """Counts a message on a connection; whether it is within the limit."""
+        """Counts a message on a connection. Returns whether it is within the limit."""
         count = of_connection.add(now_ms)
         self._most_control_frames = max(self._most_control_frames, count)
         return self._within(count, CONTROL_FRAMES_PER_SECOND)

@@ -1,4 +1,4 @@
-"""A market that never was: hourly candles from one seed, with the habits that volatility has.
+"""A simulated market: hourly candles from one seed, with the known properties of volatility.
 
 Log volatility is a sum of slow and fast autoregressions (so its memory is long), on top of a daily
 and a weekly season; returns are Student-t given it, and part of both is common to all symbols.
@@ -46,10 +46,11 @@ def simulate(
     shift_after_hours: int | None = None,
     shift_factor: float = 2.0,
 ) -> dict[str, list[Candle]]:
-    """A tape of `hours` candles per symbol, the first opening at `start_ms`.
+    """Returns a tape of `hours` candles per symbol, the first opening at `start_ms`.
 
     From `shift_after_hours` on volatility is `shift_factor` times what it would have been (the shift
-    is placed in hours from the start, not as a share of the length: see the module's rule).
+    is placed in hours from the start, not as a share of the length: see the module's rule). Raises
+    `ValueError` where an argument is out of range.
     """
     if start_ms % HOUR_MS:
         raise ValueError(f"start_ms {start_ms} is not the start of an hour")
@@ -67,7 +68,7 @@ def simulate(
 
 
 def simulate_symbol(symbol: str, start_ms: int, hours: int, seed: int) -> list[Candle]:
-    """One symbol of `simulate`, without a shift."""
+    """Returns one symbol of `simulate`, without a shift."""
     return simulate([symbol], start_ms, hours, seed)[symbol]
 
 
@@ -117,7 +118,7 @@ def _log_season(start_ms: int, hours: int) -> Floats:
 
 
 def _log_sigma(parts: tuple[tuple[float, float], ...], hours: int, seed: int, name: str) -> Floats:
-    """Sum of stationary AR(1) processes, shifted so that the mean of its exponential's square is 1."""
+    """Returns a sum of stationary AR(1) processes, shifted so that the mean of its exponential's square is 1."""
     total = np.zeros(hours)
     for index, (half_life_hours, std) in enumerate(parts):
         keep = 0.5 ** (1 / half_life_hours)
@@ -144,7 +145,7 @@ def _pulled_walk(moves: Floats) -> Floats:
 
 
 def _base(symbol: str) -> tuple[float, float]:
-    """Price level and volatility relative to BTC's; what is not listed gets its own by its name."""
+    """Returns price level and volatility relative to BTC's; a symbol that is not listed gets its own by its name."""
     if symbol in _BASES:
         return _BASES[symbol]
     share = zlib.crc32(symbol.encode()) / 2**32

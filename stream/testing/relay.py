@@ -1,6 +1,6 @@
-"""A small TCP relay between a client and the exchange: the network, as far as it can misbehave.
+"""A small TCP relay between a client and the exchange, which simulates faults of the network.
 
-It forwards bytes until told otherwise. What it does to connections it does to all of them, and to those to come.
+It forwards bytes until its mode is changed. A mode applies to all connections, and to those to come.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-#: `open` forwards; `blackhole` swallows both directions without a word; `slow` lets `SLOW_BYTES_S` a second through;
+#: `open` forwards; `blackhole` silently holds back both directions; `slow` lets `SLOW_BYTES_S` a second through;
 #: `closed` refuses new connections by ending them at once.
 Mode = Literal["open", "blackhole", "slow", "closed"]
 SLOW_BYTES_S = 2_000
@@ -19,7 +19,7 @@ _CHUNK = 65_536
 
 
 class Relay:
-    """`async with Relay(ex.ws_url) as relay:` listens on loopback; `relay.url` is what the client connects to."""
+    """Listens on loopback within `async with Relay(ex.ws_url) as relay:`; the client connects to `relay.url`."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -48,7 +48,7 @@ class Relay:
             await self._server.wait_closed()
 
     def become(self, mode: Mode) -> None:
-        """What was swallowed before stays lost; what waits when it opens again is delivered late."""
+        """Changes the mode. What a blackhole has held back is delivered late when it opens again."""
         self._mode = mode
         if mode == "blackhole":
             self._open.clear()
@@ -81,7 +81,7 @@ class Relay:
     async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await source.read(_CHUNK if self._mode != "slow" else SLOW_BYTES_S // 10):
-                # Half-open: the bytes are gone from the sender's sight, and nobody says that they did not arrive.
+                # Half-open: the sender has sent the bytes, and does not learn that they have not arrived.
                 await self._open.wait()
                 if self._mode == "slow":
                     await asyncio.sleep(len(data) / SLOW_BYTES_S)

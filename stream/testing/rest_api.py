@@ -1,7 +1,7 @@
-"""The exchange's REST side, its archive and the switchboard of its faults: a Litestar app over the running exchange.
+"""The exchange's REST side, its archive and the control of its faults: a Litestar app over the running exchange.
 
-Only what market data needs. Parameters are read by hand, because a wrong one must be answered in the
-exchange's words (`{"code": -1121, ...}`) and not in a framework's.
+Only what market data needs. Parameters are parsed by hand, because a wrong one must be answered with the
+exchange's error (`{"code": -1121, ...}`) and not with a framework's.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Running(Protocol):
 
 
 class WeightMeter:
-    """Request weight used in the last minute, and what becomes of those who use too much of it.
+    """Request weight used in the last minute, and the refusal of requests beyond the limit.
 
-    A minute is over when it is over on the exchange's clock or on ours: the exchange's may stand still. Over the limit
-    requests are refused (429) until the oldest weight is forgotten; who goes on regardless is banned (418), each time
-    for twice as long.
+    A minute is over when it is over on the virtual or on the real clock: the virtual one may stand still. Over the
+    limit requests are refused (429) until the oldest weight is forgotten; a client that goes on regardless is banned
+    (418), each time for twice as long.
     """
 
     def __init__(self, limit: int = WEIGHT_PER_MINUTE, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -69,7 +69,7 @@ class WeightMeter:
         self.refused = 0
 
     def spend(self, weight: int, now_ms: int) -> tuple[int, int] | None:
-        """Takes a request; status and seconds of Retry-After where it is refused, which costs no weight."""
+        """Counts a request. Returns status and seconds of Retry-After where it is refused, which costs no weight."""
         now_s = self._monotonic()
         if now_s < self._banned_until_s:
             return 418, math.ceil(self._banned_until_s - now_s)
@@ -119,7 +119,7 @@ def _scripted(board: FaultBoard, path: str) -> Response[Any] | None:
 
 def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
     archive = Archive(exchange.tape, exchange.board, exchange.now_ms)
-    #: What a cache in front of the exchange remembers, and until when.
+    #: What a cache in front of the exchange keeps: until when (monotonic), and the answer.
     answers: dict[str, tuple[float, Response[bytes]]] = {}
 
     async def before(request: Asked) -> Response[Any] | None:
@@ -132,7 +132,7 @@ def rest_app(exchange: Running, meter: WeightMeter) -> Litestar:
             body = {"code": _code_of(status), "msg": f"Too much request weight used; {meter.limit} a minute."}
             return _json(body, status, {"Retry-After": str(wait_s)})
         if (late_s := exchange.board.delay_s(path)) > 0:
-            # What it tells is as of now, and arrives later.
+            # The answer is as of now, and arrives later.
             now_ms = exchange.now_ms()
             await asyncio.sleep(late_s)
             request.state.asked_at_ms = now_ms
@@ -284,7 +284,7 @@ def _symbol_info(symbol: str, status: str) -> Json:
 
 
 def _asked_at_ms(request: Asked, now_ms: int) -> int:
-    """The exchange's time that an answer is as of: now, or when an answer that is late was asked for."""
+    """Returns the time of which an answer is: now, or for a delayed answer the time of the request."""
     asked_at_ms: int = request.state.get("asked_at_ms", now_ms)
     return asked_at_ms
 

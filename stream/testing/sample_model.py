@@ -1,4 +1,4 @@
-"""A model that anyone can compute: a contract and a function, for tests that are not about the network."""
+"""A model without a network: a contract and a simple function, for tests that are not about the network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sample_model() -> Model:
 
 
 def sample_predict(sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reads a level, the last 48 hours and the calendar; each row by itself."""
+    """Computes volatilities from a level, the last 48 hours and the calendar, each row by itself."""
     level = static[:, 0] + 0.5 * static[:, 4] + 0.1 * static[:, -1] + 0.01 * sequence[:, :, 1].sum(axis=1)
     horizons = np.array([0, 0.1, 0.05, 0.02, 0.0], np.float32)
     volatility: NDArray[np.float32] = np.exp(np.clip(level[:, None] + horizons, -11, 0)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The tape: every candle there will be, and what of it exists at a moment of virtual time.
+"""The tape: every candle that there will be, and which of them exist at a moment of virtual time.
 
 A missing hour is a missing candle, as in a real outage: nothing is made up for it. A forming candle
 is a pure function of the final one and of how much of its hour has passed.
@@ -15,7 +15,11 @@ from stream.core.market.candle import HOUR_MS, Candle, check, grid_floor
 
 
 class Tape:
-    """Candles by symbol and open time. `CandleError` where one breaks a candle's rules."""
+    """Candles by symbol and open time.
+
+    Raises `CandleError` where one breaks a candle's rules, and `ValueError` where two are of one hour or one is of
+    another symbol.
+    """
 
     def __init__(self, candles: Mapping[str, Iterable[Candle]]) -> None:
         self._candles: dict[str, list[Candle]] = {}
@@ -36,17 +40,17 @@ class Tape:
 
     @property
     def end_ms(self) -> int:
-        """When the last candle's hour is over; 0 for an empty tape."""
+        """Time at which the last candle's hour is over; 0 for an empty tape."""
         return max((times[-1] + HOUR_MS for times in self._open_times.values() if times), default=0)
 
     def at(self, symbol: str, open_time: int) -> Candle | None:
-        """The final candle of that hour, or None where the exchange has none."""
+        """Returns the final candle of that hour, or None where the exchange has none."""
         times = self._open_times.get(symbol, [])
         index = bisect_left(times, open_time)
         return self._candles[symbol][index] if index < len(times) and times[index] == open_time else None
 
     def replace(self, candle: Candle) -> None:
-        """The exchange has thought better of a candle that is on the tape; `KeyError` where it is not."""
+        """Replaces a candle of the tape, as a revision of the exchange does. Raises `KeyError` where there is none."""
         times = self._open_times[candle.symbol]
         index = bisect_left(times, candle.open_time)
         if index == len(times) or times[index] != candle.open_time:
@@ -54,15 +58,15 @@ class Tape:
         self._candles[candle.symbol][index] = check(candle)
 
     def all(self, symbol: str) -> list[Candle]:
-        """The whole tape of a symbol as it is now."""
+        """Returns the whole tape of a symbol as it is now."""
         return list(self._candles[symbol])
 
     def visible(
         self, symbol: str, now_ms: int, start_ms: int | None, end_ms: int | None, limit: int
     ) -> tuple[list[Candle], Candle | None]:
-        """Closed candles and the forming one that a query for open times in [start, end] sees now.
+        """Returns the closed candles and the forming one that a query for open times in [start, end] sees at `now_ms`.
 
-        With a start the oldest `limit` from there; without one the newest. The forming one counts.
+        With a start they are the oldest `limit` from there; without one the newest. The forming one counts.
         """
         times = self._open_times[symbol]
         first = 0 if start_ms is None else bisect_left(times, start_ms)
@@ -77,7 +81,7 @@ class Tape:
 
 
 def forming(candle: Candle, fraction: float) -> Candle:
-    """The candle when `fraction` of its hour is over.
+    """Returns the candle as it is when `fraction` of its hour is over.
 
     The price goes from the open to the extreme that lies against the candle's direction, to the other
     one, to the close, a third of the hour each; volumes grow evenly.
@@ -105,6 +109,6 @@ def forming(candle: Candle, fraction: float) -> Candle:
 
 
 def with_close(candle: Candle, factor: float) -> Candle:
-    """The candle with its close times `factor`, and the extremes that this takes."""
+    """Returns the candle with its close multiplied by `factor`, and its extremes extended where needed."""
     close = round(candle.close * factor, 8)
     return msgspec.structs.replace(candle, close=close, high=max(candle.high, close), low=min(candle.low, close))

@@ -1,4 +1,4 @@
-"""The exchange's clock: it stands still until a client knows it, and never passes an unsent event.
+"""The exchange's clock: it stands still until it is started, and never passes an unsent event.
 
 At a finite speed it runs `speed` times as fast as the real one; at speed None it jumps from event to
 event. In both cases `now_ms` stops at the event that `until` was asked for, until the next is asked
@@ -29,7 +29,7 @@ class VirtualClock:
         return self._began_s is not None
 
     def start(self) -> None:
-        """Lets it run; the first call counts."""
+        """Starts the clock; later calls do nothing."""
         if self._began_s is None:
             self._began_s = self._monotonic()
             self.running.set()
@@ -38,13 +38,13 @@ class VirtualClock:
         return self._event_ms if self.speed is None else min(self.elapsed_to_ms(), self._event_ms)
 
     def elapsed_to_ms(self) -> int:
-        """Where the real clock says that we should be: ahead of `now_ms` when the events are late."""
+        """Returns the virtual time by the real clock: ahead of `now_ms` when the events are late."""
         if self._began_s is None or self.speed is None:
             return self._event_ms if self.speed is None else self._start_ms
         return self._start_ms + int((self._monotonic() - self._began_s) * self.speed * 1_000)
 
     async def until(self, event_ms: int) -> None:
-        """Waits until it is `event_ms`, and holds the clock there; a time gone by returns at once."""
+        """Waits until it is `event_ms`, and holds the clock there; returns at once where that time has passed."""
         self._event_ms = max(self._event_ms, event_ms)
         if self.speed is None:
             return

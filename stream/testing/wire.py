@@ -13,20 +13,20 @@ import msgspec
 
 from stream.core.market.candle import HOUR_MS, INTERVAL, Candle
 
-#: Every interval of the dialect; this exchange has candles of one of them and is silent on the rest.
+#: Every interval of the dialect; this exchange has candles of one of them and sends nothing for the rest.
 INTERVALS = ("1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M")
 
 Json = dict[str, Any]
 
 
 def decimal(value: float) -> str:
-    """Eight decimals as the exchange writes them; more only where they would change the float."""
+    """Returns a number with eight decimals, as the exchange writes it; more only where they would change the float."""
     text = f"{value:.8f}"
     return text if float(text) == value else format(Decimal(repr(value)), "f")
 
 
 def kline_payload(candle: Candle, event_ms: int, closed: bool, microseconds: bool = False) -> bytes:
-    """One kline event in raw framing."""
+    """Returns one kline event in raw framing."""
     v = _with_stand_ins(candle)
     first_trade = candle.open_time // HOUR_MS * 10_000_000 if v.trades else -1
     return msgspec.json.encode(
@@ -58,12 +58,12 @@ def kline_payload(candle: Candle, event_ms: int, closed: bool, microseconds: boo
 
 
 def combined(stream: str, payload: bytes) -> bytes:
-    """A raw frame in combined framing."""
+    """Returns a raw frame in combined framing."""
     return b'{"stream":' + msgspec.json.encode(stream) + b',"data":' + payload + b"}"
 
 
 def kline_row(candle: Candle, microseconds: bool = False) -> list[int | str]:
-    """One row of GET /api/v3/klines. Unlike the socket its order is open, high, low, close."""
+    """Returns one row of GET /api/v3/klines. Unlike on the socket, the order is open, high, low, close."""
     v = _with_stand_ins(candle)
     return [
         _open_stamp(candle, microseconds),
@@ -86,7 +86,7 @@ def stream_name(symbol: str) -> str:
 
 
 def refusal(code: int, message: str, request_id: int | str | None = None) -> bytes:
-    """An error on the socket, flat as documented."""
+    """Returns an error for the socket, flat as documented."""
     return msgspec.json.encode({"code": code, "msg": message, "id": request_id})
 
 
@@ -102,7 +102,10 @@ class _Volumes(msgspec.Struct, frozen=True):
 
 
 def _with_stand_ins(candle: Candle) -> _Volumes:
-    """A tape may carry OHLCV only; the wire has no way to leave the rest out, so it gets likely values."""
+    """Returns a candle's volumes, with plausible values for those that it lacks.
+
+    A tape may have OHLCV only, and the wire format has no way to omit the rest.
+    """
     quote = candle.volume * candle.close if candle.quote_volume is None else candle.quote_volume
     trades = int(candle.volume > 0) if candle.trades is None else candle.trades
     taker = candle.volume / 2 if candle.taker_buy_base is None else candle.taker_buy_base

@@ -1,6 +1,6 @@
-"""The exchange's WebSocket side: one object a connection, one hub that knows them all.
+"""The exchange's WebSocket side: one object for each connection, and one hub for all of them.
 
-Documented behaviour, kinks included: an unknown symbol or another interval is acknowledged and then
+It behaves as documented, oddities included: an unknown symbol or another interval is acknowledged and then
 silent; control frames and data share the connection. The hub never decides what happens, it delivers.
 """
 
@@ -21,12 +21,13 @@ from stream.core.market.candle import Candle
 from stream.testing.wire import accepted, combined, kline_payload, refusal, stream_name
 
 METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
-#: Payload of the pings by which a max-speed exchange paces itself: not the client's manners, not logged.
+#: Payload of the pings by which an exchange at max speed paces itself: they show nothing about the client, and their
+#: pongs are not logged.
 PACING = b"pacing"
 
 
 class Listener(ServerConnection):
-    """The library's connection, with an ear for the control frames that it answers by itself."""
+    """The library's connection, which also reports the control frames that the library answers by itself."""
 
     on_control: Callable[[str], None] | None = None
 
@@ -41,10 +42,10 @@ class Listener(ServerConnection):
 
 
 class Update:
-    """One kline event, encoded once for all connections that want it alike."""
+    """One kline event, encoded once for all connections with the same framing and time unit."""
 
     def __init__(self, candle: Candle, event_ms: int, closed: bool, in_microseconds: bool = False) -> None:
-        """`in_microseconds`: whatever the client asked for."""
+        """With `in_microseconds` times are in microseconds whatever the client asked for."""
         self.symbol = candle.symbol
         self._in_microseconds = in_microseconds
         self.stream = stream_name(candle.symbol)
@@ -60,7 +61,7 @@ class Update:
 
 
 class Connection:
-    """What one client asked for, and the way to it."""
+    """One client's connection, and what it has asked for."""
 
     def __init__(self, number: int, socket: ServerConnection, path: str) -> None:
         streams, self.combined, self.microseconds = parse_path(path)
@@ -70,7 +71,7 @@ class Connection:
         self._pacing = itertools.count()
 
     def answer(self, message: str | bytes) -> tuple[str, Any, bytes]:
-        """Method, parameters and reply of one control frame; takes effect before the reply is sent."""
+        """Returns method, parameters and reply of one control frame, which takes effect before the reply is sent."""
         try:
             request = msgspec.json.decode(message)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -120,13 +121,13 @@ class Connection:
         return accepted(None, request_id)
 
     async def send(self, updates: Sequence[Update]) -> None:
-        """Sends what is subscribed, waiting for the client to take it; `ConnectionClosed` if it went."""
+        """Sends what is subscribed, waiting for the client to take it. Raises `ConnectionClosed` if it has gone."""
         for update in updates:
             if update.stream in self.streams:
                 await self._socket.send(update.frame(self.combined, self.microseconds), text=True)
 
     async def send_raw(self, payload: bytes, framing: str | None = None) -> None:
-        """Sends bytes that are no candle's: as they are, or as the data of a combined frame (`framing`)."""
+        """Sends bytes that are not a candle's: as they are, or as the data of a combined frame (`framing`)."""
         await self._socket.send(combined("!serverShutdown", payload) if framing == "combined" else payload, text=True)
 
     async def close(self, code: int, reason: str = "") -> None:
@@ -168,7 +169,7 @@ class Hub:
         self.review()
 
     def review(self) -> None:
-        """To be called when a connection's subscriptions changed."""
+        """Updates `listening`. Call it when a connection's subscriptions have changed."""
         if any(c.streams for c in self._connections.values()):
             self.listening.set()
             self._on_listening()
@@ -176,7 +177,7 @@ class Hub:
             self.listening.clear()
 
     def cut(self, number: int | None) -> list[int]:
-        """Cuts one connection or all; those cut are gone from here at once."""
+        """Cuts one connection or all, and removes them from the hub at once. Returns their numbers."""
         chosen = [c for c in self._connections.values() if number in (None, c.number)]
         for connection in chosen:
             connection.cut()
@@ -184,7 +185,7 @@ class Hub:
         return [c.number for c in chosen]
 
     async def deliver(self, updates: Sequence[Update], is_muted: Callable[[int, str], bool]) -> None:
-        """Sends to every connection side by side, and waits for the slowest."""
+        """Sends to every connection concurrently, and waits for the slowest."""
 
         async def one(connection: Connection) -> None:
             await connection.send([u for u in updates if not is_muted(connection.number, u.symbol)])
@@ -202,7 +203,7 @@ class Hub:
         await self._each(one)
 
     async def announce(self, payload: bytes, framing: str | None) -> None:
-        """Tells every client, in this framing or each in its own."""
+        """Sends a message to every client, in this framing or in each client's own."""
 
         async def one(connection: Connection) -> None:
             own = "combined" if connection.combined else "raw"
@@ -229,7 +230,7 @@ class Hub:
 
 
 def parse_path(path: str) -> tuple[list[str], bool, bool]:
-    """Streams, combined framing, microseconds of a URL's path; `ValueError` where there is no endpoint."""
+    """Returns streams, combined framing and microseconds of a URL's path. Raises `ValueError` for no endpoint."""
     parts = urlsplit(unquote(path))
     # Not parse_qs: it would read the "+" of "@kline_1h@+08:00" as a space.
     query = dict(pair.partition("=")[::2] for pair in parts.query.split("&"))

@@ -1,6 +1,7 @@
-"""The columns of a candle file, by the names that people give them, as symbol, times and numbers of one type each.
+"""Finds the columns of a candle file by the names in common use, and parses symbol, times and numbers to one type each.
 
-What does not parse is refused with the row, the cause and the cure. Whether the candles make sense is not asked here.
+A value that does not parse is refused with the row, the cause and the cure. Whether the candles make sense is not
+checked here.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PRICES = ("open", "high", "low", "close")
 OHLCV = (*PRICES, "volume")
 OPTIONAL = ("quote_volume", "trades", "taker_buy_base")
 COLUMNS = ("open_time", *OHLCV)
-#: The number of a row in its file, counted from 1 without the header.
+#: The column with each row's number in its file, counted from 1 without the header.
 ROW = "__row"
 
-#: What else a column is called, the better name first; only letters and digits count.
+#: Names under which each column is recognized, the preferred first; only letters and digits count.
 _CALLED = {
     "symbol": ("symbol", "pair", "ticker"),
     "open_time": (
@@ -41,22 +42,24 @@ _CALLED = {
 }
 #: Date, time, seconds and offset; everything but the date may be absent.
 _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2}(?:\.\d{1,9})?)?)? ?(Z|UTC|[+-]\d{2}:?\d{2})?$"
-#: Counts since 1970 are told apart by magnitude, as ms and µs are everywhere: below the first they are seconds, from
-#: the second on nanoseconds.
+#: The unit of an integer time since 1970 follows from its magnitude, as everywhere for ms and µs: below the first bound
+#: it is seconds, from the second on nanoseconds.
 _MILLISECONDS_FROM = 100_000_000_000
 _NANOSECONDS_FROM = MICROSECONDS_FROM * 1_000
 #: How the exchange's archive names its files: BTCUSDT-1h-2024-01.zip.
 _OF_THE_ARCHIVE = r"(?P<archive>[A-Z0-9]{4,})-\d+[a-z]+-\d{4}-\d{2}"
-#: How others do: BTC_USDT-1h.feather, btcusdt_1h.csv; only with a quote that is no word, as candles_1h.csv has none. A
-#: second one is freqtrade's mark of a future.
+#: How others name theirs: BTC_USDT-1h.feather, btcusdt_1h.csv. Only with a known quote asset, so that candles_1h.csv
+#: names no symbol. A second quote is freqtrade's mark of a future.
 _QUOTE = "(?:USDT|USDC|FDUSD|TUSD|BUSD|USD1|DAI|EUR|TRY|BRL)"
 _OF_OTHERS = rf"(?i:(?<![a-z0-9])(?P<pair>[a-z0-9]+[_-]?{_QUOTE}(?:_{_QUOTE})?)[-_]\d+(?:s|m|min|h|d|w|mo)(?![a-z0-9]))"
 _NAMED_AFTER = re.compile(f"{_OF_THE_ARCHIVE}|{_OF_OTHERS}")
 
 
 def typed(raw: Raw, path: Path, asked: str | None, default_symbol: str | None) -> tuple[pl.DataFrame, str | None]:
-    """The columns symbol, open_time_us and close_time_us (null where there is none), OHLCV and the optional three; and
-    whose candles they are taken for where the file does not say, else None.
+    """Returns the rows as typed columns, and the symbol that is assumed for them where the file names none, else None.
+
+    The columns are `ROW`, symbol, open_time_us, close_time_us (null where there is none), OHLCV and the optional three.
+    Raises `CandleFileError` where a column is missing or a value does not parse.
     """
     found = _found(raw.header, path)
     frame = _rows(raw)
@@ -91,7 +94,7 @@ def typed(raw: Raw, path: Path, asked: str | None, default_symbol: str | None) -
 
 
 def _found(header: Sequence[str], path: Path) -> dict[str, int]:
-    """The position of each column that is there; `CandleFileError` where one is missing or there twice."""
+    """Returns the position of each column. Raises `CandleFileError` where a required one is missing or one is twice."""
     keys = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     found: dict[str, int] = {}
     for name, called in _CALLED.items():
@@ -115,7 +118,7 @@ def _found(header: Sequence[str], path: Path) -> dict[str, int]:
 
 
 def _rows(raw: Raw) -> pl.DataFrame:
-    """The rows with their numbers, without empty lines and without the header that stands between joined files."""
+    """Returns the rows with their numbers, without empty lines and without the headers between joined files."""
     frame = raw.frame
     texts = [name for name, kind in frame.schema.items() if kind == pl.String]
     numbered = frame.with_row_index(ROW, offset=1)
@@ -128,7 +131,10 @@ def _rows(raw: Raw) -> pl.DataFrame:
 
 
 def _assumed_symbol(names: Sequence[str], path: Path, asked: str | None, default_symbol: str | None) -> str:
-    """Whose candles a file without a symbol column holds: its name may say so, else the caller does."""
+    """Returns the symbol of a file without a symbol column: its name may contain it, else the caller gives it.
+
+    Raises `CandleFileError` where neither does, or they differ.
+    """
     for name in names:
         named = _NAMED_AFTER.search(name)
         if named is None:
@@ -163,7 +169,7 @@ def _symbol(given: pl.Series, rows: pl.Series, path: Path) -> pl.Series:
 
 
 def _with_time_of_day(date: pl.Series, header: Sequence[str], frame: pl.DataFrame) -> pl.Series:
-    """Days with the hour from a column of its own, as some terminals write them."""
+    """Returns dates joined with the time from a separate column, as some terminals write them."""
     at = next((k for k, name in enumerate(header) if name.strip().lower().strip("<>") == "time"), None)
     if at is None or date.dtype != pl.String or frame[str(at)].dtype != pl.String:
         return date
@@ -176,7 +182,7 @@ def _with_time_of_day(date: pl.Series, header: Sequence[str], frame: pl.DataFram
 
 
 def _microseconds(time: pl.Series, rows: pl.Series, path: Path) -> pl.Series:
-    """Times as µs since the epoch; no judgement yet on whether they are plausible."""
+    """Returns times as µs since the epoch, plausible or not. Raises `CandleFileError` where one is no time."""
     out = _times(time)
     if out is None:
         raise CandleFileError(f"{path}: open_time is {time.dtype}; write datetimes, or integer ms or µs")
@@ -190,13 +196,13 @@ def _microseconds(time: pl.Series, rows: pl.Series, path: Path) -> pl.Series:
 
 
 def _times(time: pl.Series) -> pl.Series | None:
-    """µs since the epoch, null where a value is no time; None where the whole column can hold none."""
+    """Returns µs since the epoch, null where a value is no time; None where the column's type cannot hold times."""
     if isinstance(time.dtype, (pl.Datetime, pl.Date)):
         return time.cast(pl.Datetime("us") if time.dtype == pl.Date else time.dtype).dt.epoch("us")
     if time.dtype == pl.String:
         text = time.str.strip_chars()
         counts = _by_magnitude(text.str.replace(r"\.0+$", "").cast(pl.Int64, strict=False))
-        # Dates are parsed only where some row is no number: that takes longer than all the rest of reading.
+        # Dates are parsed only where some row is no number: parsing them takes longer than the rest of reading.
         return counts if not counts.has_nulls() else pl.select(pl.coalesce(counts, _iso(text))).to_series()
     if time.dtype.is_numeric():
         whole = time.cast(pl.Int64, strict=False)
@@ -259,8 +265,10 @@ def _number(
 
 
 def _decimal(given: pl.Series, comma_is_free: bool) -> pl.Series:
-    """Decimal commas as points, where commas separate nothing. With points too one of both groups digits: which, is
-    not guessed."""
+    """Replaces decimal commas by points, where commas do not separate fields.
+
+    Where a column has points too, one of the two groups digits. Which one is not guessed: the column stays as it is.
+    """
     if not comma_is_free or given.dtype != pl.String or given.str.contains(".", literal=True).any():
         return given
     return given.str.replace(",", ".", literal=True)

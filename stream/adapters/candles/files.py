@@ -1,8 +1,7 @@
-"""Candle files, in and out (polars): one row per closed hour (docs/contract.md §1).
+"""Reads and writes candle files (polars): one row per closed hour (docs/contract.md §1).
 
-Reading goes through `candle_bytes` (what the file is), `candle_columns` (what its columns mean) and `candle_rules`
-(which rows are candles): one way, for all commands. Files appear at once or not at all: they are written beside their
-place and renamed.
+Reading goes through `formats` (which format the file has), `columns` (what its columns mean) and `rules` (which rows
+are candles), the same way for all commands. A file is complete or absent: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ DEFAULT_SYMBOL = "BTCUSDT"
 
 @dataclass(frozen=True, slots=True)
 class CandleTable:
-    """What a candle file held, by symbol, each hour once and in order.
+    """The candles of a file by symbol, each hour once and in order.
 
     `frame` has the columns symbol, open_time (Int64, ms), open … volume and the three optional ones (null where the
     file has none). `table[symbol]` gives candles, `table.grid(symbol)` arrays.
@@ -62,7 +61,7 @@ class CandleTable:
         return symbol in self._symbols
 
     def require(self, symbol: str) -> None:
-        """`CandleFileError` where the file has no candles of the symbol."""
+        """Raises `CandleFileError` where the file has no candles of the symbol."""
         if symbol not in self._symbols:
             raise CandleFileError(
                 f"{self.path}: no candles of {symbol}; it holds {', '.join(self._symbols)}: choose one of these"
@@ -73,13 +72,16 @@ class CandleTable:
         return self.frame if len(self._symbols) == 1 else self.frame.filter(pl.col("symbol") == symbol)
 
     def __getitem__(self, symbol: str) -> list[Candle]:
-        """The symbol's candles in order; `CandleFileError` where there are none."""
+        """Returns the symbol's candles in order. Raises `CandleFileError` where there are none."""
         rows = self._of(symbol)
         columns = (rows[name].to_list() for name in (*COLUMNS, *OPTIONAL))
         return [Candle(symbol, *row) for row in zip(*columns, strict=True)]
 
     def grid(self, symbol: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """(open_time [T] ms, ohlcv [T, 5]) on the hourly grid, NaN where no candle exists."""
+        """Returns (open_time [T] ms, ohlcv [T, 5]) on the hourly grid, NaN where no candle exists.
+
+        Raises `CandleFileError` where the file has no candles of the symbol.
+        """
         rows = self._of(symbol)
         times = rows["open_time"].to_numpy()
         hours = np.arange(times[0], times[-1] + 1, HOUR_MS, dtype=np.int64)
@@ -91,12 +93,12 @@ class CandleTable:
 def read(
     path: Path, *, asked: str | None = None, default_symbol: str | None = DEFAULT_SYMBOL, now_ms: int | None = None
 ) -> CandleTable:
-    """The candles of a file whose hours are over at `now_ms`, by default the wall clock's.
+    """Returns the candles of a file whose hours are over at `now_ms`, by default the wall clock's time.
 
-    `asked` is the symbol that the caller wants, spelled as the exchange does: it must be there, and rows of a file that
-    does not say whose they are become its. Without it they become `default_symbol`'s. What was set aside and what was
-    assumed is logged, so that no command can keep it to itself.
-    `CandleFileError` where the file is missing, unreadable or contradicts itself or `asked`.
+    `asked` is the symbol that the caller wants, in the exchange's spelling: the file must hold it. Rows of a file that
+    names no symbol are taken for `asked`, or without it for `default_symbol`. What was left out and what was assumed is
+    logged, so that no command can hide it.
+    Raises `CandleFileError` where the file is missing, unreadable or contradicts itself or `asked`.
     """
     path = Path(path)
     raw = formats.load(path)
@@ -119,7 +121,7 @@ def read(
 
 
 def write(candles: Iterable[Candle], path: Path) -> int:
-    """Writes candles to a parquet or CSV file (by its suffix), at once or not at all; the number of rows."""
+    """Writes candles to a parquet or CSV file (by its suffix), as `write_table` does. Returns the number of rows."""
     rows = list(candles)
     types: dict[str, Any] = {"symbol": pl.String, "open_time": pl.Int64, **dict.fromkeys(OHLCV, pl.Float64)}
     types |= {"quote_volume": pl.Float64, "trades": pl.Int64, "taker_buy_base": pl.Float64}
@@ -129,7 +131,7 @@ def write(candles: Iterable[Candle], path: Path) -> int:
 
 
 def refuse_place(path: Path) -> None:
-    """`CandleFileError` where no candle file can be written whatever is in it: before the work, not after it."""
+    """Raises `CandleFileError` where no candle file can be written at `path`: before the work, not after it."""
     if path.suffix not in (".parquet", ".csv"):
         raise CandleFileError(f"{path}: a candle file is written as .parquet or .csv; rename it")
     if not path.parent.is_dir():
@@ -139,7 +141,7 @@ def refuse_place(path: Path) -> None:
 def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> None:
     """Writes a table whose columns `times` are Int64 ms: parquet stores `datetime[ms, UTC]`, CSV the integers.
 
-    The file is complete or absent. `CandleFileError` where the suffix is neither or the place cannot be written.
+    The file is complete or absent. Raises `CandleFileError` where the suffix is neither, or it cannot be written there.
     """
     path = Path(path)
     refuse_place(path)

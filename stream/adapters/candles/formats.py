@@ -1,6 +1,7 @@
-"""What lies in a candle file, told by its first bytes: parquet, feather, CSV or JSON, packed or not. No judgement yet.
+"""Reads the table in a candle file: parquet, feather, CSV or JSON, compressed or not, as its first bytes show.
 
-The suffix is not asked, except that what calls itself .parquet must be it. A file is read once, so that a pipe will do.
+The suffix does not matter, except that a .parquet file must be one. A file is read once, so that a pipe works too. What
+the table contains is not checked here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from stream.errors import InputError
 #: A CSV of a million rows has 100 MB: what unpacks to more than this is no candle file.
 _MOST_BYTES = 1 << 30
 _SEPARATORS = (",", ";", "\t", "|")
-#: The exchange's archive has no header in most of its files, and its own order of columns.
+#: The columns of the exchange's archive, most of whose files have no header.
 _ARCHIVE = (
     *("open_time", "open", "high", "low", "close", "volume", "close_time"),
     *("quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume", "ignore"),
@@ -37,27 +38,27 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, Ru
 
 
 class CandleFileError(InputError):
-    """The file is no candle file: its author's fault. The message is one line with the path, row, cause and cure."""
+    """A file is not a valid candle file: its author's fault. The message is one line with path, row, cause and cure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A file as it is: `frame` has a column per field, named by its number, and `header` their names.
+    """A file's table as it is: `frame` has a column per field, named by its number, and `header` has their names.
 
-    What came as text is text, so that what does not parse can be shown. `names` are the file's own and, where it was
-    packed, its member's. `written_ms` is when it was last written, None where that means nothing.
+    Text stays text, so that a value that does not parse can be shown. `names` are the file's own name and, for a zip,
+    its member's. `written_ms` is when the file was last written; None where it is not a regular file.
     """
 
     frame: pl.DataFrame
     header: tuple[str, ...]
     names: tuple[str, ...]
     written_ms: int | None
-    #: Numbers may have a decimal comma: commas do not separate the fields.
+    #: Whether numbers may have a decimal comma, because commas do not separate the fields.
     comma_is_free: bool = False
 
 
 def load(path: Path) -> Raw:
-    """`CandleFileError` where the file is missing, unreadable or of a kind that holds no candles."""
+    """Reads a file. Raises `CandleFileError` where it is missing, unreadable or of a format that holds no candles."""
     try:
         with path.open("rb") as file:
             content = file.read()
@@ -99,7 +100,7 @@ def _member(content: bytes, path: Path, names: list[str]) -> bytes:
                 )
             names.append(Path(members[0].filename).name)
             with packed.open(members[0]) as file:
-                # What the directory says of the size need not be true.
+                # The size in the zip's directory need not be true.
                 unpacked = file.read(_MOST_BYTES + 1)
     except CandleFileError:
         raise
@@ -115,7 +116,7 @@ def _bounded(unpacked: bytes, path: Path) -> bytes:
 
 
 def _table(content: bytes, path: Path) -> tuple[pl.DataFrame, Sequence[str], bool]:
-    """The table, the names of its columns, and whether commas separate nothing in it."""
+    """Returns the table, the names of its columns, and whether its numbers may have a decimal comma."""
     kind = "CSV"
     try:
         if content.startswith(b"PAR1"):
@@ -136,7 +137,10 @@ def _table(content: bytes, path: Path) -> tuple[pl.DataFrame, Sequence[str], boo
 
 
 def _text(content: bytes) -> bytes:
-    """The text in UTF-8, without a byte order mark and what stands before a header."""
+    """Returns the text in UTF-8, without a byte order mark and lines before the header.
+
+    Raises `ValueError` where it is binary or empty.
+    """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = content.decode("utf-16").encode()
     if b"\0" in content[:4_096]:
@@ -174,7 +178,7 @@ def _archive_names(width: int) -> Sequence[str]:
 
 
 def _of_json(text: bytes) -> tuple[pl.DataFrame, Sequence[str]]:
-    """An answer of the exchange's REST (rows as lists), or rows as objects."""
+    """Reads an answer of the exchange's REST API (rows as lists), or rows as objects. Returns the table and header."""
     rows = msgspec.json.decode(text)
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], list | dict):
         raise ValueError("it is no list of candles")

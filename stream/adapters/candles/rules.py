@@ -1,12 +1,12 @@
-"""What makes candles of rows: whole hours that are over, each once, of one interval. The rest is set aside or refused.
+"""Decides which rows are candles: whole hours that are over, each once, of one interval.
 
 Rules of this module:
-- Nothing is repaired. Rows that say nothing wrong about the others are set aside and counted, the rest is refused with
+- Nothing is repaired. Rows that cast no doubt on the others are set aside and counted; any other fault is refused with
   one line that names the row, the cause and the cure.
-- A row counts when its hour is over: by the clock, by its own close_time, and by when the file was written.
+- A row counts only when its hour is over: by the clock, by its own close_time, and by when the file was written.
 - The spacing of rows is judged by itself, before any row is set aside for not opening on the hour.
 - Exact duplicates are dropped; rows of one hour that contradict each other are refused.
-- A few candles off the hour are set aside: after its halt of 2018-02-08 the exchange opened some so.
+- A few candles that do not open on the hour are set aside: the exchange has some after its halt of 2018-02-08.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HOUR_US = HOUR_MS * 1_000
 _MINUTE_US = 60_000_000
 #: So many equal steps in a row are an interval: no outage is that regular.
 _STEPS_OF_AN_INTERVAL = 24
-#: Shorter steps need fewer: between hourly candles there is nothing.
+#: Steps shorter than an hour need fewer: between hourly candles there is nothing.
 _SHORT_STEPS_OF_AN_INTERVAL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Candles by symbol and time, and how many rows were set aside for what."""
+    """Candles by symbol and time, and how many rows were set aside for which reason."""
 
     frame: pl.DataFrame
     duplicates: int
@@ -40,7 +40,7 @@ class Judged:
 
 
 def judge(table: pl.DataFrame, path: Path, now_ms: int, written_ms: int | None) -> Judged:
-    """The candles of typed rows; `CandleFileError` where they are none or contradict each other."""
+    """Returns the candles of typed rows. Raises `CandleFileError` where there are none, or they break a rule."""
     over = table.filter(_is_over(table, now_ms, written_ms))
     unfinished = table.height - over.height
     if over.is_empty():
@@ -69,22 +69,22 @@ def _is_over(table: pl.DataFrame, now_ms: int, written_ms: int | None) -> pl.Exp
     now_us = now_ms * 1_000
     ends = pl.col("open_time_us") + _HOUR_US
     over = (ends <= now_us) & (pl.col("close_time_us") < now_us).fill_null(True)
-    # The newest row of a symbol with an early close_time was written while it formed. In the middle of a file it is
+    # A symbol's newest row with an early close_time was written while it formed. In the middle of a file such a row is
     # an hour that a halt cut short.
     newest = pl.col("open_time_us") == pl.col("open_time_us").max().over("symbol")
     short = pl.col("close_time_us").is_between(pl.col("open_time_us"), ends - _MINUTE_US, closed="none")
     hourly = _length_us(table) is None
     over &= ~(newest & short.fill_null(False)) if hourly else pl.lit(True)
     if written_ms is not None and not (table["open_time_us"] > written_ms * 1_000).any():
-        # Nothing has looked at such a row since its hour ended.
+        # A row whose hour ended after the file was written was still forming then.
         over &= ends <= written_ms * 1_000
     return over
 
 
 def _length_us(table: pl.DataFrame) -> int | None:
-    """How long most candles are by their close_time, where that is not an hour."""
+    """Returns how long most candles are by their close_time, in µs; None where that is an hour or unknown."""
     lengths = (table["close_time_us"] - table["open_time_us"]).drop_nulls()
-    # Both ways to write an end are common: the last ms of the hour, and the next one's first.
+    # Both ways to write a close_time are common: the last ms of the hour, and the first of the next.
     minutes = ((lengths + _MINUTE_US // 2) // _MINUTE_US).filter(lengths > 0)
     if minutes.is_empty():
         return None
@@ -156,7 +156,10 @@ def _refuse_conflicts(distinct: pl.DataFrame, path: Path) -> None:
 
 
 def _refuse_disorder(distinct: pl.DataFrame, path: Path) -> None:
-    """Newest first is an order as well. Anything else was put together wrongly, and perhaps not only in its order."""
+    """Raises `CandleFileError` where a symbol's rows are in no order; newest first is an order as well.
+
+    Such a file was put together wrongly, and perhaps not only in its order.
+    """
     in_file = distinct.sort(ROW)
     forward = pl.col("open_time").diff().over("symbol") > 0
     mixed = in_file.select("symbol", forward.alias("forward")).drop_nulls().group_by("symbol")

@@ -1,12 +1,12 @@
-"""The socket, the news: Binance's combined kline stream over `websockets`.
+"""The exchange's websocket: Binance's combined kline stream over `websockets`.
 
 Rules of this module:
-- It reconnects for ever, and by its own rules: the library's backoff starts over at each handshake, so a server that
-  accepts and closes would be hammered, and it takes most HTTP refusals for final.
-- Watching is done on data, and REST is the arbiter: a peer that pongs and sends nothing is dead where something was
-  traded, and quiet where nothing was.
-- A connection that is to go is relieved: its successor receives before it is closed. The sequencer knows a candle that
-  both bring.
+- It reconnects for ever, with its own backoff: the library's starts over at each handshake, so a server that accepts
+  and closes would be hammered, and it treats most HTTP refusals as final.
+- A connection is judged by its data, and REST decides: a peer that answers pings and sends no data is dead where
+  something was traded, and quiet where nothing was.
+- A connection that is about to end is relieved: its successor receives data before it is closed. The sequencer
+  recognizes a candle that both deliver.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ log = logging.getLogger(__name__)
 _OPEN_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
 _SUBSCRIBE_BATCH = 100
-#: A refusal that says "you ask too often", "not you" or "not here" is not asked again sooner.
+#: Least delay after a refusal that means "too often", "not you" or "not here".
 _REFUSED_DELAY_S = 30.0
 _REFUSALS = (301, 302, 307, 308, 403, 404, 418, 429, 451)
-#: The exchange ends a connection after 24 hours; ours is relieved somewhere in here.
+#: The exchange ends a connection after 24 hours; it is relieved at a random age in this range.
 ROTATE_AFTER_S = (79_200.0, 84_600.0)
-#: How often a connection is looked after.
+#: Time between two checks of a connection.
 _CHECK_S = 1.0
-#: A look that comes later than this was kept from looking, and so was the reader.
+#: A check that is late by more than this was held up, and so was the reader: the silence is not the exchange's.
 _HELD_UP_S = 5.0
-#: How long REST may take to say whether a silent stream is dead, and the stream after it to prove that it is not.
+#: How long REST may take to tell whether a silent stream is dead, and the stream after that to prove that it is not.
 _ARBITER_S = 10.0
 _PROOF_S = 5.0
-#: Streams that REST is asked about at a time.
+#: How many streams REST is asked about in one check.
 _ASKED_AT_ONCE = 3
-#: A successor that has brought something for so long takes over, though some symbols are quiet.
+#: A successor of this age that has delivered any data takes over, even if some of its symbols are quiet.
 _OVERLAP_S = 15.0
 
-#: Told apart in counters; a label may not take as many values as a server likes to send.
+#: Counted separately in metrics; all others share a label, which may not take any value that a server sends.
 _STATUSES = (*_REFUSALS, 500, 502, 503)
 _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
 
-#: REST's newest candle of a symbol, closed or forming. `UnreachableError` where it does not answer.
+#: Returns REST's newest candle of a symbol, closed or forming. Raises `UnreachableError` where REST does not answer.
 Newest = Callable[[str], Awaitable[Candle | None]]
 
 
@@ -69,10 +69,10 @@ class _Link:
     def __init__(self) -> None:
         self.task: asyncio.Task[tuple[str, float]] | None = None
         self.socket: ClientConnection | None = None
-        #: Set when a successor is wanted, and when this one is fit to be one.
+        #: `relieve` is set when a successor is wanted, `receiving` when this connection can be one.
         self.relieve = asyncio.Event()
         self.receiving = asyncio.Event()
-        #: Why it was ended from our side.
+        #: Why this side ended it; empty where it did not.
         self.ending = ""
         self.delivering = False
         self.request_id = 0
@@ -84,7 +84,7 @@ class _Link:
 
 
 class BinanceFeed:
-    """`stream.ports.Feed`: one connection for all symbols, two while one relieves the other."""
+    """Implements `stream.ports.Feed` with one connection for all symbols, two while one relieves the other."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class BinanceFeed:
         rotate_after_s: tuple[float, float] = ROTATE_AFTER_S,
         way: Way | None = None,
     ) -> None:
-        """`stall_after_s`: real seconds of silence after which REST (`newest`) is asked whether there was news;
-        without it all silence counts as death. `healthy_after_s`: age at which a connection that delivers data
-        forgives earlier failures. `until_calm_s`: seconds until a moment that is far from a close; only then is a
+        """After `stall_after_s` real seconds of silence REST (`newest`) is asked whether there was any data; without
+        `newest` a silent connection counts as dead. At an age of `healthy_after_s` a connection that delivers data
+        resets the backoff. `until_calm_s` returns the seconds until a moment that is far from a close; only then is a
         connection relieved for its age."""
         self._base_url = base_url
         self._way = way or way_to(base_url)
@@ -156,7 +156,7 @@ class BinanceFeed:
         return link
 
     async def _relieve(self, links: list[_Link], listener: FeedListener) -> None:
-        """Until the leader has a successor that receives, or is gone: `links` is then whoever is left."""
+        """Opens successors until one receives data or the leader has ended; `links` then holds those that remain."""
         leader = links[0]
         assert leader.task is not None
         while not leader.task.done():
@@ -176,7 +176,7 @@ class BinanceFeed:
         links.remove(leader)
 
     async def _connection(self, link: _Link, listener: FeedListener) -> tuple[str, float]:
-        """One connection from handshake to end: why it ended, and how long to wait at least."""
+        """Runs one connection from handshake to end. Returns why it ended, and the least delay before the next in s."""
         connected = False
         reason, delay_s = "cancelled", 0.0
         try:
@@ -236,12 +236,12 @@ class BinanceFeed:
         )
 
     def _complain(self, reason: str, text: str) -> None:
-        """Each cause is told once, and again only after the stream was well in between."""
+        """Logs a warning; repetitions of the same reason are logged at DEBUG until the stream was healthy again."""
         log.log(logging.DEBUG if reason == self._complained else logging.WARNING, "%s", text)
         self._complained = reason
 
     async def _listen(self, link: _Link, socket: ClientConnection, listener: FeedListener) -> None:
-        """Until the connection ends (`ConnectionClosed`)."""
+        """Delivers frames until the connection ends, which raises `ConnectionClosed`."""
         opened_at_s = self._clock.monotonic_s()
         frames = ControlFrames(self._clock.monotonic_s)
         if isinstance(socket, Socket):
@@ -260,7 +260,7 @@ class BinanceFeed:
                 link.delivering = False
                 if candle is None:
                     continue
-                # Counted from now: the time that delivery took is ours, not the exchange's silence.
+                # Counted from now: the time that delivery took is not silence of the exchange.
                 silence.received(candle, self._clock.monotonic_s())
                 self._hear(quiet=False)
                 if len(silence.received_from) == len(self._symbols):
@@ -269,13 +269,13 @@ class BinanceFeed:
                     self._backoff.healthy()
                     self._complained = ""
         finally:
-            # What failed in them did so because the connection ended, which is said elsewhere.
+            # A failure in them is a consequence of the connection's end, which is reported elsewhere.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _frame(self, link: _Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
-        """Delivers one frame; its candle where it was data (which is what is waited for)."""
+        """Delivers one frame. Returns its candle where it carries data, which ends a silence, else None."""
         try:
             frame = binance.decode_frame(data)
         except WireError as error:
@@ -320,7 +320,7 @@ class BinanceFeed:
                 return
 
     async def _judge(self, link: _Link, silence: Silence, frames: ControlFrames) -> bool:
-        """Asks REST about the silent streams, and wakes those that are mute. True where the connection is dead."""
+        """Asks REST about the silent streams and tries to revive dead ones. Returns whether the connection is dead."""
         now_s = self._clock.monotonic_s()
         asked = silence.suspects(now_s)[:_ASKED_AT_ONCE]
         if silence.total(now_s):
@@ -328,7 +328,7 @@ class BinanceFeed:
                 return True
             verdicts = [await self._has_news(silence, symbol) for symbol in asked]
             if not all(v is False for v in verdicts):
-                # REST may be a moment ahead of a stream that is well.
+                # REST may be a moment ahead of a healthy stream.
                 await self._clock.sleep(min(_PROOF_S, self._stall_after_s / 4))
                 return silence.total(self._clock.monotonic_s())
             self._hear(quiet=True)
@@ -361,7 +361,7 @@ class BinanceFeed:
         return False
 
     async def _has_news(self, silence: Silence, symbol: str) -> bool | None:
-        """Whether the exchange has something that the stream did not bring; None where nobody can tell."""
+        """Returns whether the exchange has data that the stream did not deliver; None where that is unknown."""
         assert self._newest is not None
         try:
             async with asyncio.timeout(_ARBITER_S):
@@ -375,7 +375,7 @@ class BinanceFeed:
             log.info("the stream is %s", "quiet: REST has no news either" if quiet else "not quiet any more")
             self._observe(FeedQuiet(quiet))
 
-    # --- speaking ----------------------------------------------------------------------------------------------
+    # --- sending -----------------------------------------------------------------------------------------------
 
     async def _subscribe(self, link: _Link, frames: ControlFrames, symbols: Sequence[str]) -> None:
         for i in range(0, len(symbols), _SUBSCRIBE_BATCH):
@@ -393,7 +393,7 @@ class BinanceFeed:
 
 
 async def _first(*waited_for: Any) -> None:
-    """Returns when the first of them is done. Tasks of others go on; what was a coroutine is cancelled."""
+    """Returns when the first of `waited_for` is done. Those that are tasks go on; the others are cancelled."""
     own = [asyncio.ensure_future(w) for w in waited_for if not isinstance(w, asyncio.Task)]
     others = [w for w in waited_for if isinstance(w, asyncio.Task)]
     try:

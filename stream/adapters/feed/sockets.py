@@ -1,4 +1,4 @@
-"""The websockets library, told what it would otherwise decide by itself."""
+"""The websockets library, with explicit settings for what it would otherwise decide by itself."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stream.adapters.outbound import Way
 
 
 def proxy_and_tls(way: Way) -> dict[str, Any]:
-    """What `connect` is told of the way; without a word it would read the environment by itself."""
+    """Returns the proxy and TLS options of `connect`, which would otherwise read the environment by itself."""
     options: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls}
     return options if way.proxy_tls is None else {**options, "proxy_ssl": way.proxy_tls}
 
 
 class Connect(connect):
-    """Follows nobody to another place: an endpoint that moved is said, and configured by a person."""
+    """Follows no redirect: an endpoint that has moved is reported, and a person changes the configuration."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 class Socket(ClientConnection):
-    """The library's connection, counting the pongs that it sends by itself."""
+    """The library's connection, which also counts the pongs that it sends by itself."""
 
     frames: ControlFrames | None = None
 

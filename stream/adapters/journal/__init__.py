@@ -1,1 +1,1 @@
-"""The journal: SQLite, written first and published from afterwards."""
+"""The journal: a SQLite database that is written before anything is published."""

@@ -1,7 +1,7 @@
-"""Opening the journal's file: to be written where that is possible, else to be read until it is.
+"""Opens the journal's file: for writing where that is possible, else for reading until it is.
 
-A disk that is mounted read-only, and a file of our own that was made read-only, are waited for. Somebody else's file is
-no passing trouble: it is refused. A connection to what was read-only stays so, and must be made anew.
+A disk that is mounted read-only, and a file of our own that was made read-only, are waited for. Another user's file is
+no temporary fault: it is refused. A connection to a file that was read-only stays read-only, and must be opened anew.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _COMPANIONS = ("", "-wal", "-shm")
 
 
 def open_writable(path: Path, *, create: bool = True) -> sqlite3.Connection:
-    """A connection that has been seen to be able to write. `sqlite3.Error` where there is none."""
+    """Returns a connection that has proven that it can write. Raises `sqlite3.Error` where none can."""
     _free_companions(path)
     db = _connect(path, f"mode={'rwc' if create else 'rw'}")
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        # SQLite opens what it may not write for reading, and does not say so before the first write. Who else writes
-        # here is found out now too, and not with the first candle.
+        # SQLite opens a file that it may not write for reading, and reports it only at the first write. Another process
+        # that writes here is noticed now too, and not with the first candle.
         db.execute("BEGIN IMMEDIATE")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         db.execute(f"PRAGMA user_version = {version}")
@@ -38,10 +38,13 @@ def open_writable(path: Path, *, create: bool = True) -> sqlite3.Connection:
 
 
 def open_readable(path: Path) -> sqlite3.Connection:
-    """A connection to a file that cannot be written at present, nor by anybody else meanwhile: we hold its directory.
-    `sqlite3.Error` where it cannot be read either."""
+    """Returns a read-only connection to a file that cannot be written at present.
+
+    Nor can another process write it meanwhile: we hold the lock of its directory. Raises `sqlite3.Error` where the file
+    cannot be read either.
+    """
     log = path.with_name(f"{path.name}-wal")
-    # SQLite keeps an index of its log beside it, and makes it as read-only as the file is. Without a log there is none.
+    # SQLite keeps an index file for its log, and creates it as read-only as the database is. Without a log it has none.
     pending = log.exists() and log.stat().st_size > 0
     db = _connect(path, "mode=ro" if pending else "mode=ro&immutable=1")
     try:
@@ -53,7 +56,7 @@ def open_readable(path: Path) -> sqlite3.Connection:
 
 
 def _free_companions(path: Path) -> None:
-    """Log and index that were made while the file was read-only are as read-only for ever."""
+    """Makes log and index as writable as the database: created while it was read-only, they are read-only too."""
     with contextlib.suppress(OSError):
         mode = path.stat().st_mode
         for companion in _COMPANIONS[1:]:
@@ -70,13 +73,18 @@ def _connect(path: Path, options: str) -> sqlite3.Connection:
 
 
 def passes(error: sqlite3.Error) -> bool:
-    """Whether the file may not be written, which may be mended while we wait. A full or failing disk needs no new
-    connection, and whether there were another is not sure."""
+    """Returns whether the error means that the file may not be written, which may be repaired while we wait.
+
+    A full or failing disk is not among these: it needs no new connection, and one might not be had.
+    """
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING
 
 
 def stranger(path: Path) -> str | None:
-    """Who owns a part of the journal that we may not write; None where only the disk or ourselves forbid it."""
+    """Returns a clause that names a part of the journal that we may not write, and the other user who owns it.
+
+    Returns None where only the disk or the permissions of our own files forbid writing.
+    """
     for part in (path.parent, *(path.with_name(path.name + companion) for companion in _COMPANIONS)):
         try:
             owner = part.stat().st_uid
@@ -97,7 +105,7 @@ def _name(user: int) -> str:
 
 
 def cure(error: sqlite3.Error | OSError) -> str:
-    """What to do, as the end of a line that says what happened."""
+    """Returns what to do, as the end of a line that says what happened; empty where there is no advice."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
         return ": make room on its disk"

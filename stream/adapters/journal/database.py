@@ -1,5 +1,5 @@
-"""The journal's file: opened, migrated, rebuilt where it is damaged, put back where it was removed, tried again where
-it could not be written. What stands in it is `stream.adapters.journal.store`.
+"""Opens the journal's file, migrates it, rebuilds it where it is damaged, restores it where it was removed, and retries
+where it could not be written. What it contains is defined in `stream.adapters.journal.store`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ class Database:
         clock: Clock | None = None,
         lock: DataDirLock | None = None,
     ) -> None:
-        """Opens; creates, migrates after a backup, or rebuilds what is damaged. `read_only` is for looking beside a
-        running daemon. `clock` names what is moved aside. `lock` is renewed where the directory has to be made anew."""
+        """Opens the file: creates it, migrates it after a backup, or rebuilds it where it is damaged.
+
+        `read_only` is for reading alongside a running daemon. `clock` dates the name of a damaged file that is moved
+        aside. `lock` is renewed when a removed file is restored. Raises `JournalError` where this fails.
+        """
         self._path = data_dir / FILE_NAME
         self._lock = lock
-        #: The file as it was opened to be written.
+        #: Identifies the file that is open for writing.
         self._inode: os.stat_result | None = None
         self._clock = clock or Clock()
         self._read_only = read_only
@@ -83,8 +86,11 @@ class Database:
             raise
 
     def check_place(self) -> None:
-        """What is written must be where the next start looks for it. A file that was removed under us is still open,
-        and is put back whole; one that was replaced by another is not ours to touch."""
+        """Makes sure that what is written is where the next start looks for it.
+
+        A file that was removed is still open, and is restored completely. One that was replaced by another is not
+        touched: this raises `JournalError`, as does a restoration that fails.
+        """
         try:
             if self._inode is None or files.in_place(self._path, self._inode):
                 return
@@ -118,14 +124,14 @@ class Database:
         log.error("%s; retrying, and nothing new is published until it can be written", self.stuck)
 
     def try_again(self) -> None:
-        """Where the file could not be written: whether it can by now. A connection to what was read-only stays so."""
+        """Opens a file that could not be written again: a connection to a read-only file stays read-only."""
         if self.stuck is None:
             return
         with contextlib.suppress(sqlite3.Error):
             self._reopen()
 
     def _reopen(self) -> None:
-        # First the old one: connections of one process share what they hold open, and so what they may do with it.
+        # The old one is closed first: connections of one process share open files, and so what they may do with them.
         self._db.close()
         try:
             self._db = access.open_writable(self._path, create=False)
@@ -146,7 +152,7 @@ class Database:
             raise
         if found is None:
             return
-        # What a newer program wrote is not ours to mend, as far as that can be read.
+        # A file of a newer version is not rebuilt, as far as its version can be read.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(files.look(self._path, damaged=True)) as db:
             self._refuse_newer(db)
         self._rebuild(found)
@@ -155,7 +161,7 @@ class Database:
         log.error("%s", files.rebuild(self._path, schema.create, found, self._clock.wall_ms()))
 
     def _refuse_newer(self, db: sqlite3.Connection) -> int:
-        """The schema of the file. `JournalError` where this program does not know it."""
+        """Returns the file's schema version. Raises `JournalError` where it is newer than this program."""
         version = schema.version(db)
         if version > len(MIGRATIONS):
             raise JournalError(
@@ -173,7 +179,7 @@ class Database:
         schema.create(self._db)
 
     def _heal(self, error: sqlite3.Error) -> bool:
-        """Whether the journal turned out to be damaged, and has been rebuilt: what failed can be tried again."""
+        """Rebuilds the journal if the error shows that it is damaged. Returns whether it did: the caller may retry."""
         if self._read_only or not files.is_damage(error):
             return False
         self._db.close()
@@ -185,7 +191,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that the body does is kept together, or `JournalError` says why nothing of it is."""
+        """Commits everything that the body does, or nothing: then `JournalError` gives the reason."""
         self.check_place()
         try:
             if self.stuck is not None:
@@ -202,7 +208,7 @@ class Database:
         except sqlite3.Error as error:
             failure = error
         else:
-            # It may have gone meanwhile: who reads our answer believes that it is kept.
+            # The file may have been removed meanwhile, and the caller relies on the commit.
             self.check_place()
             return
         try:
@@ -215,7 +221,7 @@ class Database:
         raise JournalError(text)
 
     def read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        """The rows of a query. `JournalError` where the file cannot be read."""
+        """Returns the rows of a query. Raises `JournalError` where the file cannot be read."""
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:

@@ -1,10 +1,10 @@
-"""The journal as a file: copied whole, moved aside when it is damaged, and what can be read of it carried over.
+"""The journal as a file: copies it, moves a damaged one aside, and carries over what can be read of it.
 
 Rules of this module:
-- A copy is whole or it is not there: it is written under another name, checked, and renamed.
+- A copy is complete or absent: it is written under another name, checked, and renamed.
 - A damaged file is never written to and never deleted. Its successor is finished before it is moved aside, so a
   kill at any point leaves either of them in place, and the next start goes on from there.
-- What is carried over is judged row by row: a damaged page can hold anything.
+- Each row is checked before it is carried over: a damaged page can hold anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stream.files import sync
 
 log = logging.getLogger(__name__)
 
-#: Beside a database in WAL mode: they belong to it, and move with it.
+#: Suffixes of the files of a database in WAL mode, which are moved together: the database, its log and its index.
 _COMPANIONS = ("", "-wal", "-shm")
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _KINDS: dict[str, tuple[type, ...]] = {"TEXT": (str,), "INTEGER": (int,), "REAL": (int, float), "BLOB": (bytes,)}
@@ -35,22 +35,24 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is at fault, rather than its disk, its lock or its permissions."""
+    """Returns whether the file itself is at fault, rather than its disk, its lock or its permissions."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _DAMAGED
 
 
 def look(path: Path, *, damaged: bool = False) -> sqlite3.Connection:
-    """A connection that cannot write, also not by tidying up behind a process that was killed. With `damaged` it
-    reads a file of which the end is missing as far as it goes."""
+    """Returns a connection that cannot write, not even to tidy up after a process that was killed.
+
+    With `damaged` it reads a truncated file as far as it goes.
+    """
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     if damaged:
-        # SQLite refuses a file shorter than its header says, except to who means to mend it.
+        # SQLite refuses a file shorter than its header says, except with this pragma, which is meant for repairs.
         db.execute("PRAGMA writable_schema = ON")
     return db
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file; None where it is sound or absent. Reads all of it: 1 ms per MB."""
+    """Returns what is wrong with the file; None where it is sound or absent. Reads all of it: 1 ms per MB."""
     if not path.exists():
         return None
     if not path.stat().st_size:
@@ -70,15 +72,17 @@ def _damage(db: sqlite3.Connection) -> str | None:
 
 
 def copy(source: sqlite3.Connection, target: Path) -> None:
-    """`source` as it is at one moment, whoever writes to it meanwhile. `OSError` or `sqlite3.Error` where it fails;
-    then there is no new file."""
+    """Copies `source` as it is at one moment, even while others write to it.
+
+    Raises `OSError` or `sqlite3.Error` where it fails; then there is no new file.
+    """
     part = _part(target)
     try:
         with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as db:
             source.backup(db)
             if found := _damage(db):
                 raise sqlite3.DatabaseError(f"it is damaged ({found})")
-            # One file and nothing beside it, whatever becomes of it.
+            # A copy is a single file, without log and index, whatever becomes of it.
             db.execute("PRAGMA journal_mode = DELETE")
         _publish(part, target)
     finally:
@@ -86,7 +90,10 @@ def copy(source: sqlite3.Connection, target: Path) -> None:
 
 
 def in_place(path: Path, opened: os.stat_result) -> bool:
-    """Whether the file is the one that was opened; False where there is none. `FileExistsError` where it is another."""
+    """Returns whether the file is the one that was opened: False where there is none.
+
+    Raises `FileExistsError` where it is another.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -97,16 +104,18 @@ def in_place(path: Path, opened: os.stat_result) -> bool:
 
 
 def put_back(source: sqlite3.Connection, path: Path) -> None:
-    """`source`, whose file was removed, becomes a file again."""
-    # Beside a file of another past they would be taken for its newest pages.
+    """Writes `source`, whose file was removed, to a file again."""
+    # Next to the new file, an old log would be taken for its newest pages.
     for companion in _COMPANIONS[1:]:
         path.with_name(path.name + companion).unlink(missing_ok=True)
     copy(source, path)
 
 
 def rebuild(path: Path, create: Callable[[sqlite3.Connection], None], found: str, now_ms: int) -> str:
-    """Puts a new journal, made by `create`, in the place of a damaged one and carries over what can be read.
-    Says in one line what became of what. `path` must not be open here."""
+    """Replaces a damaged journal by a new one, made by `create`, and carries over what can be read.
+
+    Returns one line that reports what was kept and where. `path` must not be open in this process.
+    """
     part = _part(path)
     try:
         with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as fresh:
@@ -125,8 +134,10 @@ def rebuild(path: Path, create: Callable[[sqlite3.Connection], None], found: str
 
 
 def finish_rebuild(path: Path, now_ms: int) -> Path | None:
-    """Moves the damaged file aside and its finished successor in, also when the process that began was killed.
-    Where the damaged file went; None where nothing was to be done."""
+    """Moves the damaged file aside and its finished successor in, even if the process that began it was killed.
+
+    Returns where the damaged file went; None where nothing was to be done.
+    """
     if not _rebuilt(path).exists():
         return None
     aside = path.with_name(f"{path.name}.corrupt-{datetime.fromtimestamp(now_ms / 1_000, UTC):%Y%m%dT%H%M%SZ}")
@@ -167,11 +178,11 @@ def _publish(part: Path, target: Path) -> None:
 
 
 def _salvage(path: Path, fresh: sqlite3.Connection) -> dict[str, int]:
-    """Copies every believable row; how many of each table."""
+    """Copies every plausible row. Returns how many rows each table has kept."""
     tables = [name for (name,) in fresh.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     kept: dict[str, int] = {}
     with contextlib.closing(look(path, damaged=True)) as damaged:
-        # Bytes of a damaged page need not be text; they are judged below.
+        # Bytes of a damaged page need not be text; they are checked below.
         damaged.text_factory = lambda raw: raw.decode(errors="replace")
         for table in tables:
             if table.startswith("sqlite_"):
@@ -191,7 +202,10 @@ def _salvage(path: Path, fresh: sqlite3.Connection) -> dict[str, int]:
 
 
 def _shared_columns(damaged: sqlite3.Connection, fresh: sqlite3.Connection, table: str) -> list[Any]:
-    """Columns of a table, as SQLite describes them: all that an older schema had too."""
+    """Returns the columns that a table has in both files, as SQLite describes them.
+
+    An older schema has fewer. Where the damaged file's columns cannot be read, all are returned.
+    """
     columns = fresh.execute(f"PRAGMA table_info({table})").fetchall()
     try:
         present = {name for _, name, *_ in damaged.execute(f"PRAGMA table_info({table})")}
@@ -201,7 +215,7 @@ def _shared_columns(damaged: sqlite3.Connection, fresh: sqlite3.Connection, tabl
 
 
 def _readable(damaged: sqlite3.Connection, table: str, columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Rows from the front up to the damage, and from the back down to it."""
+    """Returns the rows from the front up to the damage, and from the back down to it."""
     names = ", ".join(name for _, name, *_ in columns)
     keys = [name for _, name, *_, key in columns if key]
     found: dict[tuple[Any, ...], None] = {}
@@ -219,7 +233,7 @@ def _readable(damaged: sqlite3.Connection, table: str, columns: Sequence[Any]) -
 
 
 def _believable(table: str, columns: Sequence[Any], row: tuple[Any, ...]) -> bool:
-    """Whether a row is one that we would have written."""
+    """Returns whether a row is one that we could have written."""
     named: dict[str, Any] = {}
     for (_, name, kind, required, _, key), value in zip(columns, row, strict=True):
         named[name] = value
@@ -240,7 +254,7 @@ def _believable(table: str, columns: Sequence[Any], row: tuple[Any, ...]) -> boo
 
 
 def _believable_payload(table: str, named: dict[str, Any]) -> bool:
-    """A message must be whole, and be the one that its row says it is."""
+    """Returns whether a message is complete, and the one that its row says it is."""
     try:
         message = msgspec.json.decode(named["payload"])
     except _UNREADABLE:
@@ -256,7 +270,7 @@ def _believable_payload(table: str, named: dict[str, Any]) -> bool:
 
 
 def _never_reuse_numbers(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> None:
-    """A number of the outbox that was used stays used: the speaker may still hold it."""
+    """Keeps numbers of the outbox from being used twice: the publisher may still hold one."""
     try:
         row = damaged.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
     except sqlite3.Error:
@@ -268,8 +282,10 @@ def _never_reuse_numbers(damaged: sqlite3.Connection, fresh: sqlite3.Connection)
 
 
 def _know_how_far(fresh: sqlite3.Connection) -> None:
-    """A symbol that lost its place goes on after its newest decision: what was forecast is not forecast anew, and
-    no hour since then is passed over."""
+    """Lets a symbol that lost its state go on after its newest decision.
+
+    So what was forecast is not forecast anew, and no hour since then is skipped.
+    """
     rows = fresh.execute(
         "SELECT symbol, open_time, payload FROM decisions WHERE symbol NOT IN (SELECT symbol FROM operator_state) "
         "ORDER BY open_time, revision"
@@ -284,8 +300,11 @@ def _know_how_far(fresh: sqlite3.Connection) -> None:
 
 
 def _keep_unbroken(fresh: sqlite3.Connection, symbol: str, newest: int) -> None:
-    """Keeps the candles that lead up to the newest without an undeclared hole. What is before is asked from the
-    exchange again: a hole that the damage made must not pass for one of the exchange's."""
+    """Keeps the candles that lead up to `newest` without an undeclared hole.
+
+    Earlier ones are fetched from the exchange again: a hole that the damage made must not pass for a gap of the
+    exchange's.
+    """
     declared = {
         hour
         for first, last in fresh.execute(

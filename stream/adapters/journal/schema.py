@@ -1,4 +1,4 @@
-"""What the journal's tables look like, and how each schema became the next."""
+"""The journal's tables, and the migration from each schema to the next."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def version(db: sqlite3.Connection) -> int:
 
 
 def create(db: sqlite3.Connection) -> None:
-    """Brings a database of any schema, also an empty one, to the present one."""
+    """Migrates a database of any schema, also an empty one, to the present one."""
     for number in range(version(db), len(MIGRATIONS)):
         db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")

@@ -1,6 +1,6 @@
-"""The journal's statements about what was issued: by which model and policy, for which symbols, with which revision.
+"""The journal's SQL statements for what was issued: messages, outcomes, models and policies, and changed revisions.
 
-Each runs inside a transaction of the journal's.
+Each runs inside a transaction of the journal.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from stream.core.messages.records import Encoded, Issuer, Renumbering
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
 
-#: Longer than the exchange is asked whether it still says the same (stream/pipeline/revision.py).
+#: How long past messages may need correction: longer than REST is asked for revisions (stream/pipeline/revision.py).
 _CORRECTED_HOURS = 72
 
 
 def store_messages(
     db: sqlite3.Connection, table: str, messages: Sequence[Encoded[Forecast]] | Sequence[Encoded[Decision]]
 ) -> None:
-    """Forecasts or decisions, into the table of that name."""
+    """Stores forecasts or decisions in the table of that name."""
     rows = [(e.message.id, e.message.revision, e.message.symbol, e.message.open_time, e.payload) for e in messages]
     db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", rows)
 
@@ -34,7 +34,7 @@ def store_outcomes(db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
 
 
 def keep_issuer(db: sqlite3.Connection, issuer: Issuer) -> None:
-    """Keeps a model and a policy, and forgets those whose newest words are too old to be corrected."""
+    """Keeps a model and a policy, and deletes those whose newest messages are too old to be corrected."""
     db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (issuer.model_version, issuer.bundle))
     db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?)", (issuer.policy_version, issuer.policy))
     since = "(SELECT coalesce(max(open_time), 0) FROM operator_state) - ?"

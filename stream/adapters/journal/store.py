@@ -1,7 +1,8 @@
-"""The journal: SQLite (WAL, synchronous=FULL), written first and spoken from afterwards.
+"""The journal: SQLite (WAL, synchronous=FULL), written before anything is published.
 
-One closed candle is one transaction: candle, forecast, decision, outgoing events, retained payloads and how far
-the symbol came. What is in here is true; what is not has not happened. Synchronous; one thread at a time calls it.
+All that a closed candle leaves is in one transaction: candle, forecast, decision, outgoing events, retained payloads
+and the symbol's state. What is in here is true; what is not has not happened. Synchronous; one thread at a time calls
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _OUTCOME = Outcome.__struct_fields__
 
 
 class SqliteJournal:
-    """`stream.ports.Journal` in `data_dir`."""
+    """Implements `stream.ports.Journal` in `data_dir`."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class SqliteJournal:
         clock: Clock | None = None,
         lock: DataDirLock | None = None,
     ) -> None:
-        """As `Database`."""
+        """Opens the journal; the arguments and exceptions are those of `Database`."""
         self._database = Database(data_dir, read_only=read_only, clock=clock, lock=lock)
 
     @property
@@ -66,7 +67,7 @@ class SqliteJournal:
         return Processed(*rows[0]) if rows else None
 
     def symbols(self) -> list[str]:
-        """Every symbol that was ever configured or processed here."""
+        """Returns every symbol that was ever configured or processed here."""
         return [
             s for (s,) in self._database.read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")
         ]
@@ -76,7 +77,7 @@ class SqliteJournal:
             db.executemany("INSERT OR IGNORE INTO configured VALUES (?)", [(symbol,) for symbol in symbols])
 
     def highest_revision(self, symbol: str) -> int:
-        """Of anything that was said of a symbol."""
+        """Returns the highest revision of a symbol's forecasts and scores; 0 where there are none."""
         query = (
             "SELECT max(coalesce((SELECT max(revision) FROM forecasts WHERE symbol = ?1), 0), "
             "coalesce((SELECT max(score_revision) FROM outcomes WHERE symbol = ?1), 0))"
@@ -89,17 +90,18 @@ class SqliteJournal:
         return None if first is None else int(first)
 
     def keep_issuer(self, issuer: Issuer) -> None:
-        """What speaks from now on. Forgets what spoke so long ago that nothing of it is corrected any more."""
+        """Keeps the bundle and the policy that issue from now on, and deletes those whose newest messages are too old
+        to be corrected."""
         with self._database.transaction() as db:
             statements.keep_issuer(db, issuer)
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
-        """A bundle or a policy that has spoken here lately."""
+        """Returns a bundle or a policy that has issued messages here lately; None where there is none."""
         rows = self._database.read(f"SELECT body FROM {table} WHERE version = ?", (version,))
         return bytes(rows[0][0]) if rows else None
 
     def renumber(self, change: Renumbering) -> None:
-        """Words that wait get another revision, in one transaction."""
+        """Gives messages that wait to be published another revision, in one transaction."""
         with self._database.transaction() as db:
             statements.renumber(db, change)
 
@@ -112,13 +114,13 @@ class SqliteJournal:
         return [Candle(*row) for row in rows]
 
     def last_open_time(self, symbol: str) -> int | None:
-        """The newest candle of a symbol, processed or not."""
+        """Returns the open time of a symbol's newest candle, processed or not; None where there is none."""
         ((newest,),) = self._database.read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
         return None if newest is None else int(newest)
 
     def store_history(self, candles: Sequence[Candle]) -> None:
         with self._database.transaction() as db:
-            # What is already here was used as it is: a later copy does not silently replace it.
+            # A candle that is already here was used as it is: a later copy does not silently replace it.
             db.executemany(
                 "INSERT OR IGNORE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, 'backfill')",
                 [(c.symbol, c.open_time, *c.ohlcv) for c in candles],
@@ -132,7 +134,7 @@ class SqliteJournal:
         return seqs
 
     def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
-        """Messages that belong to no candle (drift): durable like the others."""
+        """Stores messages that belong to no candle (drift), durable like the others. Returns the events' numbers."""
         with self._database.transaction() as db:
             return _queue(db, events, retained)
 
@@ -156,8 +158,10 @@ class SqliteJournal:
     def messages(
         self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, newest: bool = False
     ) -> list[bytes]:
-        """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first, of each the newest revision;
-        with `newest`, the newest `limit` of them."""
+        """Returns at most `limit` payloads of `forecasts` or `decisions` that open in [from, to], oldest first.
+
+        Of each message it is the newest revision. With `newest`, they are the newest `limit` and not the oldest.
+        """
         if table not in ("forecasts", "decisions"):
             raise ValueError(f"no messages in table {table!r}")
         rows = self._database.read(
@@ -176,7 +180,7 @@ class SqliteJournal:
         return (forecast[0] if forecast else None, decision[0] if decision else None)
 
     def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
-        """Forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
+        """Returns forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
         rows = self._database.read(
             "SELECT payload FROM forecasts WHERE symbol = ? AND open_time >= ? "
             "AND NOT EXISTS (SELECT 1 FROM outcomes WHERE forecast_id = forecasts.id) ORDER BY open_time, revision",
@@ -186,7 +190,7 @@ class SqliteJournal:
         return list({f.id: f for f in found}.values())
 
     def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]:
-        """Of forecasts of candles that open in [from, to], oldest first."""
+        """Returns the outcomes of forecasts of candles that open in [from, to], oldest first."""
         rows = self._database.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             "ORDER BY open_time, forecast_id",
@@ -195,7 +199,7 @@ class SqliteJournal:
         return [Outcome(*row) for row in rows]
 
     def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
-        """Of one model, of the forecasts that close a UTC day (stream/core/forecasting/serving.py), all of them,
+        """Returns all outcomes of one model's forecasts that close a UTC day (stream/core/forecasting/serving.py),
         oldest first."""
         rows = self._database.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND model_version = ? "
@@ -205,7 +209,7 @@ class SqliteJournal:
         return [Outcome(*row) for row in rows]
 
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
-        """Open times of the alarms about one model that were told, oldest first."""
+        """Returns the open times of the alarms that were reported about one model, oldest first."""
         query = "SELECT open_time FROM alarms WHERE symbol = ? AND model_version = ? ORDER BY open_time"
         return [int(open_time) for (open_time,) in self._database.read(query, (symbol, model_version))]
 
@@ -214,8 +218,10 @@ class SqliteJournal:
 
 
 def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:
-    """SQLite sums up nothing: a payload that the disk has changed is left out, and does not keep a node from
-    starting."""
+    """Returns the decoded payloads, without those that cannot be read.
+
+    SQLite keeps no checksums: a payload that the disk has changed is left out, and does not keep a node from starting.
+    """
     found: list[T] = []
     for payload in payloads:
         try:
@@ -226,7 +232,7 @@ def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:
 
 
 def _fill(db: sqlite3.Connection, symbol: str, open_time: int) -> None:
-    """The hour exists after all: a declared gap that holds it becomes what is left of it on either side."""
+    """Removes an hour that exists after all from a declared gap, which becomes what is left of it on either side."""
     holds = "FROM gaps WHERE symbol = ? AND from_open_time <= ? AND to_open_time >= ?"
     where = (symbol, open_time, open_time)
     found = db.execute(f"SELECT from_open_time, to_open_time {holds}", where).fetchall()
@@ -271,7 +277,7 @@ def _store(db: sqlite3.Connection, record: Record) -> list[int]:
 
 
 def _queue(db: sqlite3.Connection, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
-    """Puts messages where the publisher finds them; the numbers of the events, in order."""
+    """Stores messages where the publisher finds them. Returns the numbers of the events, in order."""
     db.executemany("INSERT OR REPLACE INTO retained VALUES (?, ?, ?, ?)", retained)
     query = "INSERT INTO outbox (topic, payload, expiry_s) VALUES (?, ?, ?)"
     return [int(db.execute(query, event).lastrowid or 0) for event in events]

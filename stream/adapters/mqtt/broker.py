@@ -1,7 +1,7 @@
-"""MQTT 5 over aiomqtt (asyncio-mqtt under its present name): connect, say what the will is, publish, come back.
+"""MQTT 5 over aiomqtt (formerly asyncio-mqtt): connects with a will, publishes, and reconnects.
 
-The library holds no queue for us and repeats nothing across connections: what must not be lost waits in the
-journal's outbox, and a publish counts only when the broker has acknowledged it.
+The library keeps no queue for us and resends nothing across connections: what must not be lost waits in the journal's
+outbox, and a publish counts only when the broker has acknowledged it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from stream.urls import parse
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
-#: A slow broker is waited for: to connect anew would only have it hear the same message twice.
+#: A slow broker is waited for: reconnecting would only make it receive the same message twice.
 _ACKNOWLEDGED_S = 15.0
 _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
 _CANCEL_AGAIN_S = 0.2
-#: What others say and we have not yet heard; nothing depends on the rest.
+#: Received messages that wait to be read; nothing depends on those beyond, which are dropped.
 _MOST_QUEUED = 10_000
-#: Subscriptions that are met with silence or the end of the connection, until we no longer look for other nodes.
+#: How many subscriptions in a row the broker may ignore, or answer by ending the connection, before we no longer look
+#: for other nodes.
 _LOOKS = 2
-#: Ends in favour of another client within `_FIGHT_S` that make it a fight: where we see the other nodes, and where not.
+#: Takeovers by another client within `_FIGHT_S` that prove a conflict: where we see the other nodes, and where not.
 _TAKEOVERS, _TAKEOVERS_BLIND = 3, 2
 _FIGHT_S = 300.0
 
@@ -57,12 +58,12 @@ def _properties(packet: int, expiry_s: int | None = None) -> Properties:
     return properties
 
 
-#: What may end a connection, or keep it from coming about: tried again for ever.
+#: Errors that end a connection or prevent one: retried for ever.
 _LOST = (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError)
 
 
 class Session:
-    """`stream.ports.Publisher` on one live connection; one message at a time."""
+    """Implements `stream.ports.Publisher` on one live connection; one message at a time."""
 
     def __init__(self, client: _Client) -> None:
         self._client = client
@@ -85,14 +86,14 @@ class Session:
                 raise HungUpError(self._client.farewell or "the connection ended without a word") from None
             raise UnreachableError(f"the broker did not acknowledge: {error}") from None
         except ValueError as error:
-            # What the library itself takes for no message.
+            # The library itself rejects the message as invalid.
             raise MessageRefusedError(str(error)) from None
         if self._client.refusal is not None:
             raise MessageRefusedError(self._client.refusal)
 
 
 class MqttBroker:
-    """`stream.ports.Broker` at `mqtt://` or `mqtts://[user:password@]host[:port]`."""
+    """Implements `stream.ports.Broker` for the broker at `mqtt://` or `mqtts://[user:password@]host[:port]`."""
 
     def __init__(
         self,
@@ -107,29 +108,31 @@ class MqttBroker:
         rivals: Callable[[], Rivals] | None = None,
         recall: Callable[[aiomqtt.Client], Awaitable[None]] | None = None,
     ) -> None:
-        """`will` is what the broker says on `will_topic`, retained, when this client vanishes. `rivals` makes what
-        looks around on each connection before anything is said; without it nobody looks. `recall` then reads what has
-        been said there before."""
+        """`will` is the message that the broker publishes on `will_topic`, retained, when this client vanishes.
+        `rivals` creates what looks for other nodes on each connection before anything is published; without it nothing
+        looks. `recall` then reads what has been published before."""
         self._url = url
         self._client_id = client_id
         self._will = aiomqtt.Will(will_topic, will, qos=1, retain=True, properties=_properties(PacketTypes.WILLMESSAGE))
         self._observe = observe
-        # Longer than a look around takes: who has taken our name must have had the time to say so.
+        # Longer than a look for other nodes takes: one that has taken our name must have had the time to publish it.
         self._backoff = Backoff(rng, first_s=0.5, cap_s=15.0)
         self._tls = tls
         self._rivals = rivals
         self._recall = recall
-        #: Whether the newest look has shown the other nodes, and how many were cut short by the broker.
+        #: Whether the newest look has shown the other nodes, and how many in a row the broker has cut short.
         self._sighted = False
         self._cut_short = 0
         self._blind_reported: str | None = None
-        #: Who had spoken under our name before we first did.
+        #: The session that had published under our name before we first did.
         self._predecessor: str | None = None
         self._takeovers_s: deque[float] = deque(maxlen=_TAKEOVERS)
 
     async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
-        """Returns when `session` returns by itself: then it has said its last word. `RefusedError` where another node
-        publishes the same, or another client takes our client id."""
+        """Runs `session` on each connection, reconnecting, until it returns by itself: then its last message is out.
+
+        Raises `RefusedError` where another node publishes the same, or another client takes our client id.
+        """
         known: str | None = None
         published = False
         while True:
@@ -149,7 +152,7 @@ class MqttBroker:
             except _LOST as error:
                 if client.taken_over:
                     self._refuse_a_fight()
-                # Said once per cause, not once per attempt.
+                # Logged once per cause, not once per attempt.
                 reason = client.why(error)
                 self._observe(BrokerLost(reason))
                 if reason != known:
@@ -158,7 +161,10 @@ class MqttBroker:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _look_around(self, client: _Client, rivals: Rivals, *, published: bool) -> None:
-        """Courtesy before we speak, and no condition of it: who may publish and not subscribe publishes."""
+        """Looks for other nodes before we publish. Raises `RefusedError` where one publishes the same.
+
+        Seeing them is no condition: a node that may publish but not subscribe publishes all the same.
+        """
         self._sighted = False
         if self._cut_short >= _LOOKS:
             return
@@ -170,7 +176,7 @@ class MqttBroker:
                 if self._cut_short == _LOOKS:
                     self._report_blind(client.farewell or "it ends the connection when we subscribe")
             raise
-        # Neither is worth a wait on each connection.
+        # Neither an ended connection nor a missing answer is worth a wait on each connection.
         self._cut_short = self._cut_short + 1 if blind == NO_ANSWER else 0
         if blind is not None:
             self._report_blind(blind)
@@ -190,8 +196,12 @@ class MqttBroker:
             self._blind_reported = reason
 
     def _refuse_a_fight(self) -> None:
-        """`RefusedError` where another client has our client id. One takeover proves nothing: an attempt of our own
-        that we gave up may have reached the broker late. Who it was the next look shows, or the next takeover."""
+        """Raises `RefusedError` where another client uses our client id.
+
+        One takeover proves nothing: an attempt of our own that we gave up may have reached the broker late. Which
+        client it was shows at the next look, or at the next takeover. Without `rivals` no look follows, so the first
+        takeover counts.
+        """
         now_s = asyncio.get_running_loop().time()
         self._takeovers_s.append(now_s)
         recent = sum(now_s - at_s < _FIGHT_S for at_s in self._takeovers_s)
@@ -202,14 +212,14 @@ class MqttBroker:
             ) from None
 
     async def _attend(self, client: _Client, session: Callable[[Publisher], Awaitable[None]]) -> None:
-        """Runs the session beside an ear on the connection: a session that is silent must notice its end too."""
+        """Runs the session and listens alongside, so that one that sends nothing notices the connection's end too."""
         speaking = asyncio.ensure_future(session(Session(client)))
         listening = asyncio.ensure_future(self._listen(client))
         try:
             await asyncio.wait((speaking, listening), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (listening, speaking):
-                # Again and again: Python 3.11's wait_for, where it is used, loses a cancellation that meets its answer.
+                # Repeatedly: Python 3.11's wait_for, where it is used, loses a cancellation that meets its result.
                 while not task.done():
                     task.cancel()
                     await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
@@ -220,13 +230,13 @@ class MqttBroker:
         speaking.result()
 
     async def _say_will(self, client: _Client) -> None:
-        """Leaving politely makes the broker drop the will; a session that did not end with its last word says it."""
+        """Publishes the will for a session that was cut short: a clean disconnect makes the broker drop it."""
         with contextlib.suppress(aiomqtt.MqttError, UnreachableError, TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):
                 await Session(client).publish(self._will.topic, self._will.payload, retain=True)  # type: ignore[arg-type]
 
     async def _listen(self, client: _Client) -> None:
-        # A connection that lives this long forgives the failures before it; a flapping one does not.
+        # A connection that lives this long resets the backoff; a flapping one does not.
         healthy = asyncio.get_running_loop().call_later(_HEALTHY_AFTER_S, self._backoff.healthy)
         try:
             async for _ in client.messages:
@@ -238,7 +248,7 @@ class MqttBroker:
 async def stand_by(
     url: str, *, client_id: str, rivals: Callable[[], Rivals], rng: random.Random, tls: ssl.SSLContext | None = None
 ) -> None:
-    """Returns once no other live node publishes ours, as far as the broker knows; waits for the broker, too."""
+    """Waits until no other live node publishes our symbols, as far as the broker knows; waits for the broker, too."""
     backoff = Backoff(rng, first_s=0.25, cap_s=15.0)
     known: str | None = None
     while True:
@@ -259,9 +269,12 @@ async def stand_by(
 def tls_context(
     url: str, ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext | None:
-    """What verifies the broker's certificate: the environment's authorities, or those in `ca_file` (PEM) and no other;
-    and what the broker verifies us by: `cert_file`, its key within or in `key_file`. None where `url` is not encrypted.
-    Reads files. `RefusedError` where they will not do."""
+    """Returns the TLS context for the broker; None where `url` is not encrypted. Reads files.
+
+    The broker's certificate is verified by the authorities in `ca_file` (PEM) and no other, or without it by the
+    environment's. The broker verifies us by `cert_file`, whose key is in the same file or in `key_file`. Raises
+    `RefusedError` where one of the files cannot be used.
+    """
     if urlsplit(url).scheme != "mqtts":
         return None
     context = authorities(ca_file, "--mqtt-ca-file")
@@ -274,7 +287,7 @@ def _introduce(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) 
     given = f"--mqtt-cert-file {cert_file}" + (f", --mqtt-key-file {key_file}" if key_file else "")
 
     def no_passphrase() -> str:
-        # Without an answer of ours OpenSSL would ask on the terminal, and wait.
+        # Without this callback OpenSSL would prompt on the terminal, and wait.
         raise RefusedError(
             f"{given}: the key is encrypted, and nobody is there to say the passphrase: decrypt the file"
         )
@@ -294,14 +307,16 @@ def _introduce(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) 
 def broker_client(
     url: str, client_id: str, will: aiomqtt.Will | None = None, *, tls: ssl.SSLContext | None = None
 ) -> _Client:
-    """A client for `mqtt[s]://[user:password@]host[:port]`, MQTT 5, not yet connected. `mqtts://` is always verified:
-    by `tls`, else by the system's authorities."""
+    """Returns an MQTT 5 client for `mqtt[s]://[user:password@]host[:port]`, not yet connected.
+
+    `mqtts://` is always verified: by `tls`, else by the authorities of the environment or the system.
+    """
     address = parse(url)
     encrypted = address.scheme == "mqtts"
     client = _Client(
         address.host,
         address.port or (8883 if encrypted else 1883),
-        # A token without a name has an empty one: paho leaves out a password that has none.
+        # A token without a user name has an empty one: paho omits a password that has none.
         username=address.username,
         password=address.password,
         identifier=client_id,
@@ -312,6 +327,6 @@ def broker_client(
         timeout=_TIMEOUT_S,
         max_queued_incoming_messages=_MOST_QUEUED,
     )
-    # The library warns above ten; we wait for each acknowledgement, so the number says nothing here.
+    # The library warns above ten pending calls; we wait for each acknowledgement, so the number is no sign of trouble.
     client.pending_calls_threshold = 1_000
     return client

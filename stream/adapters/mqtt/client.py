@@ -1,7 +1,7 @@
-"""One connection to a broker that says why it ends: aiomqtt's client, mended where it would wait or keep silent.
+"""One connection to a broker, which reports why it ends: aiomqtt's client, with some of its behaviour replaced.
 
-The library takes any acknowledgement for consent, waits out its time where the connection has long ended, drops the
-broker's own reason on the way, and tries the addresses of a name one after the other.
+The library takes any acknowledgement for success, waits until its timeout where the connection has already ended,
+drops the broker's reason on the way, and tries the addresses of a host name one after the other.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from stream.adapters.backoff import ADDRESS_RACE_S
 
 T = TypeVar("T")
 
-#: The broker's name, its addresses and a connection to one of them.
+#: Limit for resolving the broker's name and connecting to one of its addresses.
 _REACHED_S = 10.0
 #: MQTT 5: another client has connected with our client id.
 _TAKEN_OVER = 0x8E
 _REASON_CHARACTERS = 200
-#: PUBLISH besides topic and payload: fixed header, packet identifier, our properties.
+#: What a PUBLISH packet has apart from topic and payload: fixed header, packet identifier, our properties.
 _PUBLISH_OVERHEAD_BYTES = 64
 
 
 def _words(reason_code: Any, properties: Any) -> str:
-    """A reason code and, where the broker gives one, its reason string, in one printable line."""
+    """Returns a reason code and, where the broker gives one, its reason string, as one printable line."""
     reason = " ".join(str(getattr(properties, "ReasonString", "")).split())
     reason = "".join(c for c in reason if c.isprintable())[:_REASON_CHARACTERS]
     return f"{reason_code} ({reason})" if reason else str(reason_code)
 
 
 class Client(aiomqtt.Client):
-    """Of aiomqtt 2, and of private parts of it and of paho: both are pinned to their major version."""
+    """The library's client. Uses private parts of aiomqtt 2 and of paho: both are pinned to their major version."""
 
     #: Why the broker refused the newest publication.
     refusal: str | None = None
     #: Why the broker refused topics of the newest subscription.
     denials: tuple[str, ...] = ()
-    #: What the broker said when it ended the connection or refused to open it.
+    #: The broker's reason when it ended the connection or refused to open it.
     farewell: str | None = None
     #: Whether the connection has ended, whoever ended it.
     ended = False
@@ -53,7 +53,7 @@ class Client(aiomqtt.Client):
     _reached: socket.socket | None = None
 
     def why(self, error: BaseException) -> str:
-        """The cause of `error` as a person should read it: the broker's own words where it has said any."""
+        """Returns the cause of `error` for a person to read: the broker's own reason where it gave one."""
         text = f"{type(error).__name__}: {error}"
         if self.farewell is None or self.farewell in text:
             return text
@@ -61,7 +61,7 @@ class Client(aiomqtt.Client):
         return f"the broker {did} the connection: {self.farewell}"
 
     def too_large(self, topic: str, payload: bytes) -> str | None:
-        """Why this broker cannot take a message of that size, which would end the connection; None where it can."""
+        """Returns why this broker cannot take a message of that size, which would end the connection; else None."""
         size = len(topic.encode()) + len(payload) + _PUBLISH_OVERHEAD_BYTES
         if self._largest_packet_bytes is None or size <= self._largest_packet_bytes:
             return None
@@ -72,8 +72,8 @@ class Client(aiomqtt.Client):
             await self._reach()
             await super().__aenter__()
         except BaseException:
-            # An attempt that was given up must not come about behind our back: under our client id it would end the
-            # connection of the next.
+            # An attempt that was given up must not succeed later: under our client id it would end the next attempt's
+            # connection.
             self._abandon()
             raise
         return self
@@ -87,7 +87,7 @@ class Client(aiomqtt.Client):
             self._abandon()
 
     async def _reach(self) -> None:
-        """Races the addresses of the name; the library's own connect is then given the socket."""
+        """Races the addresses of the host name, and gives the first socket that connects to the library's connect."""
         try:
             async with asyncio.timeout(_REACHED_S):
                 transport, _ = await self._loop.create_connection(
@@ -114,12 +114,13 @@ class Client(aiomqtt.Client):
         with contextlib.suppress(OSError):
             self._client._sock_close()
         for future in (self._connected, self._disconnected):
-            # What nobody has asked for is no error.
+            # Retrieved, so that asyncio does not report an exception that nobody waited for.
             if future.done() and not future.cancelled():
                 future.exception()
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
-        """The library's, but it ends with the connection, and loses no cancellation as Python 3.11's wait_for does."""
+        """Replaces the library's wait: it also ends with the connection and, unlike Python 3.11's wait_for, loses no
+        cancellation."""
         limit_s = self.timeout if timeout is None else timeout
         waiting: asyncio.Future[T] = asyncio.ensure_future(fut)
         either: set[asyncio.Future[Any]] = {waiting, self._disconnected}
@@ -151,7 +152,7 @@ class Client(aiomqtt.Client):
             self.farewell = _words(reason_code, properties)
             self.taken_over = reason_code.value == _TAKEN_OVER
         if not self._connected.done():
-            # The library would wait for an answer that cannot come. Its own connect runs in a thread.
+            # The library would wait for an answer that cannot come. Its connect, which may call this, runs in a thread.
             self._loop.call_soon_threadsafe(self._never_connected)
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
 

@@ -1,7 +1,7 @@
-"""What the broker retains on our topics is read before anything is published on a connection.
+"""Reads the retained messages on our topics before anything is published on a connection.
 
-Ids that another node has used for another value are learnt so. Who may publish and not subscribe publishes all the
-same: that is told once, and then nothing is known of others.
+They show which ids another node has used for another value. A node that may publish but not subscribe publishes all
+the same: this is logged once, and then nothing is known of other nodes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import aiomqtt
 
 log = logging.getLogger(__name__)
 
-#: A broker sends what it retains at once after a subscription, and does not say when that was all.
+#: A broker sends its retained messages right after a subscription, and does not mark the last: this silence does.
 _QUIET_S = 0.25
-#: However much it has to say.
+#: The longest wait, however many it sends.
 _LONGEST_S = 5.0
-#: Topics in one packet.
+#: Topics in one SUBSCRIBE packet.
 _AT_ONCE = 50
-#: Connections that a broker may end, or leave without an answer, before it is no longer asked.
+#: How many connections in a row the broker may end, or leave without an answer, before it is no longer asked.
 _ATTEMPTS = 2
 
 
 class RetainedTopicsReader:
-    """One per node: reads `topics` on a connection and hands them to `learn`."""
+    """Reads the retained messages of `topics` on each connection and passes them to `learn`. One per node."""
 
     def __init__(self, topics: Sequence[str], learn: Callable[[Mapping[str, bytes]], Awaitable[None]]) -> None:
         self._topics = list(topics)
@@ -44,10 +44,10 @@ class RetainedTopicsReader:
                 codes = await client.subscribe([(topic, 0) for topic in self._topics[first : first + _AT_ONCE]])
                 if refused := [str(code) for code in codes if getattr(code, "is_failure", False)]:
                     self._warn_once(refused[0])
-            # Acknowledged behind what the broker sends for the first ones: on a busy machine that comes late.
+            # This is acknowledged after the retained messages of the first topics, which come late on a busy machine.
             await client.subscribe(self._topics[0], 0)
             found = await self._listen(client)
-            # One by one: the embedded broker acknowledges each topic of a list by itself.
+            # One by one: the embedded broker acknowledges each topic of a list separately.
             for topic in self._topics:
                 await client.unsubscribe(topic)
         except aiomqtt.MqttError as error:

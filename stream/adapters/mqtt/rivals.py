@@ -1,8 +1,8 @@
-"""Other nodes as the broker remembers them: who is alive and publishes what we would publish.
+"""Other nodes, by the broker's retained messages: which are alive and publish what this node would publish.
 
-This is courtesy, no lock: two nodes that look at the same moment see nobody. What then overlaps is harmless, because
-equal candles have equal ids and equal values. What a node says of itself is retained, and the broker's word for one
-that vanished is `lost`; a node whose broker died with it stays alive here until its topic is cleared.
+This is a courtesy and no lock: two nodes that look at the same moment do not see each other. Their overlap is harmless,
+because equal candles have equal ids and equal values. A node's state is retained, and its will makes it `lost` when it
+vanishes; a node whose broker died with it counts as alive until its topic is cleared.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stream.errors import RefusedError
 
 log = logging.getLogger(__name__)
 
-#: A broker sends what it retains at once after a subscription, and does not say when that was all.
+#: A broker sends its retained messages right after a subscription, and does not mark the last: this silence does.
 _QUIET_S = 0.25
-#: However much it has to say.
+#: The longest wait, however many it sends.
 _LOOK_S = 2.0
 #: How long a node that vanished may take to come back before another takes its place.
 _GRACE_S = 3.0
-#: Why nothing can be seen where a subscription is not acknowledged.
+#: The reason that `look` returns where a subscription is not acknowledged.
 NO_ANSWER = "it does not answer a subscription"
 _GONE = ("stopped", "lost")
 _PREFIX = f"{ROOT}/node/"
@@ -39,10 +39,10 @@ class Rivals:
     """What is known of the other nodes on one connection."""
 
     def __init__(self, instance: str, symbols: Sequence[str], *, session: str = "", since_ms: int = 0) -> None:
-        """`session` and `since_ms` (wall clock) are what this process says of itself."""
+        """`session` and `since_ms` (wall clock) are what this process publishes in its own state."""
         self._instance = instance
         self._session, self._since_ms = session, since_ms
-        #: The session that the broker names under our instance, ours aside, and since when; None where there is none.
+        #: Another session whose state is retained under our instance, and whether it began after ours; None without.
         self.under_our_name: str | None = None
         self._later = False
         self._symbols = tuple(symbols)
@@ -50,7 +50,7 @@ class Rivals:
         self._published: dict[str, tuple[str, ...]] = {}
 
     def hear(self, topic: str, payload: bytes) -> None:
-        """A message of `node/+/state` or `node/+/info`, whoever wrote it."""
+        """Takes in a message of `node/+/state` or `node/+/info`; ignores one that is malformed."""
         name, _, leaf = topic.removeprefix(_PREFIX).partition("/")
         try:
             message: Any = msgspec.json.decode(payload) if payload else {}
@@ -67,7 +67,7 @@ class Rivals:
             self._published[name] = tuple(str(symbol) for symbol in symbols)
 
     def _hear_our_name(self, leaf: str, message: dict[str, Any]) -> None:
-        """What another process said under our name: a later one has taken it, one from before is our own past."""
+        """Takes in a message under our name: a later session has taken the name, an earlier one is our own past."""
         since, session = message.get("since"), message.get("session")
         if leaf != "state" or not isinstance(since, int):
             return
@@ -76,7 +76,7 @@ class Rivals:
         self._later = not ours and since > self._since_ms
 
     def alive(self) -> dict[str, list[str]]:
-        """Other live nodes, each with the symbols that are ours too."""
+        """Returns the other live nodes that publish symbols of ours, each with those symbols."""
         shared = {
             name: [symbol for symbol in self._published.get(name, ()) if symbol in self._symbols]
             for name, state in sorted(self._states.items())
@@ -85,9 +85,11 @@ class Rivals:
         return {name: symbols for name, symbols in shared.items() if symbols}
 
     def refuse_usurper(self, predecessor: str | None = None) -> None:
-        """`RefusedError` where another process has taken our name since we spoke. Not every broker says so when it
-        ends a connection in favour of another one. `predecessor` had spoken before us: whatever its clock said, it is
-        our own past."""
+        """Raises `RefusedError` where another process has taken our name since we first published.
+
+        Not every broker gives a takeover as the reason when it ends a connection in favour of another one. The session
+        `predecessor` had published before us: whatever its clock showed, it is our own past.
+        """
         if self._later and self.under_our_name != predecessor:
             raise RefusedError(
                 f"another node has connected to the broker under the name {self._instance}: "
@@ -95,7 +97,7 @@ class Rivals:
             )
 
     def refuse(self) -> None:
-        """`RefusedError` where somebody publishes what we would."""
+        """Raises `RefusedError` where another live node publishes symbols of ours."""
         for name, symbols in self.alive().items():
             raise RefusedError(
                 f"the node {name} is alive on this broker and publishes {','.join(symbols)} too: stop it, choose other "
@@ -104,7 +106,7 @@ class Rivals:
             )
 
     async def look(self, client: Client) -> str | None:
-        """Listens until the broker has said what it retains of the nodes; why it does not, where it does not."""
+        """Reads what the broker retains about the nodes. Returns None, or the reason why they cannot be seen."""
         try:
             await client.subscribe([(topic, 0) for topic in _TOPICS])
         except aiomqtt.MqttError:
@@ -118,27 +120,27 @@ class Rivals:
         quiet_s = now_s() + _QUIET_S
         while (wait_s := min(quiet_s, latest_s) - now_s()) > 0:
             message = await self._next(client, wait_s)
-            # What others say meanwhile was not retained, and may never cease.
+            # What others publish meanwhile is not retained, and may never cease.
             if message is not None and message.retain:
                 quiet_s = now_s() + _QUIET_S
         return None
 
     async def look_once(self, client: Client) -> str | None:
-        """`look`, and no ear for what comes later."""
+        """Does what `look` does, and unsubscribes from what comes later."""
         blind = await self.look(client)
-        # One by one: the embedded broker acknowledges each topic of a list by itself, which aiomqtt does not expect.
+        # One by one: the embedded broker acknowledges each topic of a list separately, which aiomqtt does not expect.
         for topic in _TOPICS if blind is None else ():
             try:
                 await client.unsubscribe(topic)
             except aiomqtt.MqttError:
                 if client.ended:
                     raise
-                # It goes on telling us; what we hear is dropped.
+                # The broker goes on sending; what arrives is dropped.
                 break
         return blind
 
     async def _next(self, client: Client, wait_s: float | None) -> aiomqtt.Message | None:
-        """Hears one message; None where none comes in time."""
+        """Takes in one message and returns it; None where none arrives in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 async for message in client.messages:
@@ -147,7 +149,10 @@ class Rivals:
         return None
 
     async def all_gone(self, client: Client) -> None:
-        """Returns once nobody has published ours for the length of the grace."""
+        """Waits until no other live node publishes our symbols; after the last one, also for the grace period.
+
+        Returns at once, with a warning, where the other nodes cannot be seen.
+        """
         if (blind := await self.look(client)) is not None:
             log.warning("standing by: the broker does not let us see other nodes (%s): going on without", blind)
             return
@@ -162,7 +167,7 @@ class Rivals:
             if alive:
                 gone_s = None
             elif gone_s is None:
-                # Who was there may come back.
+                # A node that was there may come back.
                 gone_s = now_s() + (_GRACE_S if logged else 0.0)
             logged = alive
             wait_s = None if gone_s is None else gone_s - now_s()

@@ -1,7 +1,7 @@
-"""The bulk archive: files by name, a few at a time. What is in them is `training.data.archive`'s affair.
+"""The exchange's bulk archive: files by name, a few at a time. `training.data.archive` decodes them.
 
-An archive that fails many times in a row is taken for away: from then on it is asked no more, so that a host that
-swallows every request costs seconds and not hours.
+An archive that fails many times in a row counts as unavailable: from then on it is not asked any more, so that a host
+that never answers costs seconds and not hours.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from stream.clock import Clock
 from stream.errors import UnreachableError
 from stream.urls import mask
 
-#: Requests side by side: enough to hide the way, few enough to be a polite guest.
+#: Concurrent requests: enough to hide the latency, few enough to spare the server.
 CONCURRENT = 4
 #: A month of 1h candles has some 40 KB.
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _AWAY_AFTER = 12
-#: An archive that wants to be left alone for longer is away too: REST has the same candles.
+#: An archive that asks for a longer pause counts as unavailable too: REST has the same candles.
 _LONGEST_SILENCE_S = 600.0
 
 
@@ -28,7 +28,7 @@ class BinanceArchive:
     """Files below `base_url`. One connection pool; used from one event loop."""
 
     def __init__(self, base_url: str, *, clock: Clock) -> None:
-        # A zip has its checksum: nothing on the way may pack it once more.
+        # A zip has its checksum: nothing on the way may compress it once more.
         self._http = HttpGet(base_url, clock=clock, headers={"Accept-Encoding": "identity"})
         self._name = mask(base_url)
         self._slots = asyncio.Semaphore(CONCURRENT)
@@ -43,7 +43,7 @@ class BinanceArchive:
         await self._http.__aexit__(kind, error, trace)
 
     async def file(self, path: str) -> bytes | None:
-        """The file's bytes; None where the archive has no such file. `UnreachableError` otherwise."""
+        """Returns the file's bytes, or None where the archive has no such file. Raises `UnreachableError` otherwise."""
         async with self._slots:
             if self._failures_in_a_row >= _AWAY_AFTER:
                 raise UnreachableError(f"{self._name}: it failed {_AWAY_AFTER} times in a row")

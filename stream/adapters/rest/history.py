@@ -1,12 +1,12 @@
-"""REST, the truth: closed candles, server time and symbols from Binance's public API.
+"""The exchange's REST API: closed candles, server time and symbols from Binance's public endpoints.
 
 Rules of this module:
 - Before candles are asked for, the server is asked for its time, so a row that was still forming then is never taken
   for closed.
-- A range is walked to its end: the length of a page says nothing. Each question begins with the last candle of the
-  answer before it, which must come back as it was, so an empty page, another symbol's rows or a server that does not
-  hear where to start are noticed. Only an answer that has that candle and nothing after it is the end.
-- No cache may answer: each question says so, and is worded a little differently from the one before.
+- A range is requested page by page to its end: the length of a page proves nothing. Each request begins with the last
+  candle of the answer before it, which must come back unchanged, so an empty page, another symbol's rows or a server
+  that ignores where to start are noticed. Only an answer that has that candle and nothing after it is the end.
+- No cache may answer: each request says so, and differs a little from the one before.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from stream.errors import UnreachableError
 from stream.telemetry import FrameRejected, Observer, WeightUsed
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
-#: The exchange's limit until exchangeInfo has told ours.
+#: The exchange's usual limit, until exchangeInfo has reported the present one.
 _WEIGHT_PER_MINUTE = 6_000
 _WEIGHT_WINDOW_S = 60.0
 #: A page costs the same whatever its length; the first rows may be candles off the hour.
 _FIRST_ROWS = 100
-#: So many questions for the same range differ from each other.
+#: So many requests in a row for the same range differ from each other.
 _WORDINGS = 16
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 class BinanceHistory:
-    """`stream.ports.History` against `base_url`. One connection pool; used from one event loop."""
+    """Implements `stream.ports.History` with the API at `base_url`. One connection pool; used from one event loop."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class BinanceHistory:
         patience_s: float = float("inf"),
         way: Way | None = None,
     ) -> None:
-        """`reported_time` hears every server time as it arrives, with the monotonic time when it was asked for. With a
-        `weight_share` a minute's silence follows each answer that says that this share of the weight of a minute, which
-        all clients of an address have in common, is used up. A ban that lasts longer than `patience_s` is
-        `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
+        """`reported_time` is called with every server time as it arrives, and the monotonic time of its request. With
+        `weight_share`, a minute without requests follows each answer which reports that this share of the weight of a
+        minute, which all clients of an address have in common, is used up. A ban that lasts longer than `patience_s`
+        raises `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
         self._http = HttpGet(base_url, clock=clock, headers=_NO_CACHE, patience_s=patience_s, way=way)
         self._clock = clock
         self._wordings = itertools.count()
@@ -74,7 +74,7 @@ class BinanceHistory:
 
     @property
     def silent_for_s(self) -> float:
-        """For how long the next request would wait, because the exchange said so."""
+        """Seconds that the next request would wait, because of what the exchange answered."""
         return self._http.silent_for_s
 
     async def server_time_ms(self) -> int:
@@ -96,7 +96,7 @@ class BinanceHistory:
         return info
 
     async def first_open_time(self, symbol: str, from_open_time: int) -> int | None:
-        """When the first candle at or after that time opens, be it closed or not; None where there is none."""
+        """Returns when the first candle at or after that time opens, closed or not; None where there is none."""
         body = await self._get("/api/v3/klines", binance.klines_params(symbol, from_open_time, limit=_FIRST_ROWS))
         try:
             page = binance.decode_klines(body, symbol, LATEST_MS)
@@ -107,7 +107,7 @@ class BinanceHistory:
         return from_open_time if page.rows else None
 
     async def newest(self, symbol: str) -> Candle | None:
-        """The newest candle, which may be forming; None where there is none."""
+        """Returns the newest candle, which may be forming; None where there is none."""
         params = {"symbol": symbol, "interval": INTERVAL, "limit": "1"}
         body = await self._get("/api/v3/klines", params)
         try:
@@ -145,11 +145,11 @@ class BinanceHistory:
         return Answer([c for c in found if c.open_time <= beyond], server_ms, newest, absent)
 
     async def _page(self, symbol: str, start_ms: int, last_ms: int | None, server_ms: int) -> KlinesPage:
-        # A few rows more or less make each question a new one to a cache.
+        # A few rows more or less make each request a new one to a cache.
         wording = next(self._wordings) % _WORDINGS
         limit = binance.KLINES_PAGE - wording
         if last_ms is not None:
-            # As many as there can be, and a witness after the last.
+            # As many as there can be, and one after the last, which proves that the last is final.
             limit = min(limit, (last_ms - start_ms) // HOUR_MS + 2 + wording)
         body = await self._get("/api/v3/klines", binance.klines_params(symbol, start_ms, limit=limit))
         try:

@@ -1,7 +1,7 @@
-"""GET over httpx, bounded in time and in size: what REST and the archive have in common.
+"""GET over httpx, bounded in time and in size, for REST and the archive.
 
 Rules of this module:
-- An answer is whole or it is `UnreachableError`; nothing is retried here, and no redirect is followed.
+- A request returns a complete answer or raises `UnreachableError`; nothing is retried, and no redirect is followed.
 - A refusal with Retry-After (429, 418) binds every later request of this client: none is sent until it is over.
 """
 
@@ -30,14 +30,14 @@ _LONGEST_PAUSE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer, whatever its status."""
+    """A complete answer, whatever its status."""
 
     status: int
     headers: httpx.Headers
     body: bytes
 
     def count(self, header: str) -> int | None:
-        """The number in a header; None where it has none."""
+        """Returns the number in a header; None where there is none."""
         return _count(self.headers.get(header, ""))
 
 
@@ -53,8 +53,9 @@ class HttpGet:
         patience_s: float = float("inf"),
         way: Way | None = None,
     ) -> None:
-        """A silence that was asked for is waited out where it ends within `patience_s`, else `UnreachableError`.
-        `RefusedError` where the environment's proxy or authorities will not do; `way` is what was found before."""
+        """A pause that the server asks for is waited for where it ends within `patience_s`; else requests raise
+        `UnreachableError`. `way` is an earlier result of `way_to`; without it the environment is read, and
+        `RefusedError` raised where its proxy or authorities cannot be used."""
         way = way or way_to(base_url)
         self._name = mask(base_url) + (f" through {mask(way.proxy)}" if way.proxy else "")
         self._client = httpx.AsyncClient(
@@ -80,14 +81,18 @@ class HttpGet:
 
     @property
     def silent_for_s(self) -> float:
-        """For how long the next request would wait."""
+        """Seconds that the next request would wait."""
         return max(0.0, self._not_before_s - self._clock.monotonic_s())
 
     def keep_silent(self, seconds: float) -> None:
         self._not_before_s = max(self._not_before_s, self._clock.monotonic_s() + seconds)
 
     async def get(self, path: str, params: dict[str, str] | None = None, *, max_bytes: int) -> Reply:
-        """The answer. One that wants silence, does not end or is too long is `UnreachableError`."""
+        """Returns the answer, whatever its status, once any pause is over.
+
+        Raises `UnreachableError` where a ban exceeds `patience_s`, the server cannot be reached, or the answer does not
+        end in time or is longer than `max_bytes`.
+        """
         while (wait_s := self.silent_for_s) > 0:
             banned_for_s = self._banned_until_s - self._clock.monotonic_s()
             if banned_for_s > self._patience_s:
@@ -108,7 +113,7 @@ class HttpGet:
         return Reply(answer.status_code, answer.headers, bytes(body))
 
     def obey(self, reply: Reply) -> None:
-        """`UnreachableError` where the answer wants silence, which is kept from here on."""
+        """Raises `UnreachableError` where the answer asks for a pause (418, 429), which later requests wait for."""
         if reply.status not in (418, 429):
             return
         asked_s = reply.count("retry-after")
@@ -120,5 +125,5 @@ class HttpGet:
 
 
 def _count(text: str) -> int | None:
-    # isdigit alone takes "²", which int does not; and a count of more digits than this is none.
+    # isdigit alone accepts "²", which int does not; and a number of more digits than this is no count.
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
