@@ -20,7 +20,7 @@ from stream.telemetry import Readiness
 
 #: docs/contract.md §4: how long after its close a candle may be unprocessed before the node is unready; exchange time.
 _READY_GRACE_MS = 120_000
-#: The same in real time at least, for an exchange whose clock runs faster than ours.
+#: The same in real time at least, for an exchange whose clock runs faster than real time.
 _READY_GRACE_REAL_S = 5.0
 BROKER_AWAY = "broker not connected"
 

@@ -1,7 +1,7 @@
 """The synchronous driver: candles of one symbol in, events of the operator out.
 
-Start-up warms an operator with it, `volcast predict` is a call of it, and tests hold the daemon against it.
-Features and the model run once over the whole table: the features' law says that the rows are the same.
+Start-up warms an operator with it, `volcast predict` is a call of it, and tests compare the daemon with it.
+Features and the model run once over the whole table, which gives the same rows as one candle at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stream.core.forecasting.predictions import Prediction, assemble
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
-#: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.
+#: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on the other rows.
 Predict = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 #: Rows whose sequences are held in memory at once: 48 × 8 floats each.
@@ -28,7 +28,8 @@ _CHUNK = 8_192
 
 
 def to_grid(candles: Sequence[Candle]) -> tuple[NDArray[np.int64], Array]:
-    """Candles in order as (open_time [T], ohlcv [T, 5]) on the hourly grid, NaN where none exists."""
+    """Returns candles in order as (open_time [T], ohlcv [T, 5]) on the hourly grid, NaN where none exists. Raises
+    `ValueError` if they are not in order, repeat an hour or lie off the grid."""
     if not candles:
         return np.empty(0, np.int64), np.empty((0, 5))
     times = np.array([c.open_time for c in candles], np.int64)
@@ -43,7 +44,7 @@ def to_grid(candles: Sequence[Candle]) -> tuple[NDArray[np.int64], Array]:
 def predict_rows(
     symbol: str, table: Features, rows: NDArray[np.int64], model: Model, predict: Predict
 ) -> list[Prediction]:
-    """Predictions of `rows` of one symbol's feature table, in chunks that bound memory."""
+    """Returns the predictions for `rows` of one symbol's feature table, computed in chunks that bound memory."""
     out: list[Prediction] = []
     for first in range(0, len(rows), _CHUNK):
         chunk = rows[first : first + _CHUNK]
@@ -81,20 +82,20 @@ def drive(
     predictions: Mapping[int, Prediction],
     since: int | None = None,
 ) -> Iterator[tuple[State, Event]]:
-    """`replay` with the predictions given, by open time."""
+    """Does what `replay` does, with the predictions given, by open time."""
     state = State(symbol)
     start = anchor(since) if since is not None else None
     for candle in candles:
-        # The look-back before the accumulation fills the window; of what it would forecast, own regimes depend on some
-        # hours.
+        # The look-back before the accumulation fills the window; of its forecasts only some are needed, for own
+        # regimes.
         state, events = step(rules, state, candle)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
         if not any(isinstance(e, Ready) for e in events):
             continue
         prediction = predictions.get(candle.open_time)
         if prediction is None:
-            # Before the accumulation nobody asked; within it the model gave no usable answer. Both are as if never
-            # forecast.
+            # Before the accumulation none was asked for; within it the model gave no usable answer. Either way there
+            # is no forecast.
             state = give_up(state)
             continue
         if start is not None and candle.open_time < start:
@@ -105,19 +106,19 @@ def drive(
 
 
 def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
-    """The operator's state after `candles`, as if it had always run: start-up and recovery."""
+    """Returns the operator's state after `candles`, as if it had always run: for start-up and recovery."""
     state = State(symbol)
     if candles:
         for after, _ in replay(rules, symbol, candles, model, predict, since=candles[-1].open_time):
             state = after
-    # The newest candle may be one that the model gave no usable answer for.
+    # The newest candle may be one for which the model gave no usable answer.
     return give_up(state) if state.awaiting else state
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
-    """Predictions for operators that wait, in their order: one model call for those that closed together.
+    """Returns predictions for the operators that wait, in their order: one model call for those that closed together.
 
-    Whoever the model gave no usable answer for is not among them.
+    A symbol for which the model gave no usable answer is not among them.
     """
     found: dict[tuple[str, int], Prediction] = {}
     last = features.LOOKBACK_HOURS - 1

@@ -1,8 +1,9 @@
-"""Adaptive conformal intervals for the volatility of the next 24 hours, with the feedback that really exists.
+"""Adaptive conformal intervals for the volatility of the next 24 hours, learning only from outcomes that are known.
 
 Rules of this module:
-- What happened after a forecast is known 24 hours later. Until then it changes nothing, here as in life.
-- Weekday and weekend are calibrated apart: their errors differ, and pooled intervals fail one of them.
+- The outcome of a forecast is known 24 hours later and changes nothing before then, here as in reality.
+- Weekday and weekend are calibrated separately: their errors differ, and pooled intervals miss the level on one of
+  them.
 - The memory is an accumulation from the bundle's starting calibration over a finite history, so a fresh start agrees
   with a daemon that ran for a year.
 
@@ -37,7 +38,7 @@ _EPOCH_WEEKDAY = 3
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """Bounds of σ, hourly, that shall hold the outcome with probability `level`."""
+    """Bounds, hourly σ, that are to contain the outcome with probability `level`."""
 
     low: float
     high: float
@@ -45,7 +46,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """What one kind of day has taught. `residuals` is sorted and never written to."""
+    """What was learnt from one kind of day, weekday or weekend. `residuals` is sorted and never written to."""
 
     residuals: Array
     miss_below: float
@@ -59,13 +60,13 @@ class IntervalMemory(msgspec.Struct, frozen=True):
 
 
 def group_of(open_time: int) -> int:
-    """1 where the middle of the 24 hours that follow this candle lies on a Saturday or Sunday (UTC), else 0."""
+    """Returns 1 if the middle of the 24 hours that follow this candle lies on a Saturday or Sunday (UTC), else 0."""
     middle = open_time // HOUR_MS + 1 + DELAY_HOURS // 2
     return int((middle // _DAY_HOURS + _EPOCH_WEEKDAY) % 7 >= 5)
 
 
 def start(calibration: Calibration) -> IntervalMemory:
-    """The memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
+    """Returns the memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
     parts: tuple[list[float], list[float]] = ([], [])
     for k, residual in enumerate(calibration.residuals):
         if residual is not None:
@@ -76,7 +77,7 @@ def start(calibration: Calibration) -> IntervalMemory:
 
 
 def passed(memory: IntervalMemory, hours: int = 1) -> IntervalMemory:
-    """The memory when the next candle is `hours` later: what was given moves on by as many rows."""
+    """Returns the memory when the next candle is `hours` later: the given bounds move on by as many rows."""
     given = np.empty_like(memory.given)
     kept = max(len(given) - hours, 0)
     given[:kept] = memory.given[len(given) - kept :]
@@ -87,7 +88,8 @@ def passed(memory: IntervalMemory, hours: int = 1) -> IntervalMemory:
 def learn(
     calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float, realized: float
 ) -> IntervalMemory:
-    """The memory after the outcome, known at this candle, of the forecast of 24 hours before (`volatility`)."""
+    """Returns the memory after an outcome: at the candle of `open_time` it is known that the forecast of 24 hours
+    before, `volatility`, was followed by `realized`. Both hourly σ."""
     residual = math.log(realized / volatility)
     index = group_of(open_time - DELAY_HOURS * HOUR_MS)
     group = memory.groups[index]
@@ -105,12 +107,12 @@ def learn(
 def give(
     calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float
 ) -> tuple[IntervalMemory, Interval]:
-    """The interval for the forecast of this candle, and the memory of having given it."""
+    """Returns the memory after giving an interval, and that interval: for the forecast `volatility` of this candle."""
     group = memory.groups[group_of(open_time)]
     if len(group.residuals) < MIN_RESIDUALS:
         low, high = calibration.low, calibration.high
     else:
-        # An interval contains its forecast, whatever lately happened.
+        # An interval contains its forecast, whatever has happened lately.
         low = min(_quantile(group.residuals, group.miss_below), 0.0)
         high = max(_quantile(group.residuals, 1 - group.miss_above), 0.0)
     given = memory.given.copy()
@@ -121,9 +123,9 @@ def give(
 
 
 def accumulate(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> IntervalMemory:
-    """The memory after a stretch of hours, from nothing: rows are hours from `open_time` on.
+    """Returns the memory after a stretch of hours, accumulated from nothing. Rows are hours from `open_time` on.
 
-    `volatility`: the forecast of each hour's candle; `realized`: what is known at it of the 24 hours that end with
+    `volatility`: the forecast of each hour's candle; `realized`: the realized volatility of the 24 hours that end with
     it. Both [n], hourly σ, NaN where there is none.
     """
     return accumulated(calibration, open_time, volatility, realized)[0]
@@ -132,7 +134,7 @@ def accumulate(calibration: Calibration, open_time: int, volatility: Array, real
 def accumulated(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, Array]:
-    """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
+    """Returns what `accumulate` does, and the upper ends of the intervals given on the way: [n], NaN where none was."""
     memory, highs = start(calibration), np.full(len(volatility), np.nan)
     for k, (forecast, outcome) in enumerate(zip(volatility.tolist(), realized.tolist(), strict=True)):
         memory = passed(memory)
@@ -150,7 +152,7 @@ def _within(rate: float) -> float:
 
 
 def _quantile(ordered: NDArray[np.float64], share: float) -> float:
-    """Linear interpolation between order statistics, as numpy's default."""
+    """Interpolates linearly between order statistics, as numpy does by default."""
     place = share * (len(ordered) - 1)
     below = int(place)
     first = float(ordered[below])
