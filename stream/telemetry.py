@@ -21,7 +21,7 @@ HEARTBEAT_LIMIT_S = 30.0
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened. Durations are in real seconds, not in the exchange's."""
+    """Something that happened. Durations are in real seconds unless the fact says otherwise."""
 
 
 class FeedConnected(Fact, frozen=True, gc=False):

@@ -354,7 +354,7 @@ class Daemon:
         if self._stopping:
             return
         readiness = self.readiness()
-        # The state is published at the broker, so that the broker is away need not be among its reasons.
+        # Subscribers receive the state from the broker, so the broker's absence is not among its reasons.
         reasons = tuple(r for r in readiness.reasons if r != BROKER_AWAY)
         if not reasons:
             # Serving a baseline is no fault of the node, but is reported all the same.

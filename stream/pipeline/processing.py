@@ -342,7 +342,7 @@ class Processor:
             return [prediction for one in ready for prediction in self._predict([one])]
 
     def _await_outcome(self, record: Record) -> None:
-        """Remembers a committed forecast until its outcome is due, and forgets those whose outcome is."""
+        """Remembers a committed forecast until its outcome is due, and forgets those whose 24 hours are over."""
         waiting = self._unscored[record.symbol]
         for due in [t for t in waiting if t <= record.open_time - DELAY_HOURS * HOUR_MS]:
             del waiting[due]
