@@ -1,7 +1,7 @@
-"""A node: settings become adapters, adapters a daemon, and the daemon runs until it is told to stop.
+"""A node: settings become adapters, adapters become a daemon, and the daemon runs until it is asked to stop.
 
-Everything that can be refused is refused before anything is said: files, lock, journal, model, port, symbols.
-Only then do the socket, the broker and the HTTP server start.
+Everything that can be refused is refused before anything is published: files, lock, journal, model, port, symbols.
+Only then do the feed, the broker's connection and the HTTP server start.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from stream.testing.broker import EmbeddedBroker
 
 log = logging.getLogger(__name__)
 
-#: How long a start waits for the exchange to confirm a symbol before it goes on without.
+#: How long a start waits for the exchange to confirm a symbol before it continues without the answer.
 _PREFLIGHT_S = 5.0
-#: Of the request weight that the exchange grants this address; what is under way then stays under half.
+#: REST pauses once this share of the address's request weight is used; requests in flight then stay under half of it.
 _WEIGHT_SHARE = 0.4
-#: A longer ban than this is told, and does not keep the stream closed.
+#: A REST ban longer than this raises an error instead of being waited out, so that the feed can open meanwhile.
 _PATIENCE_S = 5.0
-#: A symbol is refused when the exchange denies it twice, so far apart.
+#: A symbol is refused if the exchange does not list it on two questions this far apart.
 _DENIED_AGAIN_S = 2.0
 
 VERSION = importlib.metadata.version("volcast")
@@ -70,7 +70,7 @@ VERSION = importlib.metadata.version("volcast")
 
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """What a node stands on, all of it local; released in the end by `release`."""
+    """The local resources of a node, to be given back with `release`."""
 
     lock: DataDirLock
     journal: SqliteJournal
@@ -94,7 +94,8 @@ class _Ground:
 
 
 def _prepare(settings: Settings) -> _Ground:
-    """Files, lock, model, port: `RefusedError` and its kin in one line, with nothing left behind."""
+    """Reads the files, takes the lock, opens the journal and binds the port. Raises one of the errors that `run` names
+    if any of it fails, and then leaves nothing open."""
     with contextlib.ExitStack() as undo:
         model = model_path(settings.model, settings.data_dir)
         bundle = predictors.read(model)
@@ -132,7 +133,7 @@ def _prepare(settings: Settings) -> _Ground:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket that HTTP is served on; `RefusedError` where there can be none."""
+    """Returns the bound socket that HTTP is served on. Raises `RefusedError` if it cannot be bound."""
     try:
         return web.bind(settings.http_host, settings.http_port)
     except web.PortInUseError as error:
@@ -143,18 +144,19 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def broker_tls(settings: Settings) -> ssl.SSLContext | None:
-    """How the broker and we verify each other; `RefusedError` where the files for it will not do."""
+    """Returns the TLS context with which node and broker verify each other, None for an unencrypted URL. Raises
+    `RefusedError` if the certificate files cannot be used."""
     return tls_context(settings.mqtt_url, settings.mqtt_ca_file, settings.mqtt_cert_file, settings.mqtt_key_file)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is up, for whoever shows it to people."""
+    """A running node, as `run` passes it to `alongside`."""
 
     daemon: Daemon
     http_url: str
     mqtt_url: str
-    #: "on", or why there is no drift.
+    #: "on", or why drift is not measured.
     drift: str
 
 
@@ -166,10 +168,10 @@ async def run(
     alongside: Callable[[Node], Awaitable[None]] | None = None,
     clock: Clock | None = None,
 ) -> None:
-    """Runs a node until `stop` is set. `watch` hears every fact; `alongside` runs as long as the node does.
+    """Runs a node until `stop` is set. `watch` receives every fact; `alongside` runs as long as the node does.
 
-    `RefusedError`, `ContractError`, `PolicyError`, `JournalError` or `BrokerError` (one line each) where it must
-    not run.
+    Raises `RefusedError`, `ContractError`, `PolicyError`, `JournalError` or `BrokerError`, each with a message of one
+    line, if the node must not run.
     """
     clock = clock or Clock()
     ground = await asyncio.to_thread(_prepare, settings)
@@ -243,7 +245,7 @@ async def _run(
         if not await _unless(stop, _preflight(settings, ground, history)):
             return
         mqtt_url = ground.broker.url if ground.broker else settings.mqtt_url
-        # Nobody else is on a broker of our own.
+        # An embedded broker serves this node alone: neither rivals nor a stand-by are looked for there.
         ourselves = daemon.publisher.node_state("lost")
         rivals = partial(
             Rivals, settings.instance, settings.symbols, session=ourselves.session, since_ms=ourselves.since
@@ -263,7 +265,7 @@ async def _run(
             clock=clock,
             observe=observe,
             state=ground.drift_state,
-            # Where hours pass in seconds a run that every neighbour may hold up would not end before the tape does.
+            # With a faster clock hours pass in seconds: a run at low priority might not end before the tape does.
             command=None if settings.time_scale == 1 else partial(job.drift_command, nice=0),
         )
         daemon.introduce(
@@ -291,7 +293,7 @@ async def _run(
             if ground.broker
             else RetainedTopicsReader(identity.retained_topics(settings.symbols), daemon.learn),
         )
-        # In a thread: it reads its page, and builds its routes for longer than the loop should wait.
+        # In a thread: reading the page and building the routes takes longer than the event loop should wait.
         app = await asyncio.to_thread(server.build_app, daemon, metrics.text, version=VERSION)
         async with web.serve(app, ground.http_socket) as http_url:
             log.info("volcast %s: %s, model %s, %s", VERSION, ",".join(settings.symbols), model.version, http_url)
@@ -306,7 +308,7 @@ async def _run(
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Does the work unless `stop` comes first; whether it was done."""
+    """Runs `work`, cancelling it if `stop` is set first. Returns whether it was completed."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -322,8 +324,8 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:
-    """Refuses a symbol that the exchange denies twice and the journal does not know. An exchange that does not answer
-    is no reason to refuse: the daemon waits for it."""
+    """Raises `RefusedError` for a symbol that the exchange twice does not list and the journal does not know. An
+    exchange that does not answer is no reason to refuse: the daemon waits for it."""
     for symbol in settings.symbols:
         try:
             async with asyncio.timeout(_PREFLIGHT_S):
@@ -345,7 +347,8 @@ async def _listed(symbol: str, history: BinanceHistory) -> None:
 
 
 def _say_once() -> Observer:
-    """Log lines for facts that come in storms: each cause is told when it is new, then only counted."""
+    """Returns an observer for facts that come in storms: it logs each cause when it is new and ignores repetitions,
+    which the metrics count."""
     logged: set[str] = set()
 
     def observe(fact: Fact) -> None:

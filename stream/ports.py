@@ -1,4 +1,4 @@
-"""What the pipeline is plugged into: protocols, and nothing else."""
+"""The protocols that the pipeline depends on; adapters implement them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from stream.telemetry import Latest, Readiness
 
 
 class History(Protocol):
-    """REST. Every method raises `UnreachableError` where asking again later may help."""
+    """The exchange's REST API. Every method raises `UnreachableError` if asking again later may help."""
 
     async def server_time_ms(self) -> int: ...
 
     async def exchange_info(self, symbol: str) -> ExchangeInfo:
-        """`UnknownSymbolError` where the exchange does not list the symbol."""
+        """Returns what the exchange says about the symbol. Raises `UnknownSymbolError` if it does not list it."""
         ...
 
     async def first_open_time(self, symbol: str, from_open_time: int) -> int | None:
-        """When the first candle at or after that time opens, be it closed or not; None where there is none."""
+        """Returns the open time of the first candle, closed or not, that opens at `from_open_time` or later; None if
+        there is none."""
         ...
 
     async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
-        """Closed candles that open in [from, to], as far as the exchange shows them. `UnknownSymbolError` where there
-        is no such symbol."""
+        """Returns the closed candles that open in [from, to], as far as the exchange shows them. Raises
+        `UnknownSymbolError` if it does not list the symbol."""
         ...
 
 
@@ -41,12 +42,12 @@ class Predictor(Protocol):
     @property
     def model(self) -> Model: ...
 
-    #: As `stream.core.deciding.replay.Predict`; called from one thread at a time.
+    #: The signature of `stream.core.deciding.replay.Predict`. Called from one thread at a time.
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32], /) -> NDArray[np.float32]: ...
 
 
 class FeedListener(Protocol):
-    """Where the feed delivers; awaiting `closed` is its back-pressure."""
+    """What the feed delivers its frames to. The feed awaits `closed`, which is its back-pressure."""
 
     def connected(self) -> None: ...
 
@@ -59,20 +60,21 @@ class FeedListener(Protocol):
 
 class Feed(Protocol):
     async def run(self, listener: FeedListener) -> None:
-        """Delivers until cancelled; reconnects by itself."""
+        """Delivers frames to `listener` until cancelled; reconnects by itself."""
         ...
 
 
 class Journal(Protocol):
-    """Synchronous and slow: called from its own thread. `JournalError` where it cannot be read or written."""
+    """Synchronous and slow, so it is called on the worker's thread. Raises `JournalError` if it cannot be read or
+    written."""
 
     @property
     def stuck(self) -> str | None:
-        """Why nothing can be written at present; None while it can. May be read on any thread."""
+        """Why nothing can be written at present; None while writing is possible. May be read on any thread."""
         ...
 
     def try_again(self) -> None:
-        """Looks whether a journal that is stuck can be written by now."""
+        """Checks whether a journal that is stuck can be written again."""
         ...
 
     def processed(self, symbol: str) -> Processed | None: ...
@@ -82,71 +84,73 @@ class Journal(Protocol):
     def store_history(self, candles: Sequence[Candle]) -> None: ...
 
     def commit(self, records: Sequence[Record]) -> list[int]:
-        """Stores the records at once and returns the numbers of their events, in order."""
+        """Stores all records in one transaction and returns the sequence numbers of their events, in order."""
         ...
 
     def messages(
         self, table: str, symbol: str, from_ms: int | None, to_ms: int | None, limit: int, newest: bool = False
     ) -> list[bytes]:
-        """Payloads of `forecasts` or `decisions` that open in [from, to], oldest first, of each the newest revision."""
+        """Returns payloads of the table `forecasts` or `decisions` whose candles open in [from, to], oldest first and
+        each in its newest revision. With `newest`, the limit keeps the newest of them."""
         ...
 
     def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]: ...
 
     def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
-        """Of one model, of the forecasts that close a UTC day, all of them, oldest first."""
+        """Returns all outcomes of one model's forecasts that close a UTC day, oldest first."""
         ...
 
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
-        """Open times of the alarms about one model that were told, oldest first."""
+        """Returns the open times of one model's decay alarms that have been issued, oldest first."""
         ...
 
     def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
-        """Messages that belong to no candle; the numbers of the events, in order."""
+        """Stores messages that belong to no candle and returns the sequence numbers of the events, in order."""
         ...
 
     def outbox(self) -> list[Outgoing]: ...
 
     def symbols(self) -> list[str]:
-        """Every symbol that was ever configured or processed here."""
+        """Returns every symbol that was ever configured or processed here."""
         ...
 
     def configure(self, symbols: Sequence[str]) -> None:
-        """Remembers that something may be said of these from now on."""
+        """Remembers that messages may be published for these symbols from now on."""
         ...
 
     def highest_revision(self, symbol: str) -> int: ...
 
     def first_forecast(self, symbol: str) -> int | None:
-        """Open time of the oldest forecast."""
+        """Returns the open time of the symbol's oldest forecast; None if it has none."""
         ...
 
     def renumber(self, change: Renumbering) -> None: ...
 
     def keep_issuer(self, issuer: Issuer) -> None:
-        """Remembers the bundle and the policy that issue from now on."""
+        """Stores the bundle and the policy that issue forecasts and decisions from now on."""
         ...
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
-        """A bundle or a policy that has spoken here lately."""
+        """Returns the bytes of a bundle or policy that was in use here lately; None if they are not kept."""
         ...
 
     def check_place(self) -> None:
-        """`JournalError` where what is in here is no longer where the next start will look for it."""
+        """Makes sure that the journal is where the next start will look for it. Raises `JournalError` if that fails."""
         ...
 
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
 
     def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
-        """Forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
+        """Returns the forecasts for candles from `from_open_time` on that have no outcome yet, each in its newest
+        revision."""
         ...
 
     def newest(self, symbol: str) -> tuple[Forecast | None, Decision | None]:
-        """The newest forecast of a symbol, and the decision that rests on it."""
+        """Returns the newest forecast and the newest decision of a symbol; None for what there is not."""
         ...
 
     def retained(self, topic: str | None = None) -> list[Retained]:
-        """Of one topic, or all."""
+        """Returns the retained messages of one topic, at most one, or of all topics."""
         ...
 
     def forget_retained(self, topics: Sequence[str]) -> None: ...
@@ -155,7 +159,7 @@ class Journal(Protocol):
 
 
 class Publisher(Protocol):
-    """The broker, seen from the pipeline. Publishing returns once the broker has acknowledged."""
+    """One connection to the broker. `publish` returns once the broker has acknowledged the message."""
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
@@ -164,12 +168,12 @@ class Publisher(Protocol):
 
 class Broker(Protocol):
     async def run(self, session: Callable[[Publisher], Awaitable[None]]) -> None:
-        """Connects, runs `session` on each connection, and connects again until cancelled."""
+        """Connects, runs `session` on each connection, and reconnects until cancelled."""
         ...
 
 
 class Status(Protocol):
-    """What the HTTP room may ask the pipeline."""
+    """What the HTTP server may ask the pipeline."""
 
     @property
     def symbols(self) -> Sequence[str]: ...

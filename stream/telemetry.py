@@ -1,6 +1,7 @@
-"""Telemetry: the facts that the pipeline tells its observers, and what HTTP shows of its state.
+"""Telemetry: the facts that the pipeline passes to its observers, and the part of its state that HTTP shows.
 
-Facts are past tense and frozen; what becomes of them (a metric, a log line, nothing) is the observer's affair.
+Facts are named in the past tense and are frozen. Each observer decides what becomes of a fact: a metric, a log line or
+nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from stream.core.market.candle import Provenance
 from stream.core.messages.schemas import Decay, Decision, Drift, Forecast, NodeStateName, Score
 from stream.core.messages.scoring import Outcome
 
-#: A pipeline that has not moved for this long is dead (docs/contract.md §4): `/healthz` and the supervisor hear of it.
+#: A pipeline whose heartbeat is older than this counts as dead (docs/contract.md §4): `/healthz` answers 503, and the
+#: supervisor is no longer notified.
 HEARTBEAT_LIMIT_S = 30.0
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened. Seconds are real seconds."""
+    """Something that happened. Durations are in real seconds unless the fact says otherwise."""
 
 
 class FeedConnected(Fact, frozen=True, gc=False):
@@ -28,12 +30,12 @@ class FeedConnected(Fact, frozen=True, gc=False):
 
 class FeedDisconnected(Fact, frozen=True, gc=False):
     reason: str
-    #: Whether another connection goes on.
+    #: Whether another connection to the exchange is still open.
     still_open: bool = False
 
 
 class FeedQuiet(Fact, frozen=True, gc=False):
-    """The open stream is silent, and REST has no news either; or that is over."""
+    """The open stream is silent and REST has nothing newer either (`quiet`), or that has ended."""
 
     quiet: bool
 
@@ -48,7 +50,7 @@ class FrameRejected(Fact, frozen=True, gc=False):
 
 
 class CandleDelivered(Fact, frozen=True, gc=False):
-    """A closing frame arrived this long after its candle's end, by the exchange's clock."""
+    """A closing frame arrived `delay_s` after its candle's end, by the exchange's clock."""
 
     delay_s: float
 
@@ -81,7 +83,7 @@ class TradingObserved(Fact, frozen=True, gc=False):
 
 
 class MissingCounted(Fact, frozen=True, gc=False):
-    """Due candles of a symbol that are not there yet."""
+    """How many due candles of a symbol have not arrived yet."""
 
     symbol: str
     hours: int
@@ -98,32 +100,32 @@ class ForecastCommitted(Fact, frozen=True, gc=False):
 
 
 class ForecastScored(Fact, frozen=True, gc=False):
-    """The 24 hours that a forecast spoke of are over and complete."""
+    """A forecast has matured: its 24 hours are over and complete."""
 
     outcome: Outcome
 
 
 class ScoreChanged(Fact, frozen=True, gc=False):
-    """What the matured forecasts of a symbol came to, again after each that matured and after a start."""
+    """The live score of a symbol was computed: after each forecast that matures, and after a start."""
 
     score: Score
 
 
 class DecayFound(Fact, frozen=True, gc=False):
-    """The model's errors are no longer what they were."""
+    """A detector raised an alarm: the model's errors are no longer what they were at training."""
 
     decay: Decay
 
 
 class CandleRevised(Fact, frozen=True, gc=False):
-    """The exchange says something else about a candle than what was processed, or has one that it lacked."""
+    """The exchange changed a candle after it was processed, or has one that it lacked before."""
 
     symbol: str
     open_time: int
 
 
 class ForecastRevised(Fact, frozen=True, gc=False):
-    """A forecast that was issued again because its past changed; `newest` where no later one exists."""
+    """A forecast was issued again because a past candle changed. `newest` is whether no later forecast exists."""
 
     forecast: Forecast
     decision: Decision
@@ -131,14 +133,14 @@ class ForecastRevised(Fact, frozen=True, gc=False):
 
 
 class ForecastFailed(Fact, frozen=True, gc=False):
-    """The model's answer for a candle was no volatility; the candle is kept without a forecast."""
+    """The model's output for a candle was not a volatility; the candle is stored without a forecast."""
 
     symbol: str
     open_time: int
 
 
 class Resumed(Fact, frozen=True, gc=False):
-    """A symbol goes on where an earlier run left it; its newest messages, where there are any."""
+    """A symbol continues where an earlier run left it. Its newest messages are None if there are none."""
 
     symbol: str
     open_time: int
@@ -199,7 +201,7 @@ class LoopLagged(Fact, frozen=True, gc=False):
 
 
 class ClockCompared(Fact, frozen=True, gc=False):
-    """The exchange's clock minus ours."""
+    """The exchange's clock minus this machine's wall clock."""
 
     offset_s: float
 
@@ -223,19 +225,20 @@ Observer = Callable[[Fact], None]
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether the node does its job, and if not, why: for /readyz and the node's state."""
+    """Whether the node is ready and, if not, why: for /readyz and the node's state."""
 
     ready: bool
     reasons: tuple[str, ...] = ()
     halted: tuple[str, ...] = ()
-    #: What is well and still worth knowing: that a baseline is served, and for which symbol.
+    #: Worth knowing but no reason to be unready: which symbols a baseline is served for, and which topics the broker
+    #: refuses.
     remarks: tuple[str, ...] = ()
     serving_baseline: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Latest:
-    """The newest published messages of a symbol, as they went out, for the API."""
+    """The payloads that a symbol's retained topics carry, for the API."""
 
     forecast: bytes | None = None
     decision: bytes | None = None
@@ -245,7 +248,7 @@ class Latest:
 
 @dataclass(slots=True)
 class FanOut:
-    """One observer that is many."""
+    """An observer that passes each fact to several others."""
 
     observers: list[Observer] = field(default_factory=list)
 

@@ -1,1 +1,1 @@
-"""The pure heart: values in, values out. No clock, no sockets, no files, no randomness; numpy and msgspec only."""
+"""The pure core: values in, values out. No clock, no sockets, no files, no randomness; numpy and msgspec only."""

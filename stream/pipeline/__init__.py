@@ -1,4 +1,5 @@
-"""The asyncio pipeline: intake (is it due?) → processing (step, predict, commit) → speaking (publish, acknowledge).
+"""The asyncio pipeline: intake (is it due?) → processing (step, predict, commit) → publishing (publish, acknowledge).
 
-Arrows go one way. Decisions are the core's, libraries are the adapters'; here is only who waits for whom.
+Candles go in this direction only. The core decides and the adapters wrap libraries; this package only says what waits
+for what.
 """

@@ -1,11 +1,10 @@
-"""The audit: what passed is held against REST soon after each close. The exchange revises candles, and a copy that we
-took may have been wrong; what REST says last is true, where it says more than what is known.
+"""The audit: soon after each close, the candles that passed are compared with REST. The exchange revises candles, and
+the copy that was processed may have been wrong; REST's latest answer is right wherever it is not older than that copy.
 
 Rules of this module:
-- Each close makes a symbol's last `REVISED_HOURS` due once, within a minute where REST answers; many symbols take
-  turns.
-- Only candles count that the answer proves final. A REST that is behind proves nothing, and is asked again, ever more
-  rarely.
+- Each close makes a symbol's last `REVISED_HOURS` due once, within a minute if REST answers; many symbols take turns.
+- Only candles that the answer proves final count. A REST that is behind proves nothing, and is asked again at growing
+  intervals.
 """
 
 from __future__ import annotations
@@ -25,17 +24,18 @@ from stream.pipeline.revision import REVISED_HOURS
 from stream.pipeline.subscription import Subscription
 from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
-#: So long after each close, by the exchange's time, the past is due.
+#: How long after each close, in exchange time, the audit is due.
 _AFTER_CLOSE_MS = 30_000
+#: First and longest pause before an answer that did not settle the newest candle is asked for again.
 _AGAIN_FIRST_S, _AGAIN_CAP_S = 5.0, 600.0
-#: Where REST did not answer at all.
+#: Pause after REST did not answer at all.
 _UNANSWERED_S = 60.0
-#: Symbols whose past is asked for at a time, and begun in a second: 900 of the exchange's 6,000 weight a minute.
+#: Most audits running at a time, and most started per second: 900 of the exchange's 6,000 request weight a minute.
 _AT_ONCE, _A_SECOND = 8, 5
 
 
 class Audit:
-    """`ask_status(subscription)` asks whether the symbol is traded."""
+    """Audits all symbols in turn. `ask_status(subscription)` asks whether the symbol is traded."""
 
     def __init__(
         self,
@@ -57,18 +57,19 @@ class Audit:
 
     @staticmethod
     def doubt(subscription: Subscription) -> None:
-        """Something contradicts the newest candle: it is due at once."""
+        """Makes the audit due at once, because something contradicts the newest candle."""
         subscription.audited_open_time = 0
         subscription.audit_again_at_s = subscription.audit_pause_s = 0.0
 
     def due(self, subscriptions: Iterable[Subscription], *, idle: bool) -> list[Subscription]:
-        """The subscriptions whose turn it is, taken; `idle` is whether all that passed has been processed."""
+        """Returns the subscriptions whose turn it is and marks them as being audited; `run` must follow for each.
+        `idle` is whether no candle waits to be processed."""
         if not self._time.known or not idle:
             return []
         now_s = self._clock.monotonic_s()
         now_ms = self._time.now_ms(now_s)
         chosen: list[Subscription] = []
-        # Those that waited longest first: at speed some are due again before others had their turn.
+        # The longest waiting first: at high speed some are due again before others have had their turn.
         for subscription in sorted(subscriptions, key=lambda subscription: subscription.audited_open_time):
             if len(chosen) >= min(_A_SECOND, _AT_ONCE - self._running):
                 break
@@ -90,7 +91,8 @@ class Audit:
 
     @staticmethod
     def _is_settled(subscription: Subscription, newest: int, answer: Answer) -> bool:
-        """Whether the answer says of the newest candle what there is to say: too young or unproven, it is due again."""
+        """Returns whether the answer settles the newest candle. If the candle is too young or not proven final, it does
+        not, and the audit is due again."""
         found = next((c for c in answer.candles if c.open_time == newest), None)
         if found is None:
             return newest in answer.absent
@@ -100,14 +102,14 @@ class Audit:
         )
 
     async def run(self, subscription: Subscription) -> None:
-        """Holds one subscription's past against REST, once."""
+        """Compares one subscription's past with REST, once."""
         newest = subscription.sequencer.last_open_time
         assert newest is not None
         pause_s = _UNANSWERED_S
         try:
             self._observe(BackfillRequested(subscription.symbol))
             answer = await self._queries.once(subscription, newest - (REVISED_HOURS - 1) * HOUR_MS)
-            # What is REST's newest may be older than what is known: it confirms, and overrules nothing.
+            # REST's newest candle may be an older copy than the processed one: it can confirm it, but not replace it.
             shown = answer.newest_open_time or 0
             await self._processor.revise(subscription.symbol, [c for c in answer.candles if c.open_time < shown])
             if self._is_settled(subscription, newest, answer):

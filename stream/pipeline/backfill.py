@@ -1,6 +1,6 @@
 """Backfill: REST is asked for what is missing until the sequencer says that it is done.
 
-The sequencer decides what is asked and what passes; here it is awaited.
+The sequencer decides what is asked and what passes; this module does the asking and the waiting.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from stream.pipeline.warmup import Warmup
 
 
 class Backfills:
-    """`act(subscription, outputs)` does what the sequencer hands back, `wait_for_space()` waits while too much is
-    queued, and `ask_status(subscription)` asks whether the symbol is traded."""
+    """Runs the backfills. `act(subscription, outputs)` acts on the sequencer's outputs, `wait_for_space()` waits while
+    too much is queued, and `ask_status(subscription)` asks whether the symbol is traded."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Backfills:
         self._ask_status = ask_status
 
     async def run(self, subscription: Subscription) -> None:
-        """One backfill of one symbol, to its end; the first begins with the warm-up."""
+        """Runs one backfill of one symbol to its end; the first one begins with the warm-up."""
         sequencer = subscription.sequencer
         if not sequencer.started:
             await self._warmup.warm(subscription)
@@ -58,7 +58,7 @@ class Backfills:
                 await self._clock.sleep(step.seconds)
 
     async def _emit(self, subscription: Subscription) -> None:
-        """All that can pass now, one by one."""
+        """Passes on all candles whose turn it is now, one by one."""
         while True:
             outputs = subscription.sequencer.advance(self._clock.monotonic_s())
             self._act(subscription, outputs)

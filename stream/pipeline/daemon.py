@@ -1,7 +1,8 @@
-"""The daemon: who runs, in which order it starts and stops, and whether it does its job.
+"""The daemon: which tasks run, in which order they start and stop, and which state the node publishes.
 
-Start: journal, symbols, feed, broker, all at once; nobody waits for the network before being reachable.
-Stop: the feed first, then the candle in hand is finished, then the outbox, then `stopped`, all within `_STOP_S`.
+Start: the journal first, then intake, feed and broker at once; the node is reachable before the network answers.
+Stop: the feed ends first, then the candles in hand are finished, then the outbox is emptied and `stopped` published;
+each of these steps may take `_STOP_S`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _SCORES_AT_STOP_S = 0.5
 
 
 class Daemon:
-    """Implements `stream.ports.Status`. Build it, then `run` it once."""
+    """The pipeline of one node. Implements `stream.ports.Status`; `run` may be called once."""
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class Daemon:
         issuer: Issuer | None = None,
         load: Load | None = None,
     ) -> None:
-        """`issuer` is kept in the journal, so that what it says can be corrected when another speaks; `load` makes a
-        predictor of a bundle that was kept so."""
+        """`issuer` is stored in the journal, so that what it issues can be corrected after another model or policy has
+        replaced it; `load` makes a predictor from a bundle that was stored that way."""
         self._symbols = tuple(symbols)
         self._issuer = issuer
-        #: Whether the journal knows who speaks, and of what.
+        #: Whether the journal has stored the issuer and the symbols.
         self._kept = False
         self._journal = journal
         self._predictor = predictor
@@ -87,7 +88,8 @@ class Daemon:
         self._instance, self._session = instance, session
         self._queue: asyncio.Queue[Due] = asyncio.Queue()
         self._stopping = False
-        #: What waits came while nothing could be written, and is late (docs/contract.md §7).
+        #: Whether the queued candles came while the journal could not be written: then they are late and pass as
+        #: backfill (docs/contract.md §7).
         self._late = False
         self._worker = Worker(clock=clock, observe=observe)
         self._measurements = Measurements(
@@ -143,9 +145,9 @@ class Daemon:
     async def run(
         self, broker: Broker, stop: asyncio.Event, alongside: Iterable[Callable[[], Coroutine[Any, Any, None]]] = ()
     ) -> None:
-        """Until `stop` is set. `alongside` are further tasks (HTTP, drift) that live as long as the daemon does.
+        """Runs until `stop` is set. `alongside` are further tasks (such as drift) that run as long as the daemon does.
 
-        A `RefusedError` or a defect in any of them ends all, as an exception group.
+        An error in any task, be it a `RefusedError` or a defect, ends all of them and is raised in an exception group.
         """
         await self._load()
         try:
@@ -176,7 +178,7 @@ class Daemon:
             for task in listening:
                 task.cancel()
             await asyncio.wait(listening)
-            # What was taken from the feed and not finished is still at the exchange: REST has it at the next start.
+            # Candles that were received and not processed are not lost: REST brings them at the next start.
             working.cancel()
             await asyncio.wait([working], timeout=_STOP_S)
             await self._last_scores()
@@ -186,7 +188,8 @@ class Daemon:
                 task.cancel()
 
     async def _load(self) -> None:
-        """What an earlier run left, and what it left for symbols that are no longer ours."""
+        """Loads the outbox and the retained messages that an earlier run left, and the retained topics to clear of
+        symbols that have left the configuration."""
         outbox = await self._worker.call(self._journal.outbox)
         retained = await self._worker.call(self._journal.retained)
         known = await self._worker.call(self._journal.symbols)
@@ -200,7 +203,8 @@ class Daemon:
         await self._keep_terms()
 
     async def _keep_terms(self) -> None:
-        """Who speaks and of what is kept before anything is said; tried again where the journal cannot take it now."""
+        """Stores the symbols and the issuer in the journal before anything is published; `_tick` retries it if the
+        journal cannot be written now."""
         if self._kept:
             return
         try:
@@ -213,7 +217,8 @@ class Daemon:
             self._kept = True
 
     async def learn(self, payloads: Mapping[str, bytes]) -> None:
-        """Hears what the broker retains of our symbols, before anything is said on this connection."""
+        """Takes in what the broker retains for the node's symbols, by topic, before anything is published on this
+        connection. Raises `UnreachableError`, so that it is retried on the next one, if the journal cannot store it."""
         ours = self.publisher.retained_payload
         for symbol in self._symbols:
             if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in identity.retained_topics([symbol])):
@@ -246,7 +251,7 @@ class Daemon:
             if self._late:
                 batch = {symbol: Due(due.candle, "backfill") for symbol, due in batch.items()}
             self.health.begin()
-            # Finished even when we are told to stop: half a candle does not exist.
+            # Finished even when stopping: a candle is processed as a whole or not at all.
             processing = asyncio.ensure_future(self.processor.process(list(batch.values())))
             try:
                 await asyncio.shield(processing)
@@ -264,7 +269,7 @@ class Daemon:
             self.health.beat()
             self._late = self._late or self._worker.failing is not None
             if not self._stopping:
-                # Then the intake has ended, and repairs nothing any more.
+                # While stopping, the intake has ended and can repair nothing any more.
                 self.intake.watch()
                 self.intake.audit()
             self._publish_state()
@@ -281,17 +286,18 @@ class Daemon:
     async def _publish_scores(self) -> None:
         while True:
             await self.processor.scores_wait()
-            # The messages of the candle first: scores take the processor from them.
+            # The candle's messages go first: computing the scores would compete with them for the CPU.
             await self._clock.sleep(_SCORES_AFTER_S)
             await self.processor.publish_scores()
 
     async def _last_scores(self) -> None:
-        """What is due is told before the end, unless the journal does not answer; the next start tells it too."""
+        """Publishes the scores that are due before the end, unless the journal does not answer in time; the next start
+        publishes them too."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SCORES_AT_STOP_S):
                 await self.processor.publish_scores()
 
-    # --- what others say ---------------------------------------------------------------------------------------
+    # --- messages to publish -----------------------------------------------------------------------------------
 
     def _offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
         self.publisher.offer(events, retained)
@@ -307,8 +313,8 @@ class Daemon:
         self.publisher.offer([], [Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))])
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
-        """A finished drift run: durable like a forecast, and an event where one of its signals found something.
-        `JournalError` where it cannot be."""
+        """Stores and publishes the result of a drift run: as a retained message that expires after `expiry_s`, and as
+        an event if one of its signals detected drift. Raises `JournalError` if it cannot be stored."""
         payload = schemas.encode(drift)
         retained = [Retained(topics.symbol_topic(drift.symbol, "drift"), payload, expiry_s)]
         topic = topics.event_topic(drift.symbol, "drift.detected")
@@ -348,10 +354,10 @@ class Daemon:
         if self._stopping:
             return
         readiness = self.readiness()
-        # Whether the broker is there, the broker need not be told.
+        # Subscribers receive the state from the broker, so the broker's absence is not among its reasons.
         reasons = tuple(r for r in readiness.reasons if r != BROKER_AWAY)
         if not reasons:
-            # A node that serves the baseline does what it shall; that it does is said all the same.
+            # Serving a baseline is no fault of the node, but is reported all the same.
             self.publisher.publish_state("ready", readiness.remarks)
         elif self.publisher.state == "starting" and self._worker.failing is None:
             self.publisher.publish_state("starting", reasons)

@@ -1,7 +1,7 @@
-"""Health: whether the node does its job (readiness), and whether it moves at all (heartbeat).
+"""Health: whether the node does its job (readiness), and whether it makes progress at all (heartbeat).
 
 Readiness is about candles: each due one of every traded symbol has been processed. The heartbeat is about the process:
-who restarts it looks at that one, so what a restart would not mend does not stop it.
+a supervisor restarts the process when it stops, so a condition that a restart would not cure does not stop it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from stream.pipeline.worker import Worker
 from stream.ports import Journal
 from stream.telemetry import Readiness
 
-#: docs/contract.md §4: a candle may take this long after its close before the node is not ready.
+#: docs/contract.md §4: how long after its close a candle may be unprocessed before the node is unready; exchange time.
 _READY_GRACE_MS = 120_000
-#: The same in real time where the exchange's clock runs faster than ours.
+#: The same in real time at least, for an exchange whose clock runs faster than real time.
 _READY_GRACE_REAL_S = 5.0
 BROKER_AWAY = "broker not connected"
 
 
 class Health:
-    """`is_idle()` is whether all that passed has been processed."""
+    """Readiness and heartbeat of one node. `is_idle()` returns whether all candles that passed have been taken from the
+    queue."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Health:
         self._clock = clock
         self._is_idle = is_idle
         self._beat_s = clock.monotonic_s()
-        #: When the work in hand was begun; None between two rounds.
+        #: When the current batch was begun; None between two batches.
         self._busy_since_s: float | None = None
         #: By symbol: open time of the newest candle that this run has processed.
         self._done: dict[str, int] = {}
@@ -64,18 +65,18 @@ class Health:
         self._beat_s = self._clock.monotonic_s()
 
     def begin(self) -> None:
-        """A round of work begins."""
+        """Notes that the processing of a batch begins."""
         self._busy_since_s = self._clock.monotonic_s()
 
     def end(self, done: Mapping[str, int]) -> None:
-        """It has ended; `done` are the open times of the candles that it processed."""
+        """Notes that it has ended; `done` has the open times, by symbol, of the candles that were processed."""
         self._busy_since_s = None
         self._done |= done
 
     @property
     def heartbeat_age_s(self) -> float:
         oldest_s = self._beat_s
-        # A journal that cannot be written is waited for, and said elsewhere; a restart would not mend it.
+        # A journal that cannot be written is waited for and reported elsewhere; a restart would not cure it.
         if self._busy_since_s is not None and self._worker.failing is None:
             oldest_s = min(oldest_s, self._busy_since_s)
         return self._clock.monotonic_s() - oldest_s
@@ -116,7 +117,8 @@ class Health:
         return reasons
 
     def _warmed(self, symbol: str) -> int | None:
-        """After a restart the newest candle may have been processed by the run before."""
+        """Returns the symbol's newest open time if nothing is in progress: after a restart the newest candle may have
+        been processed by the run before. Returns None otherwise."""
         subscription = self._intake.subscriptions[symbol]
         idle = subscription.sequencer.started and subscription.backfill is None and self._is_idle()
         return subscription.sequencer.last_open_time if idle else None

@@ -1,7 +1,8 @@
-"""Identity: what a symbol's ids have been used for, from the journal and from what the broker retains.
+"""Identity: which values a symbol's ids and revisions have been used for, from the journal and from what the broker
+retains.
 
-A node that starts from a backup, beside another node's past or with nothing would otherwise use a revision for another
-value than it had. Runs on the work thread.
+A node that starts from a backup, after another node or with an empty directory would otherwise use a revision again for
+another value. Runs on the worker's thread.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from stream.core.messages.scoring import Outcome
 from stream.ports import Journal
 
 M = TypeVar("M", Forecast, Decision, Recent, Score)
-#: Where the broker, or the journal's copy, remembers.
+#: The retained topics, at the broker and in the journal, that show what has been issued, and what they carry.
 _KINDS: dict[topics.SymbolTopic, Any] = {"recent": Recent, "score": Score, "forecast": Forecast, "decision": Decision}
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHistory:
-    """What this node has said, and what it had heard of others."""
+    """Returns what this node has issued for a symbol, and what it has received from others."""
     processed = journal.processed(symbol)
     history = IssuedHistory(highest=journal.highest_revision(symbol))
     if processed is not None:
         since = processed.open_time - (RECENT_HOURS - 1) * HOUR_MS
         decisions = {d.forecast_id: d for d in _read(journal, "decisions", symbol, since, Decision)}
         forecasts = _read(journal, "forecasts", symbol, since, Forecast)
-        # Of one hour the model that speaks now counts, and before it whoever spoke last.
+        # Of several forecasts for one hour the last in this order counts: the current model's, else the latest issued.
         forecasts.sort(key=lambda f: (f.model.version == model_version, f.issued_at))
         pairs = [(f, decisions[f.id]) for f in forecasts if f.id in decisions]
         history = history.after(pairs, journal.outcomes(symbol, since, processed.open_time))
@@ -45,7 +46,7 @@ def from_journal(symbol: str, journal: Journal, model_version: str) -> IssuedHis
 
 
 def retained_topics(symbols: Sequence[str]) -> list[str]:
-    """What to read at the broker before anything is said."""
+    """Returns the topics to read from the broker before anything is published."""
     return [topics.symbol_topic(symbol, leaf) for symbol in symbols for leaf in _KINDS]
 
 
@@ -57,8 +58,8 @@ def from_broker(payloads: Mapping[str, bytes], symbol: str) -> IssuedHistory:
 
 
 def newer(payloads: Mapping[str, bytes], symbol: str, ours: Callable[[str], bytes | None]) -> list[Retained]:
-    """What the broker retains and is newer than what we would say there (`ours`, by topic): it stays until we have
-    learnt from it."""
+    """Returns the messages that the broker retains and that are newer than what this node would publish there
+    (`ours(topic)`). They stay until the node has learnt from them."""
     found: list[Retained] = []
     for leaf, kind in _KINDS.items():
         topic = topics.symbol_topic(symbol, leaf)
@@ -78,7 +79,8 @@ def _age(message: Forecast | Decision | Recent | Score) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What has been said, ours and theirs, and what of ours that still waits must be said otherwise."""
+    """What has been issued by this node and by others, and the change that the unpublished messages of this node need;
+    None if they need none."""
 
     history: IssuedHistory
     change: Renumbering | None
@@ -87,7 +89,8 @@ class Learnt:
 def learn(
     symbol: str, own: IssuedHistory, published: IssuedHistory, pending: Sequence[Outgoing], journal: Journal
 ) -> Learnt:
-    """`published`: what the broker retains. `pending`: what of ours nobody has heard yet."""
+    """Merges `published`, what the broker retains, into `own`, what this node knows. Unacknowledged events (`pending`)
+    that would use a revision that another node has used for another value get a higher one."""
     if not _others_published(own, published):
         return Learnt(own, None)
     theirs = IssuedHistory().merged_with(published)
@@ -123,7 +126,7 @@ def learn(
 
 
 def _others_published(own: IssuedHistory, published: IssuedHistory) -> bool:
-    """Whether the broker knows anything that we have not said or heard."""
+    """Returns whether the broker retains anything that this node has neither issued nor received before."""
     if published.until > own.until or published.highest > own.highest:
         return True
     return any(
@@ -134,7 +137,7 @@ def _others_published(own: IssuedHistory, published: IssuedHistory) -> bool:
 
 
 class _Waiting:
-    """Events in the outbox, read."""
+    """The forecasts, decisions and scores of one symbol among the unacknowledged events, decoded."""
 
     def __init__(self, symbol: str, pending: Sequence[Outgoing]) -> None:
         self._forecasts: list[tuple[int, Encoded[Forecast]]] = []
@@ -152,7 +155,8 @@ class _Waiting:
                 self.scores.append((event.seq, msgspec.json.decode(event.payload, type=Scored)))
 
     def pairs(self) -> list[tuple[tuple[int, Encoded[Forecast]], tuple[int, Encoded[Decision]]]]:
-        """In their order; a forecast whose decision or that itself was heard already has its number."""
+        """Returns the forecasts, in order, with their decisions, each with its number in the outbox. Where only one of
+        the two still waits, the other has been published: the revision is fixed, and the pair is left out."""
         keyed = [
             (found, self._decisions.get((found[1].message.id, found[1].message.revision))) for found in self._forecasts
         ]
@@ -165,7 +169,7 @@ def _retained(
     forecasts: Sequence[tuple[Encoded[Forecast], Encoded[Forecast]]],
     decisions: Sequence[tuple[Encoded[Decision], Encoded[Decision]]],
 ) -> tuple[Retained, ...]:
-    """The retained topics that carry what is renumbered."""
+    """Returns the retained messages that carry a renumbered forecast or decision, with its new payload."""
     by_payload: dict[bytes, bytes] = {a.payload: b.payload for a, b in forecasts}
     by_payload |= {a.payload: b.payload for a, b in decisions}
     leaves: tuple[topics.SymbolTopic, ...] = ("forecast", "decision")

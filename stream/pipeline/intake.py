@@ -1,7 +1,7 @@
-"""Intake: drives the sequencers. Frames and the clock go in, candles whose turn it is come out on the queue.
+"""Intake: drives the sequencers. Frames and times go in, due candles come out on the queue.
 
-What is due, held, missing or proven is decided in `stream.core.market.sequencer`; here its outputs are acted on, and
-what REST is needed for is begun: backfills, the audit, the exchange's time and whether a symbol is traded.
+`stream.core.market.sequencer` decides what is due, held, missing or proven; this module acts on its outputs and starts
+what needs REST: backfills, the audit, and the questions for the exchange's time and whether a symbol is traded.
 """
 
 from __future__ import annotations
@@ -46,22 +46,23 @@ from stream.telemetry import (
 
 log = logging.getLogger(__name__)
 
-#: A due candle may be this late on the socket before REST is asked: exchange time, and real time at least.
+#: How late a due candle may be on the socket before REST is asked: in exchange time, and at least in real time.
 _LATE_AFTER_MS = 60_000
 _LATE_AFTER_REAL_S = 2.0
 #: REST reads from a database that may lag the matching engine just after a close.
 _REST_LAG_MS = 5_000
-#: So far apart are two answers that prove together what one cannot: in the exchange's time, and at least in ours.
+#: How far apart two answers must be to prove together what one cannot: in exchange time, and at least in real time.
 _APART_MS = 30_000
 _APART_REAL_S = 1.0
-#: Candles that may wait for the worker before the socket and REST are made to wait.
+#: How many candles may be queued before feed and backfills have to wait.
 _BACKLOG = 256
-#: So long the stream waits for symbols whose past is not there yet, while others have theirs.
+#: How long the feed waits for the other symbols once the first is settled.
 _SETTLE_S = 15.0
 
 
 def sequencer(symbol: str, exchange_time: ExchangeTime, time_scale: float) -> Sequencer:
-    """One whose patience fits an exchange that runs `time_scale` times faster than we do; 0: as fast as it can."""
+    """Returns a sequencer with limits that fit an exchange whose clock runs `time_scale` times as fast as real time; 0
+    means as fast as it can."""
     apart_s = max(_APART_REAL_S, _APART_MS / 1_000 / time_scale) if time_scale else _APART_REAL_S
     return Sequencer(
         symbol,
@@ -74,7 +75,7 @@ def sequencer(symbol: str, exchange_time: ExchangeTime, time_scale: float) -> Se
 
 
 class Intake:
-    """`stream.ports.FeedListener`. `queue` receives `Due` candles, in order within each symbol."""
+    """Implements `stream.ports.FeedListener`. `queue` receives `Due` candles, in order within each symbol."""
 
     def __init__(
         self,
@@ -91,7 +92,8 @@ class Intake:
         observe: Observer,
         notify_feed: Callable[[str, FeedStateName, int | None, int | None], None],
     ) -> None:
-        """`notify_feed(symbol, state, from, to)` is called with each change of a feed's state."""
+        """`notify_feed(symbol, state, from, to)` is called on each change of a feed's state, with the first and last
+        open time concerned or None."""
         self.subscriptions = {s: Subscription(sequencer(s, exchange_time, time_scale)) for s in symbols}
         self._history = history
         self._queue = queue
@@ -136,16 +138,16 @@ class Intake:
         )
 
     async def run(self) -> None:
-        """Warms all symbols up, then keeps the backfills until cancelled."""
+        """Warms up all symbols and then runs their backfills until cancelled."""
         async with asyncio.TaskGroup() as self._group:
             for subscription in self.subscriptions.values():
                 self._act(subscription, subscription.sequencer.begin())
             await asyncio.get_running_loop().create_future()
 
     async def settled(self) -> None:
-        """Returns once each symbol knows where it begins, or that REST does not answer. Listening earlier would let a
-        fast exchange run ahead of the hour that a fresh start begins with; but symbols that have their past do not wait
-        for ever for one that has not."""
+        """Waits until each symbol has its history or has found that REST cannot provide it now, but at most `_SETTLE_S`
+        after the first has. If the feed opened earlier, a fast exchange would run ahead of the hour that a fresh start
+        begins with."""
         waiting = [asyncio.ensure_future(s.settled.wait()) for s in self.subscriptions.values()]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -181,8 +183,8 @@ class Intake:
             await self._wait_for_space()
 
     def _act(self, subscription: Subscription, outputs: Sequence[Output]) -> None:
-        """Does what the sequencer hands back. Not a coroutine: between knowing that a candle has passed and passing it
-        on nobody may be cancelled."""
+        """Acts on the sequencer's outputs. Not a coroutine: a cancellation must not come between the moment when the
+        sequencer passes a candle and the moment when the queue has it."""
         symbol = subscription.symbol
         for output in outputs:
             if isinstance(output, Due):
@@ -198,7 +200,7 @@ class Intake:
                 self._observe(CandleDelivered(output.delay_s))
             elif isinstance(output, Repeated):
                 if output.contradicts:
-                    # Twice, and not the same: REST says which it is.
+                    # Received twice with different values: REST decides.
                     Audit.doubt(subscription)
                 self._observe(CandleRepeated(symbol, output.open_time, output.out_of_order))
             elif isinstance(output, Rejected):
@@ -211,13 +213,13 @@ class Intake:
             await self._taken.wait()
 
     def took(self) -> None:
-        """The worker has finished a round."""
+        """Notes that a batch has left the queue and has been processed."""
         self._taken.set()
 
     # --- time --------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Called about once a second: asks REST for what is overdue, and for the time where that is in doubt."""
+        """Asks REST for what is overdue, and for the time if that is in doubt. To be called about once a second."""
         now_s = self._clock.monotonic_s()
         if self._time.doubt_ms is not None and not self._asking_time and self._group is not None:
             self._asking_time = True
@@ -229,7 +231,7 @@ class Intake:
             self._act(subscription, sequencer.tick(now_s))
 
     def audit(self) -> None:
-        """Called about once a second: begins to hold the past of symbols against REST where that is due."""
+        """Starts the audits that are due. To be called about once a second."""
         if self._group is not None:
             for subscription in self._audit.due(self.subscriptions.values(), idle=self._queue.empty()):
                 self._group.create_task(self._audit.run(subscription), name=f"audit {subscription.symbol}")
@@ -245,8 +247,8 @@ class Intake:
     # --- REST --------------------------------------------------------------------------------------------------
 
     async def _ask_status(self, subscription: Subscription) -> None:
-        """Asks once whether the symbol is traded: flat or silent is not yet halted. Where the exchange does not say,
-        nothing changes; whether its candles come does not depend on it."""
+        """Asks once whether the symbol is traded: a symbol without trades or frames need not be halted. If the exchange
+        does not answer, nothing changes; candles pass whatever the answer is."""
         symbol = subscription.symbol
         try:
             info = await self._history.exchange_info(symbol)

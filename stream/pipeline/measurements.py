@@ -1,4 +1,5 @@
-"""Measurements of the node itself: how late its loop is, how far its clock is off, how much room its journal has."""
+"""Measurements of the node itself: how late its event loop is, how far its clock is off, how much disk its journal
+takes and has left."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _LAG_PROBE_S = 0.1
 
 
 class Measurements:
-    """Each is taken when it is asked for, and told to the observer."""
+    """Takes measurements on request and passes them to the observer."""
 
     def __init__(
         self,
@@ -37,18 +38,18 @@ class Measurements:
         self._time = exchange_time
         self._clock = clock
         self._observe = observe
-        #: Whether the exchange's time is in doubt, and that was logged.
+        #: Whether the exchange's time is in doubt; logged once.
         self._doubting = False
 
     async def lag(self) -> None:
-        """How late the loop comes back to who waits for it, again and again until cancelled."""
+        """Measures how late the event loop wakes a sleeping task, repeatedly until cancelled."""
         while True:
             asked_s = self._clock.monotonic_s()
             await self._clock.sleep(_LAG_PROBE_S)
             self._observe(LoopLagged(max(0.0, self._clock.monotonic_s() - asked_s - _LAG_PROBE_S)))
 
     async def storage(self) -> None:
-        """The journal's size and the room that is left for it."""
+        """Measures the journal's size and the free disk space of its directory, both in bytes."""
         try:
             size = await self._worker.call(self._journal.size_bytes)
             free = await self._worker.call(shutil.disk_usage, self._data_dir)
@@ -58,8 +59,8 @@ class Measurements:
         self._observe(StorageMeasured(size, free.free))
 
     def exchange_time(self) -> int | None:
-        """The exchange's time, ms, held against ours; None before it has told it. A jump is logged once, and what
-        became of it."""
+        """Returns the exchange's time in ms and compares it with the wall clock; None before it is known. Logs a jump
+        once, and once more when it is settled."""
         if not self._time.known:
             return None
         now_ms = self._time.now_ms(self._clock.monotonic_s())

@@ -1,8 +1,8 @@
 """Processing: candles that are due go through the operator, the model and the journal, in that order.
 
-The operator's new state counts only once its record is committed: a commit that fails is tried again with the
-same record, and nothing is published meanwhile. Operator, model and journal share the worker's thread, so that a candle
-crosses to it and back once; the loop only waits.
+The operator's new state counts only once its record is committed: a failed commit is retried with the same record, and
+nothing new is published meanwhile. Operator, model and journal share the worker's thread, so that a batch crosses to it
+and back once; the event loop only waits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Waiting(Protocol):
-    """What waits to be published."""
+    """Access to the events that the broker has not acknowledged: see `EventPublisher`."""
 
     def pending(self) -> Sequence[Outgoing]: ...
 
@@ -61,7 +61,7 @@ class Waiting(Protocol):
 
 
 class Processor:
-    """Owns the operators' states. One turn at a time: candles that are due, or a revision of the past."""
+    """Owns the operators' states. Takes one turn at a time: a batch of due candles, or a revision of past ones."""
 
     def __init__(
         self,
@@ -75,7 +75,8 @@ class Processor:
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
         load: Load | None = None,
     ) -> None:
-        """`offer` takes what was committed, to be published. `load` makes a predictor of a bundle that spoke before."""
+        """`offer` receives the events and retained messages that were committed, for publishing. `load` makes a
+        predictor from the bytes of a former bundle."""
         self._journal = journal
         self._worker = worker
         self._predictor = predictor
@@ -85,9 +86,9 @@ class Processor:
         self._offer = offer
         self._load = load
         self._states: dict[str, State] = {}
-        #: By symbol: what has been said, by us and by others.
+        #: By symbol: what has been issued, by this node and by others.
         self._issued: dict[str, IssuedHistory] = {}
-        #: What the broker retains of symbols that have not their past yet.
+        #: By symbol: what the broker retains for symbols that are not warmed up yet.
         self._received: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
         #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
         #: closing candle waits for a read.
@@ -102,11 +103,11 @@ class Processor:
             offer=offer,
             issued_history=lambda symbol: self._issued.get(symbol, IssuedHistory()),
         )
-        #: Symbols whose newest candle has no forecast because the model's answer was none.
+        #: Symbols whose newest candle has no forecast because the model gave no usable one.
         self.unforecast: set[str] = set()
 
     def history_hours(self, symbol: str) -> int:
-        """Candles that the symbol's operator must have seen to say what one says that always ran."""
+        """Returns how many candles the symbol's operator must have seen to issue what one that always ran would."""
         return self._rules.history_hours(symbol)
 
     def buffer_hours(self, symbol: str) -> int:
@@ -114,7 +115,7 @@ class Processor:
         return 0 if state is None else int((state.window[:, 3] > 0).sum())
 
     def serving_baseline(self) -> dict[str, str]:
-        """Symbols for which `har` is served, and why."""
+        """Returns the symbols for which `har` is served, each with the reason as a sentence."""
         return {
             symbol: (
                 f"{symbol}: har is served, the model's QLIKE of the last {serving.DAYS} days is above its by "
@@ -125,7 +126,8 @@ class Processor:
         }
 
     async def warm(self, symbol: str, candles: Sequence[Candle], expected: Processed | None) -> None:
-        """Gives the symbol's operator its past. `expected` is what the journal says its memory was then."""
+        """Builds the state of the symbol's operator from its past candles. `expected` is what the journal has of the
+        state at the newest of them, None at a fresh start; a difference is logged, and what was computed counts."""
         model = self._predictor.model
         async with self._turn_lock:
             state = await self._worker.call(warm, self._rules, symbol, candles, model, self._predictor)
@@ -152,8 +154,8 @@ class Processor:
             )
 
     async def learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
-        """Takes in what the broker retains of a symbol before anything is said there; of one that has not its past yet,
-        once it has. `JournalError` where that cannot be kept."""
+        """Takes in what the broker retains for a symbol, by topic, before anything is published there; if the symbol is
+        not warmed up, that happens once it is. Raises `JournalError` if it cannot be stored."""
         if symbol not in self._states:
             self._received[symbol] = (payloads, waiting)
             return
@@ -189,7 +191,7 @@ class Processor:
         return recording.retained_recent(message)
 
     async def _adopt(self, state: State, reported: IssuedHistory) -> None:
-        """The state counts from now on, and so do the journal's outcomes and the forecasts that wait for theirs."""
+        """Makes the state the current one, with the outcomes and the unscored forecasts that the journal has for it."""
         waiting = await self._waiting_for_outcomes(state)
         await self._scores.adopt(state)
         lines = builders.lines_of(state.recent, reported.lines)
@@ -205,10 +207,10 @@ class Processor:
         return waiting
 
     async def revise(self, symbol: str, reported: Sequence[Candle]) -> int:
-        """Holds REST's answer about past candles against what was processed; how many of them changed.
+        """Compares REST's answer about past candles with what was processed, and returns how many of them changed.
 
-        Where some did, the journal and the state become what they would be had the candles come so, and what was said
-        of them is said again with a higher revision.
+        If any did, the journal and the state become what they would be had the candles come like this, and messages
+        that change are issued again with a higher revision.
         """
         async with self._turn_lock:
             found = await self._worker.call(self._restate, symbol, tuple(reported))
@@ -251,16 +253,17 @@ class Processor:
         self._scores.report([found.message for found in record.decays])
 
     async def scores_wait(self) -> None:
-        """Until there are scores to tell."""
+        """Waits until there are scores to publish."""
         await self._scores.waiting.wait()
 
     async def publish_scores(self) -> None:
-        """Tells the scores that are due; a candle that comes meanwhile waits for a millisecond or two."""
+        """Publishes the scores that are due; a candle that comes meanwhile waits for a millisecond or two."""
         async with self._turn_lock:
             await self._scores.post()
 
     async def process(self, batch: Sequence[Due]) -> None:
-        """Takes at most one due candle of each symbol, all the way into the journal."""
+        """Takes at most one due candle of each symbol through operator and model, and returns once they are in the
+        journal."""
         async with self._turn_lock:
             await self._process(batch)
 
@@ -281,7 +284,7 @@ class Processor:
                 for event in record.events
             ]
             self._offer(outgoing, record.retained)
-        # The publisher first, then the observers: subscribers wait for the one and nobody for the others.
+        # Lets the publisher run before the observers: subscribers wait for messages, nobody waits for observers.
         await asyncio.sleep(0)
         for due, state, record in zip(batch, taken.states, taken.records, strict=True):
             self._report(due, record)
@@ -300,7 +303,8 @@ class Processor:
             log.info("%s: the model is served again", state.symbol, extra={"symbol": state.symbol, "serving": "model"})
 
     def _turn(self, batch: Sequence[Due]) -> tuple[Turn, list[int], Inferred | None, JournalError | None]:
-        """On the work thread: the turn, and a first attempt to commit it."""
+        """Takes the turn and makes a first attempt to commit it, on the worker's thread. Returns the turn, the numbers
+        of its events in the outbox, the inference if there was one, and the error of the commit if it failed."""
         symbols = [due.candle.symbol for due in batch]
         inferred: Inferred | None = None
 
@@ -327,7 +331,8 @@ class Processor:
             return taken, [], inferred, error
 
     def _predict(self, ready: Sequence[Ready]) -> list[Prediction]:
-        """All at once; where that fails each alone, so that what one symbol does to the model costs that one only."""
+        """Predicts for all symbols at once. If the model raises, predicts for each alone, so that only the symbol whose
+        input causes it goes without a forecast."""
         try:
             return predict_ready(ready, self._predictor.model, self._predictor)
         except Exception:
@@ -337,7 +342,7 @@ class Processor:
             return [prediction for one in ready for prediction in self._predict([one])]
 
     def _await_outcome(self, record: Record) -> None:
-        """Remembers a committed forecast until its outcome is due, and forgets those whose hour has come."""
+        """Remembers a committed forecast until its outcome is due, and forgets those whose 24 hours are over."""
         waiting = self._unscored[record.symbol]
         for due in [t for t in waiting if t <= record.open_time - DELAY_HOURS * HOUR_MS]:
             del waiting[due]

@@ -1,8 +1,8 @@
-"""Speaking: what the journal holds goes to the broker, in order, until it has acknowledged.
+"""Publishing: sends the outbox and the retained messages to the broker, in order, until it has acknowledged them.
 
-Events are each published and kept until acknowledged; a retained topic only ever carries its newest payload. A
-retained payload past its `valid_until` is not published: an old decision must not look like a present one.
-What the broker refuses waits on its topic, and the other topics go past it.
+Each event is published, and kept until it is acknowledged; a retained topic only ever carries its newest payload. A
+retained payload past its `valid_until` is not published: an old decision must not look like a current one.
+A message that the broker refuses waits with those that follow on its topic; the other topics go on.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, Outbox
 
 log = logging.getLogger(__name__)
 
-#: Acknowledgements wait for company up to this many; a crash before they are noted repeats messages, harmlessly.
+#: Acknowledgements are written to the journal in batches of at most this many; a crash before that repeats messages,
+#: harmlessly.
 _ACKNOWLEDGE_BATCH = 64
-#: How long a stop may go on emptying the outbox, which is durable and can wait.
+#: How long a stop may spend on emptying the outbox, which is durable and can wait.
 _LAST_WORDS_S = 1.5
-#: What is due again and cannot be said for another reason is not looked at more often.
+#: Shortest pause before refused topics are looked at again: one that is due may still have nothing to publish.
 _LOOK_AGAIN_S = 0.5
 
 
 class EventPublisher:
-    """One per node. Everything runs on the event loop except the journal's calls."""
+    """Sends events and retained messages to the broker. One per node; runs on the event loop, except for calls of the
+    journal."""
 
     def __init__(
         self,
@@ -48,7 +50,8 @@ class EventPublisher:
         exchange_now_ms: Callable[[], int | None],
         observe: Observer,
     ) -> None:
-        """`exchange_now_ms` is None before the exchange has told its time: then nothing counts as out of date."""
+        """`exchange_now_ms()` is None before the exchange's time is known: until then a retained message with a
+        `valid_until` waits."""
         self._instance = instance
         self._session_id = session
         self._journal = journal
@@ -77,19 +80,20 @@ class EventPublisher:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the broker does not take, and why."""
+        """Which topics the broker refuses, and why: one sentence per reason."""
         return self._refused.reasons()
 
     def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], gone: Sequence[str]) -> None:
-        """What an earlier run left: unacknowledged events, and retained topics. Those in `gone` have left the
-        configuration and are cleared at the broker."""
+        """Takes what an earlier run left: unacknowledged events, and retained messages. The topics in `gone` have left
+        the configuration and are cleared at the broker."""
         self._events.extend(outbox)
         self._cleared.extend(gone)
         self._retained |= {item.topic: item for item in retained if item.topic not in gone}
         self._count()
 
     def introduce(self, info: NodeInfo) -> None:
-        """Said on each connection before every other retained value."""
+        """Sets the message about the node, which each connection publishes after the node's state and before all other
+        retained messages."""
         topic = topics.node_topic(self._instance, "info")
         self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
 
@@ -102,11 +106,11 @@ class EventPublisher:
         self._wake.set()
 
     def pending(self) -> list[Outgoing]:
-        """Events that the broker has not acknowledged."""
+        """Returns the events that the broker has not acknowledged."""
         return [*self._events, *self._refused.waiting()]
 
     def amend(self, payloads: Mapping[int, bytes]) -> None:
-        """What waits under these numbers of the outbox is said in other words."""
+        """Replaces the payloads of events that wait, by their number in the outbox."""
         self._events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in self._events)
         self._refused.amend(payloads)
 
@@ -129,13 +133,14 @@ class EventPublisher:
         self._wake.set()
 
     def close(self) -> None:
-        """Say what can be said in `_LAST_WORDS_S`, then `stopped`, and end the session. The rest stays durable."""
+        """Lets the session publish what it can within `_LAST_WORDS_S`, then `stopped`, and end. The rest stays in the
+        journal."""
         self._closing = True
         self._close_by_s = self._clock.monotonic_s() + _LAST_WORDS_S
         self._wake.set()
 
     def time_is_known(self) -> None:
-        """What was not said because nobody knew whether it was out of date can be judged now."""
+        """Wakes the session, because retained messages that waited for the exchange's time can be judged now."""
         self._wake.set()
 
     def _late(self) -> bool:
@@ -147,18 +152,19 @@ class EventPublisher:
         )
 
     async def session(self, publisher: Publisher) -> None:
-        """One connection to the broker, from its first word to `stopped`. Returns only after `close`."""
+        """Publishes on one connection to the broker, from `starting` to `stopped`. Returns only after `close`; raises
+        `UnreachableError` if the broker does not acknowledge or the journal is not in its place."""
         self.connected = True
         self._state_sent = None
         try:
             self._refused.connected(self._clock.monotonic_s())
             await self._say_state(publisher, "starting", ())
             await self._keep()
-            # The broker may have forgotten everything: all current values again, before the backlog of events.
+            # The broker may have lost everything: all current values go out again, before the backlog of events.
             self._unsent = dict.fromkeys(self._retained)
             await self._publish_retained(publisher)
             while True:
-                # Cleared before looking, so that what is offered while we speak is not slept over.
+                # Cleared before looking, so that what is offered during the publishing below is not missed.
                 self._wake.clear()
                 await self._publish_events(publisher)
                 await self._publish_retained(publisher)
@@ -174,7 +180,8 @@ class EventPublisher:
             self.connected = False
 
     async def _keep(self) -> None:
-        """What waits was kept before it is said: long may have passed since, and somebody removed the journal."""
+        """Makes sure that the journal still has what is about to be published: somebody may have removed its file since
+        the commit. Raises `UnreachableError` if it is gone."""
         try:
             await self._worker.call(self._journal.check_place)
         except JournalError as error:
@@ -188,7 +195,7 @@ class EventPublisher:
             self._state_sent = (state, reasons)
 
     async def _pause(self) -> None:
-        """Until there is something to say, or something to say again."""
+        """Waits until there is something to publish or to retry."""
         wait_s = self._refused.next_try_s(self._clock.monotonic_s())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if wait_s is None else max(wait_s, _LOOK_AGAIN_S)):
@@ -197,7 +204,7 @@ class EventPublisher:
     async def _publish_events(self, publisher: Publisher) -> None:
         while self._events and not self._late():
             event = self._events[0]
-            # Behind what already waits on its topic, else in its turn.
+            # If others already wait on its topic, the event is put behind them.
             was_published = event.topic not in self._refused and await self._say_event(publisher, event)
             self._events.popleft()
             if was_published:
@@ -239,7 +246,7 @@ class EventPublisher:
         try:
             await self._worker.call(self._journal.acknowledge, seqs)
         except JournalError:
-            # They stay on the list, and in the worst case are said once more after a restart.
+            # They stay on the list, and in the worst case are published once more after a restart.
             return
         del self._acknowledged[: len(seqs)]
 
@@ -255,19 +262,19 @@ class EventPublisher:
             outdated = expiry_s is not None and expiry_s <= 0
             if not outdated and not await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s):
                 continue
-            # Only what was sent is sent: a newer payload may have come while we waited.
+            # A newer payload may have been offered while this one was being published; it is still to be sent.
             if self._retained[topic] is item:
                 del self._unsent[topic]
         for topic in list(self._cleared):
             if self._late() or not await self._publish(publisher, topic, b"", retain=True):
                 continue
             self._cleared.remove(topic)
-            # Not noted is cleared once more at the next start, harmlessly.
+            # If the journal cannot note this, the topic is cleared once more at the next start, harmlessly.
             with contextlib.suppress(JournalError):
                 await self._worker.call(self._journal.forget_retained, [topic])
 
     def _remaining_s(self, item: Retained) -> int | None:
-        """Seconds this payload may still live at the broker; None for ever, 0 not at all."""
+        """Returns for how many seconds the broker may keep this payload: None for ever, 0 if it is out of date."""
         now_ms = self._exchange_now_ms()
         if item.expiry_s is None or item.valid_until is None or now_ms is None:
             return item.expiry_s
@@ -276,7 +283,8 @@ class EventPublisher:
     async def _publish(
         self, publisher: Publisher, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
     ) -> bool:
-        """Whether the broker has taken it. What it refuses waits, and is not offered before its time."""
+        """Publishes a message unless its topic waits for a retry. Returns whether the broker has acknowledged it: False
+        also if it refused this message. Raises `UnreachableError` if it ended the connection or did not answer."""
         if self._refused.waits(topic, self._clock.monotonic_s()):
             return False
         try:

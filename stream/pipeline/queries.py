@@ -1,9 +1,9 @@
-"""Queries to REST on behalf of a symbol: until it answers, and what of an answer counts.
+"""Queries to REST on behalf of one symbol: the retry until it answers, and what counts of an answer.
 
 Rules of this module:
-- A query is repeated with growing pauses until REST answers it. What REST does not do for one symbol never ends the
-  node and never keeps another symbol waiting.
-- What of an answer counts is the sequencer's rule, judged as of the question.
+- A query is repeated with growing pauses until REST answers it. A failure of REST for one symbol never ends the node
+  and never keeps another symbol waiting.
+- The sequencer decides what counts of an answer, as of the time of the question.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Queries:
-    """`stalled(subscription)` is called with each attempt that REST does not answer."""
+    """Asks REST for one symbol at a time. `stalled(subscription)` is called after each attempt that fails."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Queries:
         self._stalled = stalled
 
     async def until_answered(self, subscription: Subscription, query: Callable[[], Awaitable[T]]) -> T:
-        """The answer, however long that takes."""
+        """Repeats the query until REST answers, and returns the answer, however long that takes."""
         pause_s = RETRY_FIRST_S
         logged: str | None = None
         while True:
@@ -75,18 +75,19 @@ class Queries:
             pause_s = min(RETRY_CAP_S, pause_s * 2)
 
     async def exchange_now_ms(self, subscription: Subscription) -> int:
-        """The exchange's time, once it has told it in a way that can be believed."""
+        """Returns the exchange's time in ms, waiting until it is known."""
         while not self._time.known:
             await self.until_answered(subscription, self._history.server_time_ms)
         return self._time.now_ms(self._clock.monotonic_s())
 
     async def exchange_first_ms(self, subscription: Subscription) -> int:
-        """What time it was at the exchange when it was first asked."""
+        """Returns the exchange's time in ms at its first reading, waiting until it is known."""
         await self.exchange_now_ms(subscription)
         return self._time.first_ms
 
     async def candles(self, subscription: Subscription, from_open_time: int, to_open_time: int | None = None) -> Answer:
-        """Closed candles that open in [from, to], as `Sequencer.examine` leaves them, however long that takes."""
+        """Returns the closed candles that open in [from, to], as `Sequencer.examine` leaves them, however long that
+        takes."""
 
         async def ask() -> Answer:
             return await self.once(subscription, from_open_time, to_open_time)
@@ -94,7 +95,7 @@ class Queries:
         return await self.until_answered(subscription, ask)
 
     async def once(self, subscription: Subscription, from_open_time: int, to_open_time: int | None = None) -> Answer:
-        """The same in one attempt; `UnreachableError` and `UnknownSymbolError` as `History.candles`."""
+        """Does the same in one attempt. Raises `UnreachableError` or `UnknownSymbolError` as `History.candles` does."""
         asked_ms = self._time.now_ms(self._clock.monotonic_s()) if self._time.known else None
         answer = await self._history.candles(subscription.symbol, from_open_time, to_open_time)
         return subscription.sequencer.examine(answer, asked_ms, self._clock.monotonic_s())

@@ -1,8 +1,8 @@
-"""Topics that the broker does not take: what waits on them, and when it is offered again.
+"""Topics that the broker refuses: which events wait on them, and when they are retried.
 
-One topic must not hold up the others. Within a topic order stays: what follows a refused message waits behind it. A
-broker may refuse in so many words, or end the connection at that one message each time, or never acknowledge it; then
-the topic is found out by what was being said when the connection ended.
+One topic must not hold up the others. Within a topic the order stays: what follows a refused message waits behind it. A
+broker may refuse a message with a reason, or end the connection at it each time, or never acknowledge it; in the latter
+two cases the topic at fault is that of the message that was being published.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from stream.core.messages.records import Outgoing
 
 log = logging.getLogger(__name__)
 
-#: A refused message is offered again after so long, twice as long each time, and on each new connection.
+#: First and longest pause before a refused message is retried, doubled each time; a new connection retries it at once.
 _REFUSED_S, _REFUSED_CAP_S = 1.0, 60.0
-#: One at which the broker hangs up costs a connection, and waits accordingly; a new connection is no reason.
+#: The same for one at which the broker ends the connection. A retry may cost the connection, so a new one causes none.
 _HUNG_UP_S, _HUNG_UP_CAP_S = 60.0, 900.0
-#: Connections in a row that end at the same topic until the topic is at fault; fewer with a broker known for it.
+#: How many connections in a row must end at the same topic before the topic is at fault; the second number is for a
+#: broker that is known to end connections at a topic.
 _STRIKES, _STRIKES_KNOWN = 3, 2
-#: Topics that are named in the log for one reason; more are counted, and listed nowhere.
+#: How many topics the log names for one reason; further ones are only counted.
 _NAMED = 3
 
 
@@ -36,7 +37,7 @@ class _Held:
 
 
 class RefusedTopics:
-    """Bookkeeping alone: who publishes says what came of it."""
+    """Does the bookkeeping only: the publisher reports what came of each attempt. Times named `now_s` are monotonic."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
@@ -45,45 +46,45 @@ class RefusedTopics:
         self._accepted_here = False
 
     def __len__(self) -> int:
-        """Events that wait."""
+        """Returns how many events wait."""
         return sum(len(held.events) for held in self._held.values())
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._held
 
     def waits(self, topic: str, now_s: float) -> bool:
-        """Whether it is too early to offer anything on this topic."""
+        """Returns whether it is too early to publish anything on this topic."""
         held = self._held.get(topic)
         return held is not None and now_s < held.retry_at_s
 
     def put(self, event: Outgoing) -> None:
-        """Behind what already waits on its topic, which must be one that is withheld."""
+        """Puts an event behind those that already wait on its topic, which must be a refused one."""
         self._held[event.topic].events.append(event)
 
     def due(self, now_s: float) -> list[str]:
-        """Topics with events that may be offered again."""
+        """Returns the topics with events that may be retried now."""
         return [topic for topic, held in self._held.items() if held.events and now_s >= held.retry_at_s]
 
     def events(self, topic: str) -> deque[Outgoing]:
-        """What waits on a topic, oldest first."""
+        """Returns the events that wait on a topic, oldest first; the caller removes those that it has published."""
         held = self._held.get(topic)
         return held.events if held is not None else deque()
 
     def waiting(self) -> list[Outgoing]:
-        """Everything that waits."""
+        """Returns all events that wait."""
         return [event for held in self._held.values() for event in held.events]
 
     def amend(self, payloads: Mapping[int, bytes]) -> None:
-        """What waits under these numbers of the outbox is said in other words."""
+        """Replaces the payloads of events that wait, by their number in the outbox."""
         for held in self._held.values():
             held.events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in held.events)
 
     def next_try_s(self, now_s: float) -> float | None:
-        """How long until something may be offered again; None where nothing waits."""
+        """Returns the seconds until the first refused topic may be retried; None if no topic is refused."""
         return min((held.retry_at_s - now_s for held in self._held.values()), default=None)
 
     def reasons(self) -> tuple[str, ...]:
-        """For people: each reason once, with the first of its topics."""
+        """Returns sentences for people: each reason once, with the first of its topics."""
         topics: dict[str, list[str]] = {}
         for topic, held in self._held.items():
             topics.setdefault(held.reason, []).append(topic)
@@ -92,17 +93,18 @@ class RefusedTopics:
             for reason, found in topics.items()
         )
 
-    # --- what came of publishing -------------------------------------------------------------------------------
+    # --- results of publishing ---------------------------------------------------------------------------------
 
     def connected(self, now_s: float) -> None:
-        """Permissions may have changed: what was refused in words is offered at once."""
+        """Notes a new connection: messages refused with a reason are retried at once, for permissions may differ."""
         self._accepted_here = False
         for held in self._held.values():
             if not held.hung_up:
                 held.retry_at_s = now_s
 
     def accepted(self, topic: str) -> None:
-        """The broker takes the topic; events that waited on it are the caller's to say, and stay here until then."""
+        """Notes that the broker takes the topic. Events that wait on it are due at once, and stay here until the caller
+        has published them."""
         self._accepted_here = True
         if topic == self._strikes[0]:
             self._strikes = ("", 0)
@@ -119,11 +121,12 @@ class RefusedTopics:
         self._hold(topic, reason, now_s, hung_up=False)
 
     def hung_up(self, topic: str, reason: str, now_s: float) -> None:
-        """The broker ended the connection at a message of this topic."""
+        """Notes that the broker ended the connection at a message of this topic."""
         self._strike(topic, f"it ends the connection there ({reason})", now_s)
 
     def unanswered(self, topic: str, now_s: float) -> None:
-        """No acknowledgement came in time. A broker that acknowledges nothing has nothing against the topic."""
+        """Notes that a message was not acknowledged in time. That counts against the topic only if the broker has
+        acknowledged another message on this connection."""
         if self._accepted_here:
             self._strike(topic, "it does not acknowledge it, and others it does", now_s)
 

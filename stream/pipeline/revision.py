@@ -1,12 +1,12 @@
-"""Revision: the exchange says something else about a past candle than what was processed.
+"""Revision: the exchange changed a candle after it was processed.
 
 REST is the truth: the candle is replaced, and the symbol's state becomes that of a fresh start on the corrected
-history, because everything it remembers is a fold over it. Forecasts, decisions and outcomes that come out differently
-are issued again under their ids with a higher `revision`, each by the model and the policy that said it, also when
-others speak now. Runs on the work thread; nothing is changed here.
+history, because the state is accumulated from that alone. Forecasts, decisions and outcomes that come out differently
+are issued again under their ids with a higher `revision`, each by the model and the policy that issued it, even if
+others are in use now. Runs on the worker's thread and writes nothing: the caller commits the record.
 
-Only the newest `REVISED_HOURS` are looked after. An older candle stays as it was processed: its forecast is long past
-its use, and what it still weighs in the fold is little.
+Only the newest `REVISED_HOURS` are revised. An older candle stays as it was processed: its forecast is long past its
+use, and its remaining weight in the state is small.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from stream.core.messages.schemas import Decay, Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.ports import Journal, Predictor
 
-#: How far back REST is asked whether it still says the same.
+#: How many hours back candles are compared with REST.
 REVISED_HOURS = 48
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Forecast, Decision)
 
-#: A bundle's bytes as a predictor.
+#: Makes a predictor from the bytes of a bundle. Raises `ContractError` if they are not a usable one.
 Load = Callable[[bytes], Predictor]
 
 
 @dataclass(frozen=True, slots=True)
 class Restated:
-    """A record to commit, what counts once it is, and the newest forecast's id."""
+    """A record to commit, the state and history that count once it is, and the newest forecast's id."""
 
     record: Record
     state: State
@@ -56,7 +56,7 @@ class Restated:
 
 @dataclass(frozen=True, slots=True)
 class _Issuer:
-    """Who spoke: a model and the rules that it was used by."""
+    """A model that issued forecasts, and the rules that decided on them."""
 
     predictor: Predictor
     rules: Rules
@@ -73,10 +73,10 @@ def restate(
     issued: IssuedHistory | None = None,
     load: Load | None = None,
 ) -> Restated | None:
-    """What `answered`, REST's answer about closed candles in order, changes; None where it is what was processed.
+    """Returns what changes with `answered`, REST's closed candles in order; None if they are what was processed.
 
-    A candle that the journal has and the answer lacks stays: what once was published exists. `issued` is what has been
-    published of the symbol by whichever node; `load` makes former models speak again.
+    A candle that the journal has and the answer lacks stays: the exchange once published it. `issued` is what all nodes
+    have issued for the symbol; `load` loads former models, whose forecasts stay as they are without it.
     """
     processed = journal.processed(symbol)
     if processed is None:
@@ -93,7 +93,7 @@ def restate(
 
 
 class _Restating:
-    """One run over the corrected history, beside what the journal says of the old one."""
+    """One run over the corrected history, compared with what the journal has of the old one."""
 
     def __init__(
         self,
@@ -124,11 +124,11 @@ class _Restating:
         decisions = {d.id: d for d in self._issued_since("decisions", since, Decision)}
         latest = max(forecasts.values(), key=lambda f: f.open_time, default=None)
         first = self._journal.first_forecast(symbol)
-        # Nothing is forecast of hours before the one that this journal begins with.
+        # No forecast is added for hours before the journal's first one.
         new = frozenset(t for t in filled if first is not None and t >= first)
         ours = _Issuer(self._predictor, self._rules)
         former = list(self._former(forecasts, decisions, since))
-        # A fresh start sees the last of these hours; the forecasts before the newest saw some earlier ones.
+        # A fresh start needs the last of these hours; forecasts before the newest were made from earlier ones too.
         needed = self._rules.history_hours(symbol)
         seen = max(needed, *(issuer.rules.history_hours(symbol) for issuer in former), 0)
         by_time = {
@@ -156,7 +156,7 @@ class _Restating:
         recent_past = [c for c in history if c.open_time > newest - needed * HOUR_MS]
         state = warm(self._rules, symbol, recent_past, model, self._predictor)
         newest_id = self._newest_id(again, latest)
-        # Lines that were only shown are those of the corrected candles; what was issued is what was issued last.
+        # Lines that were shown and never issued are dropped from the first changed hour on: they are computed anew.
         shown = {t: e for t, e in self._history.lines.items() if e.issued is not None or t < since}
         issued = msgspec.structs.replace(self._history, lines=shown).after(again, outcomes)
         pairs = [(recording.encoded(forecast), recording.encoded(decision)) for forecast, decision in again]
@@ -184,7 +184,8 @@ class _Restating:
         return Restated(record, state, issued, newest_id)
 
     def _former(self, forecasts: dict[str, Forecast], decisions: dict[str, Decision], since: int) -> Iterator[_Issuer]:
-        """Models and policies that said something of these hours and no longer speak."""
+        """Yields the models and policies that issued something for these hours and are no longer in use, as far as the
+        journal has them."""
         pairs = {
             (forecast.model.version, decision.id.removeprefix(f"{forecast.id}:"))
             for decision in decisions.values()
@@ -238,8 +239,8 @@ class _Restating:
         decisions: dict[str, Decision],
         new: frozenset[int],
     ) -> tuple[Forecast, Decision] | None:
-        """Forecast and decision to issue, with their revision; None where nothing changed, or where this voice never
-        spoke of that hour."""
+        """Returns the forecast and decision to issue, with their revision; None if nothing changed, or if this issuer
+        issued nothing for that hour and the hour is not a newly filled one."""
         forecast = builders.forecast(event, issuer.predictor.model, "backfill", self._issued_at)
         decision = builders.decision(event, "backfill", self._issued_at)
         before, decided = forecasts.get(forecast.id), decisions.get(decision.id)
@@ -256,7 +257,7 @@ class _Restating:
             ours = max(before.revision, decided.revision if decided else 0)
             known = self._history.line(forecast.open_time, forecast.model.version)
             agreed = known is not None and number > ours and same(known, line(forecast, decision))
-            # Another node may have corrected it before us.
+            # Another node may have issued the same correction already: then its number is used.
             number = number if agreed else max(number, ours + 1)
         return (
             msgspec.structs.replace(forecast, revision=number),
@@ -271,7 +272,7 @@ class _Restating:
         found: list[Outcome] = []
         for forecast in sorted(forecasts, key=lambda f: (f.open_time, f.id)):
             before = known.get(forecast.id)
-            # What only the forecast's own revision changed has the outcome that it had.
+            # If the replay does not show its 24 hours, only the forecast changed: its realized volatility stays.
             realized = matured.get(forecast.open_time, before.realized if before else None)
             if realized is None:
                 continue
@@ -285,7 +286,8 @@ class _Restating:
         return tuple(found)
 
     def _decays(self, outcomes: Sequence[Outcome]) -> tuple[Decay, ...]:
-        """Alarms over all daily outcomes, the corrected ones among them, that nobody was told of."""
+        """Returns the alarms that the daily outcomes, with the corrected ones in place, raise and that were not issued
+        before."""
         model = self._predictor.model
         corrected = {o.forecast_id: o for o in outcomes if scoreboard.day_of(o) and o.model_version == model.version}
         if not corrected:
@@ -307,7 +309,7 @@ class _Restating:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two messages say the same of the market, whenever and by whichever way they came."""
+    """Returns whether two messages differ at most in `issued_at`, `provenance` and `revision`."""
     return _close(_issued_fields(a), _issued_fields(b))
 
 

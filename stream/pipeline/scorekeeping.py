@@ -1,8 +1,7 @@
-"""Scorekeeping: what matured forecasts came to, beside the way of the candle.
+"""Scorekeeping: live scores of matured forecasts, and the alarms of the decay detectors.
 
-Alarms of the detectors are part of the candle's record and go out with it; scores are told when the candle's messages
-are on their way, in a transaction that no candle waits for: they can be made again from the outcomes at any time, and
-are at each start.
+Alarms are part of the candle's record and are published with it. Scores are published after the candle's messages, in a
+transaction that no candle waits for: they can be computed again from the outcomes at any time, and are at each start.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Scorekeeper:
-    """One board per symbol. What it does to them happens between two turns of the processor."""
+    """Keeps one scoreboard per symbol. The processor calls it one turn at a time, so no two calls change a board at
+    once."""
 
     def __init__(
         self,
@@ -44,7 +44,8 @@ class Scorekeeper:
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
         issued_history: Callable[[str], IssuedHistory] = lambda symbol: IssuedHistory(),
     ) -> None:
-        """`issued_history` is what has been said of a symbol: its score tells how far that goes."""
+        """`issued_history(symbol)` returns what has been issued for a symbol; the score message carries its newest hour
+        and highest revision."""
         self._journal = journal
         self._worker = worker
         self._model = model
@@ -53,14 +54,14 @@ class Scorekeeper:
         self._offer = offer
         self._issued_history = issued_history
         self._boards: dict[str, Scoreboard] = {}
-        #: Open times of the alarms that were told.
+        #: By symbol: open times of the alarms that have been issued.
         self._reported: dict[str, list[int]] = {}
         self._due: dict[str, State] = {}
-        #: Set while scores wait to be told.
+        #: Set while scores wait to be published.
         self.waiting = asyncio.Event()
 
     async def adopt(self, state: State) -> None:
-        """The symbol's board becomes what the journal's outcomes make it."""
+        """Builds the symbol's board anew from the outcomes in the journal."""
         self._boards[state.symbol], self._reported[state.symbol] = await self._worker.call(self._of_journal, state)
 
     def _of_journal(self, state: State) -> tuple[Scoreboard, list[int]]:
@@ -71,8 +72,8 @@ class Scorekeeper:
         return board, self._journal.reported_alarms(state.symbol, version)
 
     def decays(self, symbol: str, outcomes: Sequence[Outcome]) -> list[Decay]:
-        """Alarms that these outcomes, at most one of them its day's, will raise once they count, and that nobody was
-        told: a revised outcome may have moved one. On any thread."""
+        """Returns the alarms that these outcomes, of which at most one closes a UTC day, will raise once they count.
+        Those that were issued already are left out: a revised outcome may move one. May be called on any thread."""
         board, usual = self._boards[symbol], self._model.contract.usual
         raised = [alarm for outcome in outcomes if (alarm := board.alarm(outcome)) is not None]
         return [
@@ -81,18 +82,18 @@ class Scorekeeper:
         ]
 
     def take(self, symbol: str, outcomes: Sequence[Outcome], decays: Sequence[Decay]) -> None:
-        """These outcomes and alarms are in the journal and count from now on."""
+        """Adds outcomes and alarms that have been committed; they count from now on."""
         for outcome in outcomes:
             self._boards[symbol].add(outcome)
         self._reported[symbol] += [found.open_time for found in decays]
 
     def due(self, state: State) -> None:
-        """The symbol's scores shall be told: after a start, and whenever outcomes came or changed."""
+        """Marks the symbol's score as due: after a start, and whenever outcomes were added or changed."""
         self._due[state.symbol] = state
         self.waiting.set()
 
     async def post(self) -> None:
-        """Tells all scores that are due. Nothing else may change the boards meanwhile."""
+        """Publishes all scores that are due. Nothing else may change the boards meanwhile."""
         states = list(self._due.values())
         self._due.clear()
         self.waiting.clear()
@@ -101,21 +102,21 @@ class Scorekeeper:
         try:
             posted = await self._worker.call(self._post, states)
         except JournalError as failure:
-            # The next one says it all again.
+            # The symbol's next score has all of it.
             self._observe(CommitFailed(str(failure)))
             return
         except ValueError:
-            # A number that is none: a defect of ours, and no reason to end forecasts.
+            # NaN or infinity in a score: a defect in this code, and no reason to end forecasts.
             log.exception("scores of %s cannot be published", ", ".join(state.symbol for state in states))
             return
         for score, retained in posted:
             self._offer([], [retained])
             self._observe(ScoreChanged(score))
-            # Many symbols close together, and their forecasts go out meanwhile.
+            # Many symbols close at once: lets their forecasts go out between two scores.
             await asyncio.sleep(0)
 
     def _post(self, states: Sequence[State]) -> list[tuple[Score, Retained]]:
-        """On the work thread: arithmetic over 90 days, and the transaction."""
+        """Computes the scores, over up to 90 days, and stores them in one transaction, on the worker's thread."""
         now_ms = self._clock.wall_ms()
         scores = [self._boards[state.symbol].score(state, now_ms) for state in states]
         posted = [(s, Retained(topics.symbol_topic(s.symbol, "score"), self._payload(s))) for s in scores]

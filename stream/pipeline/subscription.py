@@ -1,4 +1,4 @@
-"""A subscription: what the intake's tasks share about one symbol. Data only; what it means is the sequencer's."""
+"""A subscription: what the intake's tasks share about one symbol. Data only: the sequencer decides what it means."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stream.core.market.sequencer import Sequencer
 
 @dataclass(slots=True)
 class Subscription:
-    """One symbol on its way through the intake."""
+    """One symbol of the intake."""
 
     sequencer: Sequencer
     backfill: asyncio.Task[None] | None = None
-    #: It has its past, or has found that it cannot have it now.
+    #: Set once the symbol has its history, or has found that REST cannot provide it now.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Up to which candle the past was last held against REST, and what is due of that.
+    #: The newest candle at the last audit (0: due at once), when the next may begin (monotonic), and its pause so far.
     audited_open_time: int = 0
     audit_again_at_s: float = 0.0
     audit_pause_s: float = 0.0

@@ -1,10 +1,10 @@
-"""Warm-up: a symbol gets its past before its first forecast. Start-up is recovery; there is no other path.
+"""Warm-up: a symbol gets its history before its first forecast. Each start is a recovery; there is no other path.
 
 Rules of this module:
-- A fresh start begins with the hour that was the newest over when the exchange first told its time. Nothing before it
-  is ever forecast.
-- The past is complete before that hour's turn comes: each hour of the history is there, precedes the symbol's first
-  candle of all, or is proven not to exist. What the first answers lack is asked for again.
+- A fresh start begins with the newest hour that was over when the exchange's time was first read. Nothing before it is
+  ever forecast.
+- The history is complete before that hour's turn comes: each of its hours is there, precedes the symbol's very first
+  candle, or is proven not to exist. What the first answers lack is asked for again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Warmup:
-    """`stalled(subscription)` is awaited each time that REST does not have what is needed yet."""
+    """Warms up symbols. `stalled(subscription)` is awaited each time that REST does not have what is needed yet."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Warmup:
         self._stalled = stalled
 
     async def warm(self, subscription: Subscription) -> None:
-        """Gives the symbol its past and says which candle is due next."""
+        """Gives the symbol its history and sets which candle is due next."""
         symbol = subscription.symbol
         done = await self._worker.call(self._journal.processed, symbol)
         if done is not None:
@@ -60,14 +60,15 @@ class Warmup:
             candles = (await self._complete(subscription, oldest, missing_until) or []) + candles
         else:
             newest, candles = await self._first_past(subscription)
-        # A full disk at the start is waited out like one later on.
+        # A full disk at the start is waited for like a full disk later on.
         await self._worker.commit(partial(self._journal.store_history, candles))
         await self._processor.warm(symbol, candles, done)
         subscription.sequencer.start(candles[-1].open_time if candles else None, newest + HOUR_MS)
         subscription.settled.set()
 
     async def _first_past(self, subscription: Subscription) -> tuple[int, list[Candle]]:
-        """What precedes the hour that a fresh start begins with: its last hour, and the candles."""
+        """Returns the open time of the last hour before the one that a fresh start begins with, and the history's
+        candles up to it."""
         while True:
             newest = grid_floor(await self._queries.exchange_first_ms(subscription)) - 2 * HOUR_MS
             oldest = newest - (self._processor.history_hours(subscription.symbol) - 2) * HOUR_MS
@@ -76,8 +77,8 @@ class Warmup:
                 return newest, candles
 
     async def _complete(self, subscription: Subscription, oldest: int, newest: int) -> list[Candle] | None:
-        """All candles that open in [oldest, newest], in order, however long REST needs to show or disprove them. None
-        where the exchange has corrected its time meanwhile, and `newest` is not over yet."""
+        """Returns all candles that open in [oldest, newest], in order, however long REST needs to show or disprove
+        them. Returns None if the exchange has corrected its time meanwhile and `newest` is not over yet."""
         found: dict[int, Candle] = {}
         first, witness_hours = oldest, WITNESS_HOURS
         pause_s, logged = RETRY_FIRST_S, False
@@ -108,15 +109,15 @@ class Warmup:
             if again_at_s is not None:
                 await self._clock.sleep(max(0.0, again_at_s - self._clock.monotonic_s()))
                 continue
-            # A hole that reaches back further than what is needed has its witness before it.
+            # A hole is proven by a candle before it, which may lie further back than what is needed: ask for more.
             witness_hours = min(2 * witness_hours, LONGEST_WITNESS_HOURS)
             pause_s = RETRY_FIRST_S if len(missing) < before else min(RETRY_CAP_S, pause_s * 2)
             await self._clock.sleep(pause_s)
         return [found[t] for t in sorted(found) if first <= t <= newest]
 
     async def _confirmed(self, subscription: Subscription, fetched: list[Candle]) -> bool:
-        """Whether REST says the same of the newest candles when it is asked for them alone. Pages that agree with each
-        other may still be another symbol's."""
+        """Returns whether REST gives the same newest candle when asked for the last two hours alone. Pages that agree
+        with each other may still be another symbol's."""
         if not fetched:
             return True
         last = fetched[-1]
@@ -138,7 +139,8 @@ class Warmup:
         return [hour for hour in hours if hour not in found and not subscription.sequencer.absences.proven((hour,))]
 
     async def _listed_since(self, subscription: Subscription, first: int, found: dict[int, Candle]) -> int:
-        """The first hour of the symbol's life if that is later than `first`: only its very first candle proves that."""
+        """Returns the hour of the symbol's very first candle if that is later than `first` and no answer contradicts
+        it; `first` otherwise."""
         born = await self._queries.until_answered(
             subscription, partial(self._history.first_open_time, subscription.symbol, 0)
         )

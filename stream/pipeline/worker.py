@@ -1,9 +1,9 @@
-"""The worker: the one thread that uses journal and model, and the retry of what must be kept.
+"""The worker: the one thread that uses journal and model, and the retry of a commit.
 
 Rules of this module:
 - Journal and model are used from no other thread, so a call sees the journal as the call before it left it.
-- What must be kept is tried until the journal takes it. Nothing is published and nothing moves meanwhile; `failing`
-  says why, and nobody else sets it.
+- A commit is retried until the journal takes it. Nothing new is published and no candle is processed meanwhile;
+  `failing` says why, and is set here only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COMMIT_RETRY_S = 1.0
 
 
 class Worker:
-    """One per node, given to everybody who needs the journal."""
+    """One thread per node, shared by all that use the journal or the model."""
 
     def __init__(self, *, clock: Clock, observe: Observer) -> None:
         self._clock = clock
@@ -36,15 +36,16 @@ class Worker:
 
     @property
     def failing(self) -> str | None:
-        """Why something that must be kept cannot be, while it is tried again."""
+        """Why a commit fails, while it is being retried; None otherwise."""
         return self._failing
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
-        """Runs a call on the thread; its exceptions are the caller's."""
+        """Runs `function(*args)` on the thread and returns its result; its exceptions are raised to the caller."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def commit(self, store: Callable[[], T], failure: JournalError | None = None) -> T:
-        """Tries to store something until the journal takes it. `failure` is that of a first attempt made elsewhere."""
+        """Calls `store` until it raises no `JournalError`, and returns its result. `failure` is the error of a first
+        attempt that was made elsewhere."""
         while True:
             if failure is not None:
                 if self._failing is None:
@@ -63,5 +64,5 @@ class Worker:
             return stored
 
     def close(self) -> None:
-        """Waits for the call in hand; none may follow."""
+        """Waits until the current call has ended; none may follow."""
         self._thread.shutdown()

@@ -1,10 +1,11 @@
-"""What the operator remembers since its anchor, computed from nothing: intervals, policies, who is served, own regimes.
+"""Accumulation: what the operator carries since its anchor, computed from nothing: intervals, policy memories, days
+that decide what is served, own regimes.
 
 Rules of this module:
 - An accumulation begins at `anchor(t)`, a multiple of 30 days, 60 to 90 days back, and starts over when the anchor
-  moves. So a fresh start and a daemon that ran for a year agree: both come to the same by the same hours.
-- Carrying a memory on by one hour and accumulating all hours up to it are the same additions in the same order; the
-  laws in tests/stream/core/deciding/test_operator.py hold the two against each other.
+  moves. So a fresh start and a daemon that ran for a year agree: both compute the same from the same hours.
+- Carrying a memory on by one hour and accumulating all hours up to it are the same additions in the same order;
+  tests/stream/core/deciding/test_operator.py compares the two.
 """
 
 from __future__ import annotations
@@ -24,37 +25,37 @@ from stream.core.forecasting.features import LOOKBACK_HOURS
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 
-#: All the candles that a forecast and its decision can depend on: 120 days.
+#: How many candles a forecast and its decision can depend on: 120 days.
 HISTORY_HOURS = 2_880
 ANCHOR_STEP_HOURS = 720
 #: The accumulation covers the last 1,440 to 2,159 hours; the first of them needs `LOOKBACK_HOURS` before it.
 ACCUMULATION_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
-#: A symbol that the bundle does not describe has the regimes of its own forecasts of so many hours before its
-#: accumulation, once nearly all of them are known. Each fifth hour is looked at: every hour of the week as often as
-#: any other, at a fifth of the model calls of a fresh start.
+#: A symbol that the bundle does not describe takes its regimes from its own forecasts of this many hours before its
+#: accumulation, once nearly all of them are known. Only each fifth hour is used: every hour of the week as often as
+#: any other, for a fifth of the model calls at a fresh start.
 OWN_REGIME_HOURS = 180 * 24
 _OWN_STEP_HOURS = 5
 _MIN_OWN_FORECASTS = 170 * 24 // _OWN_STEP_HOURS
-#: All the candles that such a symbol's decisions can depend on.
+#: How many candles such a symbol's decisions can depend on.
 OWN_HISTORY_HOURS = HISTORY_HOURS + OWN_REGIME_HOURS
 
 Serving = Literal["model", "har"]
-#: `bundle`, `own`, or the bundle's for want of an own past.
+#: Whose regimes are used; `uncalibrated`: the bundle's, because the symbol's own past is too short.
 RegimesFrom = Literal["bundle", "own", "uncalibrated"]
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What stays the same for all symbols of one run."""
+    """What stays the same for all symbols of one run. `described` is the symbol that the bundle describes."""
 
     policy: risk.Policy
-    #: Of the symbol that the bundle is for.
+    #: Those of the described symbol.
     regimes: Regimes
     calibration: Calibration
     har_calibration: Calibration
     described: str
-    #: Further policies that are carried along to be compared; nothing is said about them.
+    #: Further policies that are carried along for comparison; nothing is published about them.
     compared: tuple[risk.Policy, ...] = ()
-    #: Whose forecasts must be remembered: the model's, har's, and what policies act on otherwise.
+    #: Whose forecasts must be remembered: the model's, har's, and whatever else policies act on.
     sources: tuple[str, ...] = ("model", "har")
 
     def __post_init__(self) -> None:
@@ -71,42 +72,42 @@ class Rules(msgspec.Struct, frozen=True):
         return (self.policy, *self.compared)
 
     def sigma_hours(self, symbol: str) -> int:
-        """Hours whose forecasts the operator of a symbol keeps."""
+        """Returns for how many hours the operator of a symbol keeps forecasts."""
         return ACCUMULATION_HOURS if symbol == self.described else ACCUMULATION_HOURS + OWN_REGIME_HOURS
 
     def history_hours(self, symbol: str) -> int:
-        """Candles that a forecast and its decision can depend on: 120 days, and 300 where its regimes are its own."""
+        """Returns how many candles a forecast and its decision can depend on: 120 days, and 300 if the symbol's regimes
+        are its own."""
         return HISTORY_HOURS if symbol == self.described else OWN_HISTORY_HOURS
 
 
 @dataclass(frozen=True, slots=True)
 class Accumulated:
-    """Where everything stands after the hours of the accumulation but for the newest forecast, which is not there
-    yet."""
+    """What an accumulation leads to, up to the newest hour, whose own forecast is not there yet."""
 
     calibrated: intervals.IntervalMemory
-    #: None where `har` was never served in the accumulation.
+    #: None if `har` was never served in the accumulation.
     har_calibrated: intervals.IntervalMemory | None
     #: One for each of `Rules.policies`.
     memories: tuple[risk.PolicyMemory, ...]
-    #: Newest last, at most `serving.DAYS`: excess of the forecasts that close a day, NaN where one has no outcome.
+    #: Excess of each forecast that closes a UTC day, newest last, at most `serving.DAYS`; NaN where one has no outcome.
     days: tuple[float, ...]
-    #: One for each of `Rules.sources`: thresholds are of what they are held against, or a source that says more than
-    #: another would be in a higher regime for ever.
+    #: One for each of `Rules.sources`: a source is compared with thresholds of its own, or one that forecasts more than
+    #: another would always be in a higher regime.
     regimes: tuple[Regimes, ...]
     regimes_from: RegimesFrom
 
 
 def anchor(open_time: int) -> int:
-    """Where the accumulation behind a decision on this candle begins (ms, open time)."""
+    """Returns where the accumulation behind a decision on this candle begins (ms, open time)."""
     oldest = open_time // HOUR_MS - (ACCUMULATION_HOURS - ANCHOR_STEP_HOURS)
     return oldest // ANCHOR_STEP_HOURS * ANCHOR_STEP_HOURS * HOUR_MS
 
 
 def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArray[np.bool_]:
-    """[n]: the hours whose forecasts an accumulation from `start` on and its regimes depend on.
+    """Returns for each of n hours whether an accumulation from `start` on, or its regimes, depend on its forecast.
 
-    own: whether the regimes are the symbol's own (`Contract.describes` says no).
+    own: whether the regimes are the symbol's own (`Contract.describes` is False).
     """
     asked: NDArray[np.bool_] = open_time >= start
     if own:
@@ -116,11 +117,11 @@ def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArr
 
 
 def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: Array, before: Array) -> Accumulated:
-    """From nothing over the hours from `start` on, the newest included, whose own forecast is not there yet.
+    """Accumulates from nothing over the hours from `start` to the newest, whose own forecast is not there yet.
 
-    said: [sources + 1, n], σ by source (`Rules.sources`) and the missing hours of the last 48. realized: [>= n], what
-    is known at each hour of the 24 that end with it. before: [sources + 1, m], the same as `sigmas` of the
-    hours before `start`, for the regimes. Hourly σ, NaN where there is none.
+    sigmas: [sources + 1, n], σ by source (`Rules.sources`) and the missing hours of the last 48. realized: [>= n], σ of
+    the 24 hours that end with each hour. before: [sources + 1, m], the same as `sigmas` for the hours before `start`,
+    for the regimes. Hourly σ, NaN where there is none.
     """
     past = realized[-sigmas.shape[1] :]
     regimes, regimes_from = regimes_of(rules, symbol, start, before)
@@ -139,13 +140,13 @@ def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: A
 
 
 def har_intervals(rules: Rules, start: int, sigmas: Array, realized: Array) -> intervals.IntervalMemory:
-    """The memory of har's intervals over the same hours, for a `har` that is served for the first time in an
+    """Returns the memory of har's intervals over the same hours, for when `har` is served for the first time in an
     accumulation."""
     return intervals.accumulate(rules.har_calibration, start, sigmas[1], realized[-sigmas.shape[1] :])
 
 
 def served_days(start: int, sigmas: Array, realized: Array) -> tuple[tuple[float, ...], NDArray[np.bool_]]:
-    """The days as they stand at the end, and [n] whether `har` was served at each hour."""
+    """Returns the days as they are at the end, and whether `har` was served at each hour: [n]."""
     first, hours = start // HOUR_MS, sigmas.shape[1]
     har_served = np.zeros(hours, np.bool_)
     days: list[float] = []
@@ -159,7 +160,7 @@ def served_days(start: int, sigmas: Array, realized: Array) -> tuple[tuple[float
 
 
 def excess(realized: float, model: float, har: float) -> float:
-    """A day's excess (stream/core/forecasting/serving.py), NaN where any of the three is."""
+    """Returns a day's excess (stream/core/forecasting/serving.py), NaN if any of the three is."""
     if realized != realized or model != model or har != har:
         return math.nan
     return serving.excess(realized, model, har)
@@ -181,7 +182,8 @@ def regimes_of(rules: Rules, symbol: str, start: int, before: Array) -> tuple[tu
 
 
 def regimes_for(rules: Rules, policy: risk.Policy, regimes: tuple[Regimes, ...], har_served: bool) -> Regimes:
-    """Those of what the policy acts on: of the headline whoever is served."""
+    """Returns the regimes of the forecast that the policy acts on; a policy that acts on the model's acts on `har`'s
+    while that is served."""
     source = "har" if har_served and policy.forecast == "model" else policy.forecast
     return regimes[rules.sources.index(source)]
 
@@ -195,7 +197,7 @@ def policy_memories(
     highs: Array,
     har_served: NDArray[np.bool_],
 ) -> tuple[risk.PolicyMemory, ...]:
-    """The memories of all policies after these hours; `volatility` and `highs` are of what was served."""
+    """Returns the memories of all policies after these hours; `volatility` and `highs` are those of what was served."""
     first = start // HOUR_MS
     rows = [k for k, sigma in enumerate(sigmas[0].tolist()) if sigma == sigma]
     columns = {name: sigmas[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}

@@ -1,10 +1,10 @@
 """The keyed operator: one symbol's state and an input in, a new state and events out.
 
-`step(state, Candle | Prediction)` is plain data in, plain data out: no clock, no I/O, no model call. It says
-`Ready`; whoever drives it computes features and predicts, many symbols in one call, and hands the prediction
-back. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
+`step(rules, state, Candle | Prediction)` is plain data in, plain data out: no clock, no I/O, no model call. It
+returns `Ready`; the driver computes features and predicts, many symbols in one call, and passes the prediction to
+the next step. The daemon, the backtest and batch prediction are drivers; any engine with keyed state can be one.
 
-Everything that intervals, decisions and the choice of who is served remember is an accumulation over a finite history
+All that intervals, decisions and the choice of what is served carry is an accumulation over a finite history
 (stream/core/deciding/accumulation.py), so a fresh start and a daemon that ran for a year agree.
 """
 
@@ -29,7 +29,7 @@ RECENT_HOURS = 48
 
 
 class OperatorError(ValueError):
-    """The driver broke the protocol (an old candle, a prediction nobody waits for): our fault."""
+    """The driver broke the protocol (an old candle, a prediction that is not awaited): a defect of the driver."""
 
 
 class RecentForecast(msgspec.Struct, frozen=True):
@@ -43,18 +43,18 @@ class RecentForecast(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """Plain data of one symbol. Arrays are never written to after they are stored here."""
+    """The state of one symbol, as plain data. Arrays are never written to after they are stored here."""
 
     symbol: str
     last_open_time: int | None = None
     #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
     window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
-    #: [sources + 1, Rules.said_hours], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour, the
-    #: newest last, NaN where there was no forecast. None before the first.
+    #: [sources + 1, `Rules.sigma_hours`], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour,
+    #: the newest last, NaN where there was no forecast. None before the first.
     sigmas: Array | None = None
     #: Open time of the newest column of `sigmas`.
     forecast_until: int = 0
-    #: [FOLD_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    #: [ACCUMULATION_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
     realized: Array = msgspec.field(default_factory=lambda: np.full(ACCUMULATION_HOURS, np.nan))
     awaiting: bool = False
     anchor: int = 0
@@ -65,7 +65,7 @@ class State(msgspec.Struct, frozen=True):
     calibrated: intervals.IntervalMemory | None = None
     #: The same around `har`; None while it has not been served since the anchor.
     har_calibrated: intervals.IntervalMemory | None = None
-    #: As `Accumulated.days`; whoever they speak for is served.
+    #: As `Accumulated.days`; they decide what is served.
     days: tuple[float, ...] = ()
     serving: Serving = "model"
     #: As `Accumulated.regimes`; None until the first forecast.
@@ -75,7 +75,7 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def volatilities(self) -> Array:
-        """[Rules.said_hours], the model's σ by hour; the newest is that of the newest forecast."""
+        """The model's σ by hour, [`Rules.sigma_hours`]; the last is that of the newest forecast. All NaN before one."""
         return np.full(ACCUMULATION_HOURS, np.nan) if self.sigmas is None else self.sigmas[0]
 
 
@@ -92,7 +92,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The driver shall predict this candle and hand the prediction back before the next candle."""
+    """Asks the driver to predict for this candle and to pass the prediction to `step` before the next candle."""
 
     symbol: str
     open_time: int
@@ -108,7 +108,8 @@ class Insufficient(msgspec.Struct, frozen=True):
 
 
 class Matured(msgspec.Struct, frozen=True):
-    """The 24 hours after the candle of `open_time` are over and complete: what a forecast of them is scored by."""
+    """The 24 hours after the candle of `open_time` are over and complete: a forecast of them is scored by `realized`,
+    their hourly σ."""
 
     symbol: str
     open_time: int
@@ -118,17 +119,17 @@ class Matured(msgspec.Struct, frozen=True):
 class Issued(msgspec.Struct, frozen=True):
     """A forecast with its interval, and the decision that rests on it."""
 
-    #: As it is served: while `har` is, its σ are har's.
+    #: As it is served: while `har` is served, its σ are har's.
     prediction: Prediction
     interval: intervals.Interval
     verdict: risk.Ruling
     serving: Serving
-    #: What the model said of the next 24 h.
+    #: The model's forecast for the next 24 h.
     model_volatility: float
-    #: What the verdict's regime was found by.
+    #: The thresholds of the verdict's regime.
     regimes: Regimes
     regimes_from: RegimesFrom = "bundle"
-    #: Where the policies of `Rules.compared` stand after it.
+    #: Memories of the policies of `Rules.compared` after it.
     compared: tuple[risk.PolicyMemory, ...] = ()
 
 
@@ -136,21 +137,22 @@ Event = Gap | Matured | Ready | Insufficient | Issued
 
 
 def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, tuple[Event, ...]]:
-    """One move of one symbol. `OperatorError` where the driver broke the protocol."""
+    """Steps one symbol by one input; returns the new state and the events. Raises `OperatorError` if the driver broke
+    the protocol."""
     if isinstance(item, Candle):
         return _take(rules, state, item)
     return _conclude(rules, state, item)
 
 
 def remember(rules: Rules, state: State, prediction: Prediction) -> State:
-    """The state after a forecast from before the accumulation: nothing is decided, own regimes are found by it."""
+    """Returns the state after a forecast from before the accumulation: nothing is decided, but own regimes use it."""
     sigmas = _past_before(rules, state, prediction.open_time)
     sigmas[:, -1] = column(rules, prediction)
     return msgspec.structs.replace(state, sigmas=sigmas, forecast_until=prediction.open_time, awaiting=False)
 
 
 def give_up(state: State) -> State:
-    """The state of a symbol whose model gave no usable answer: its candle is taken, its forecast does not exist."""
+    """Returns the state of a symbol for which the model gave no usable answer: its candle has no forecast."""
     return msgspec.structs.replace(state, awaiting=False)
 
 
@@ -244,7 +246,7 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     model_prediction = prediction
     if har_served:
         prediction = as_har(prediction, state.window)
-    # What policies see of each source is what `sigmas` keeps of it and a later accumulation will show them
+    # Policies must see of each source what `sigmas` keeps of it, for a later accumulation will show them that
     # again: of the headline what is served, of everything else what was predicted.
     seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
     limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
@@ -287,19 +289,20 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
 
 
 def _past_before(rules: Rules, state: State, open_time: int) -> Array:
-    """`State.sigmas` up to this hour, whose own forecast is not there yet."""
+    """Returns `State.sigmas` up to this hour, whose own forecast is not there yet."""
     if state.sigmas is None:
         return np.full((len(rules.sources) + 1, rules.sigma_hours(state.symbol)), np.nan)
     return _later(state.sigmas, (open_time - state.forecast_until) // HOUR_MS)
 
 
 def column(rules: Rules, prediction: Prediction) -> list[float]:
-    """What `State.sigmas` keeps of a prediction."""
+    """Returns what `State.sigmas` keeps of a prediction."""
     return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 
 def as_har(prediction: Prediction, window: Array) -> Prediction:
-    """The prediction at har's level: har says the next 24 h only, and the model the shape of the hours within."""
+    """Returns the prediction scaled to har's level: har forecasts the next 24 h as a whole only, so the shape of the
+    hours within is the model's."""
     level = prediction.baseline_har / prediction.volatility
 
     def scaled(sigma: float) -> float:
@@ -319,7 +322,8 @@ def as_har(prediction: Prediction, window: Array) -> Prediction:
 
 
 def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float) -> tuple[float, ...]:
-    """The days when a candle came `hours` after the one before it; a day whose last candle is missing is unknown."""
+    """Returns the days after a candle that came `hours` after the one before it; a day whose last candle is missing is
+    unknown."""
     hour = open_time // HOUR_MS
     passed = (hour + 1) // 24 - (hour - hours + 1) // 24
     if not passed:
@@ -330,7 +334,7 @@ def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float
 
 
 def _past_at(state: State, open_time: int) -> tuple[float, float]:
-    """σ of the model and of har of an earlier candle of the accumulation, NaN where there was none."""
+    """Returns σ of the model and of har at an earlier candle of the accumulation, NaN where there was none."""
     back = (state.forecast_until - open_time) // HOUR_MS
     if state.sigmas is None or open_time < state.anchor or not 0 <= back < ACCUMULATION_HOURS:
         return math.nan, math.nan
@@ -338,11 +342,11 @@ def _past_at(state: State, open_time: int) -> tuple[float, float]:
 
 
 def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:
-    """The lines with what this candle made known: the outcome of the forecast of 24 hours before."""
+    """Returns the lines with the outcome that this candle made known: that of the forecast of 24 hours before."""
     matured = open_time - intervals.DELAY_HOURS * HOUR_MS
     if math.isnan(realized):
         return recent
-    # Lines are hours apart or more: this one is among the last 24, and their first where no hour is missing.
+    # Lines are at least an hour apart: this one is among the last 24, and their first if no hour is missing.
     for i in range(max(len(recent) - intervals.DELAY_HOURS, 0), len(recent)):
         if recent[i].open_time == matured:
             return (*recent[:i], msgspec.structs.replace(recent[i], realized=realized), *recent[i + 1 :])
@@ -361,7 +365,7 @@ def _remember(
 
 
 def _shifted(values: Array, rows: int) -> Array:
-    """The same `rows` later, NaN where nothing is known yet."""
+    """Returns the values as they are `rows` later, NaN where nothing is known yet."""
     out = np.empty_like(values)
     kept = max(len(values) - rows, 0)
     out[:kept] = values[len(values) - kept :]
@@ -370,7 +374,7 @@ def _shifted(values: Array, rows: int) -> Array:
 
 
 def _later(values: Array, columns: int) -> Array:
-    """The same for the last axis."""
+    """Does the same along the last axis."""
     out = np.empty_like(values)
     kept = max(values.shape[1] - columns, 0)
     out[:, :kept] = values[:, values.shape[1] - kept :]

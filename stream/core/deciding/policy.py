@@ -1,9 +1,10 @@
-"""The risk policy: what a forecast and the policy's memory lead to. Pure; a policy is data (stream/policies/*.toml).
+"""The risk policy: makes an exposure of a forecast and the policy's memory. Pure; a policy is data
+(stream/policies/*.toml).
 
 Volatility targeting (Harvey et al. 2018): hold target / forecast of the asset, never more than the cap. Around it:
-- Adding waits, cutting does not: calm must last (`calm_half_life_hours`) and a change must be old enough
-  (`min_hold_hours`) before exposure rises; the band alone stands before a cut, and nothing before a forced one.
-- Risk-off looks at the upper end of the interval, and ends lower than it began.
+- Adding waits, cutting does not: calm must last (`calm_half_life_hours`) and the last change must be old enough
+  (`min_hold_hours`) before exposure rises; a cut must only exceed the band, and a forced one not even that.
+- Risk-off looks at the upper end of the interval, and ends at a lower level than it begins at.
 - The brake: after a silence in which the last decision expired, and on degraded input, exposure is capped.
 It controls risk; it promises no return. Defaults were chosen on 2019-2023 (docs/decisions/0007).
 """
@@ -29,7 +30,7 @@ REGIMES: tuple[RegimeName, ...] = ("low", "medium", "high")
 ANNUAL = math.sqrt(HOURS_PER_YEAR)
 #: What an hourly σ is multiplied by to be stated per hour, per day or per year.
 PER_UNIT = {"hourly": 1.0, "daily": math.sqrt(24), "annualized": ANNUAL}
-#: What a policy may act on, and the field of the prediction that says it.
+#: What a policy may act on, and the prediction's field that has it.
 SOURCES = {
     "model": "volatility",
     "persistence": "baseline_persistence",
@@ -41,9 +42,9 @@ Source = Literal["model", "persistence", "ewma", "har", "rolling_24h_next"]
 
 
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exposure in three steps, in the place of a target: the reference project's kind of rule."""
+    """Exposure in three steps instead of a volatility target: the reference project's kind of rule."""
 
-    #: What `medium_from` and `high_from` are stated in: σ per hour, per day or per year.
+    #: Unit of `medium_from` and `high_from`: σ per hour, per day or per year.
     unit: Literal["hourly", "daily", "annualized"]
     medium_from: float
     high_from: float
@@ -58,8 +59,8 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every number of a decision. Exposures are shares of the wealth; checked by
-    stream/core/deciding/policy_file.py."""
+    """All parameters of a decision. Exposures are shares of the wealth; stream/core/deciding/policy_file.py checks
+    them."""
 
     name: str = "target-40"
     #: Which forecast it acts on.
@@ -67,27 +68,29 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target_volatility_annualized: float = 0.40
     max_exposure: float = 1.0
     allow_leverage: bool = False
-    #: Exposure is left alone while it would move by less.
+    #: Exposure does not change by less than this, unless risk-off or the brake forces it down.
     no_trade_band: float = 0.20
-    #: After a change exposure does not rise for so long.
+    #: After a change exposure does not rise for this long.
     min_hold_hours: int = 12
-    #: Half-life of the mean log σ under which no forecast is believed: a quiet weekend is no calm. 0: none.
+    #: Half-life of the mean of ln σ. A forecast below that mean is replaced by it: one quiet weekend is not yet calm.
+    #: 0: no mean.
     calm_half_life_hours: float = 48.0
-    #: Share of its threshold that σ must fall below it before a regime is left downwards.
+    #: How far below its threshold, as a share of it, σ must fall before a regime is left for a lower one.
     regime_hysteresis: float = 0.10
-    #: Nothing is held while the interval's upper end reaches this, until it falls below the other. 0: never.
+    #: Nothing is held from when the interval's upper end reaches the first until it falls below the second. 0: never.
     risk_off_from_annualized: float = 3.5
     risk_back_below_annualized: float = 2.8
-    #: So many hours without a forecast: the last decision has expired, and the brake holds for `brake_hours`.
+    #: After more than this many hours without a forecast the last decision has expired, and the brake holds for
+    #: `brake_hours`.
     stale_after_hours: int = 2
     brake_hours: int = 24
-    #: The cap while the brake holds, and on degraded input; 1 and more: no brake.
+    #: The cap while the brake holds, and on degraded input; no brake if it is `max_exposure` or more.
     brake_max_exposure: float = 0.5
     thresholds: Thresholds | None = None
 
     @property
     def version(self) -> str:
-        """Name and content: no two policies share one, and it is part of a decision's id."""
+        """The name and a hash of the content: no two policies share one, and it is part of a decision's id."""
         return _version(self)
 
 
@@ -97,7 +100,7 @@ def _version(policy: Policy) -> str:
 
 
 class PolicyMemory(msgspec.Struct, frozen=True):
-    """What the policy remembers from one forecast to the next. Hours are counted since the epoch; -1: none yet."""
+    """What the policy remembers from one forecast to the next. Hours are counted from the epoch; -1: none yet."""
 
     exposure: float = 0.0
     #: Index into `REGIMES`.
@@ -139,7 +142,8 @@ class Ruling(msgspec.Struct, frozen=True):
 
 
 def outlook(policy: Policy, prediction: Prediction, high: float) -> Outlook:
-    """`high` is the model's; around another forecast the interval is as wide, relative to it."""
+    """Returns what the policy looks at. `high` is the upper end of the interval around `prediction.volatility`; around
+    another forecast the interval is as wide, relative to it."""
     sigma: float = getattr(prediction, SOURCES[policy.forecast])
     return Outlook(prediction.open_time // HOUR_MS, sigma, sigma * (high / prediction.volatility), int(prediction.gaps))
 
@@ -153,7 +157,7 @@ def _index(sigma: float, regimes: Regimes) -> int:
 
 
 def advance(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> PolicyMemory:
-    """The memory after a forecast. This is the policy; `decide` only explains it."""
+    """Returns the memory after a forecast. This is the policy; `decide` only explains it."""
     hour, sigma = seen.hour, seen.volatility
     if policy.thresholds is not None:
         regimes = policy.thresholds.hourly
@@ -191,7 +195,7 @@ def advance(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outloo
 
 
 def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
-    """Exposure before risk-off, brake, band and waiting."""
+    """Returns the exposure before risk-off, brake, band and holding time."""
     steps = policy.thresholds
     if steps is not None:
         return (steps.low_exposure, steps.medium_exposure, steps.high_exposure)[index]
@@ -199,7 +203,7 @@ def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
 
 
 def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> PolicyMemory:
-    """The memory after these, from nothing; `regimes` of each."""
+    """Returns the memory after these outlooks, accumulated from nothing; `regimes` has those of each."""
     memory = PolicyMemory()
     for limits, each in zip(regimes, seen, strict=False):
         memory = advance(policy, limits, memory, each)
@@ -207,7 +211,7 @@ def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outloo
 
 
 def decide(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> tuple[PolicyMemory, Ruling]:
-    """`advance`, with a verdict that says why."""
+    """Returns what `advance` does, and a ruling that says why."""
     after = advance(policy, regimes, memory, seen)
     if after.exposure == memory.exposure:
         action: Action = "hold"
@@ -275,7 +279,7 @@ def _braked(after: PolicyMemory, seen: Outlook) -> bool:
 
 
 def _limits(policy: Policy, after: PolicyMemory, seen: Outlook, wanted: float) -> list[Reason]:
-    """What stands above the target: risk-off and the brake."""
+    """Returns the reasons that override the target: risk-off and the brake."""
     reasons = []
     if after.off:
         values = {

@@ -1,7 +1,7 @@
-"""A policy's TOML as a `Policy`, or one line that names the key at fault. Text in, policy out; no file is read here.
+"""Parses a policy's TOML, or names the key at fault in one line. Text in, policy out; no file is read here.
 
-Every key of `Policy` may stand in the file, and no other; what is left out has its default. Limits keep the policy's
-memory well inside the 60 days that a decision's accumulation has at least.
+The file may have every key of `Policy`, and no other; what is left out has its default. Limits keep the policy's
+memory well inside the 60 days that a decision's accumulation covers at least.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import msgspec
 from stream.core.deciding.policy import SOURCES, Policy, Thresholds
 from stream.errors import InputError
 
-#: It becomes part of ids, whose parts are separated by colons.
+#: The name becomes part of ids, whose parts are separated by colons.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 _LARGEST_EXPOSURE = 10.0
 _LONGEST_HOURS = 168
 
 
 class PolicyError(InputError):
-    """The policy makes no sense: its author's fault. The message names the file, the key and what would do."""
+    """The policy is not valid, which is its author's fault. The message names the file, the key and what is valid."""
 
 
 def read(text: str, source: str) -> Policy:
-    """The policy in a file's text; `source` is what the file is called in errors."""
+    """Returns the policy in a file's text; `source` is the file's name in errors. Raises `PolicyError` if it is not
+    valid."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -51,7 +52,7 @@ def read(text: str, source: str) -> Policy:
 
 
 def _unknown(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Keys that are none, with the keys that there are."""
+    """Yields the unknown keys, each with the keys that there are."""
     yield from ((key, Policy.__struct_fields__) for key in table if key not in Policy.__struct_fields__)
     steps = table.get("thresholds")
     if isinstance(steps, dict):
@@ -65,7 +66,7 @@ def _known_words(table: Mapping[str, Any], source: str) -> None:
 
 
 def _faults(policy: Policy) -> Iterator[tuple[str, str]]:
-    """Keys with what is wrong with them. Comparisons are written so that NaN fails them."""
+    """Yields the keys at fault, each with what is wrong. Comparisons are written so that NaN fails them."""
     if not _NAME.fullmatch(policy.name):
         yield "name", f"{policy.name!r} is no name: small letters, digits, dot, dash, underscore, at most 40"
     most, off, back = policy.max_exposure, policy.risk_off_from_annualized, policy.risk_back_below_annualized

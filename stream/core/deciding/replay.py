@@ -1,7 +1,7 @@
 """The synchronous driver: candles of one symbol in, events of the operator out.
 
-Start-up warms an operator with it, `volcast predict` is a call of it, and tests hold the daemon against it.
-Features and the model run once over the whole table: the features' law says that the rows are the same.
+Start-up warms an operator with it, `volcast predict` is a call of it, and tests compare the daemon with it.
+Features and the model run once over the whole table, which gives the same rows as one candle at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stream.core.forecasting.predictions import Prediction, assemble
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
-#: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on its company.
+#: (sequence [n, 48, F], static [n, S]) -> volatility [n, 5]; a row's answer must not depend on the other rows.
 Predict = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 #: Rows whose sequences are held in memory at once: 48 × 8 floats each.
@@ -40,7 +40,8 @@ _CHUNK = 8_192
 
 
 def to_grid(candles: Sequence[Candle]) -> tuple[NDArray[np.int64], Array]:
-    """Candles in order as (open_time [T], ohlcv [T, 5]) on the hourly grid, NaN where none exists."""
+    """Returns candles in order as (open_time [T], ohlcv [T, 5]) on the hourly grid, NaN where none exists. Raises
+    `ValueError` if they are not in order, repeat an hour or lie off the grid."""
     if not candles:
         return np.empty(0, np.int64), np.empty((0, 5))
     times = np.array([c.open_time for c in candles], np.int64)
@@ -55,7 +56,7 @@ def to_grid(candles: Sequence[Candle]) -> tuple[NDArray[np.int64], Array]:
 def predict_rows(
     symbol: str, table: Features, rows: NDArray[np.int64], model: Model, predict: Predict
 ) -> list[Prediction]:
-    """Predictions of `rows` of one symbol's feature table, in chunks that bound memory."""
+    """Returns the predictions for `rows` of one symbol's feature table, computed in chunks that bound memory."""
     out: list[Prediction] = []
     for first in range(0, len(rows), _CHUNK):
         chunk = rows[first : first + _CHUNK]
@@ -87,14 +88,14 @@ def events(
     predict: Predict,
     since: int | None = None,
 ) -> Iterator[Matured | Issued]:
-    """The outcomes and forecasts of `replay`, without the states between, for a fraction of the work."""
+    """Yields the outcomes and forecasts of `replay` without the states between them, for a fraction of the work."""
     yield from batch.events(rules, symbol, candles, _predictions(rules, symbol, candles, model, predict, since), since)
 
 
 def _predictions(
     rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict, since: int | None
 ) -> dict[int, Prediction]:
-    """By open time, of all hours that what is issued from `since` on depends on."""
+    """Returns predictions by open time, of all hours that what is issued from `since` on depends on."""
     grid, ohlcv = to_grid(candles)
     if not len(grid):
         return {}
@@ -111,20 +112,20 @@ def drive(
     predictions: Mapping[int, Prediction],
     since: int | None = None,
 ) -> Iterator[tuple[State, Event]]:
-    """`replay` with the predictions given, by open time."""
+    """Does what `replay` does, with the predictions given, by open time."""
     state = State(symbol)
     start = anchor(since) if since is not None else None
     for candle in candles:
-        # The look-back before the accumulation fills the window; of what it would forecast, own regimes depend on some
-        # hours.
+        # The look-back before the accumulation fills the window; of its forecasts only some are needed, for own
+        # regimes.
         state, events = step(rules, state, candle)
         yield from ((state, e) for e in events if since is None or candle.open_time >= since)
         if not any(isinstance(e, Ready) for e in events):
             continue
         prediction = predictions.get(candle.open_time)
         if prediction is None:
-            # Before the accumulation nobody asked; within it the model gave no usable answer. Both are as if never
-            # forecast.
+            # Before the accumulation none was asked for; within it the model gave no usable answer. Either way there
+            # is no forecast.
             state = give_up(state)
             continue
         if start is not None and candle.open_time < start:
@@ -135,10 +136,10 @@ def drive(
 
 
 def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
-    """The operator's state after `candles`, as if it had always run: start-up and recovery.
+    """Returns the operator's state after `candles`, as if it had always run: for start-up and recovery.
 
-    Only the hours that `State.recent` shows are stepped through. What is remembered of earlier ones are arrays, and the
-    first step accumulates over them.
+    Only the hours that `State.recent` shows are stepped through. What is remembered of earlier hours are arrays, and
+    the first step accumulates over them.
     """
     if not candles:
         return State(symbol)
@@ -170,7 +171,7 @@ def _before(
     ohlcv: Array,
     predictions: Mapping[int, Prediction],
 ) -> State:
-    """The state after `candles`, the first of those on the grid, when nothing has been decided yet."""
+    """Returns the state after `candles`, the first ones of the grid, as it is before anything has been decided."""
     if not candles:
         return State(symbol)
     last = candles[-1].open_time
@@ -192,9 +193,9 @@ def _before(
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
-    """Predictions for operators that wait, in their order: one model call for those that closed together.
+    """Returns predictions for the operators that wait, in their order: one model call for those that closed together.
 
-    Whoever the model gave no usable answer for is not among them.
+    A symbol for which the model gave no usable answer is not among them.
     """
     found: dict[tuple[str, int], Prediction] = {}
     last = features.LOOKBACK_HOURS - 1

@@ -1,7 +1,7 @@
-"""What a bundle promises, and the refusal of one that does not keep it.
+"""The bundle's contract: what a bundle states about its model, and the refusal of a bundle that cannot be used.
 
-One ONNX file is a model; its metadata key `volcast` holds this contract as JSON. The daemon believes nothing
-about a model that is not written here, and starts with no model whose contract it cannot keep.
+One ONNX file is a model; its metadata key `volcast` holds this contract as JSON. The daemon assumes nothing
+about a model that is not stated here, and does not start with a model whose contract it cannot keep.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INPUT_STATIC = "static"
 OUTPUT = "volatility"
 #: E[σ] of the next 24 h, then σ_h for each horizon.
 OUTPUT_WIDTH = 1 + len(HORIZON_HOURS)
-#: Of the hours that regimes are taken from a third is low, a fifth high.
+#: Of the hours from which regimes are taken, a third are low and a fifth are high.
 REGIME_QUANTILES = (1 / 3, 4 / 5)
-#: Quantiles nearer to each other than this are one level: a policy's hysteresis would bridge them.
+#: Quantiles whose ratio is smaller than this count as one level: a policy's hysteresis would bridge them.
 _REGIME_RATIO = 1.25
 
 
 class ContractError(InputError):
-    """The model file is wrong or made for another Volcast: the artifact's fault; refuse to start."""
+    """The model file is wrong or made for another Volcast, which is the file's fault: refuse to start."""
 
 
 class Har(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,10 +65,10 @@ class Regimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, volatility: Array) -> Regimes:
-        """The quantiles of these, hourly σ, none of them NaN.
+        """Returns the quantiles of `volatility`, hourly σ, none of them NaN.
 
-        What is usual of a symbol that hardly varies is calm, and so is a value that a third of the hours share, such as
-        the floor of a price that does not move.
+        The usual values of a symbol that hardly varies are low, and so is a value that a third of the hours share, such
+        as the floor of a price that does not move.
         """
         medium, high = np.quantile(volatility, REGIME_QUANTILES).tolist()
         if high < medium * _REGIME_RATIO:
@@ -79,9 +79,9 @@ class Regimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Drift reference of one measure (stream/core/forecasting/drift.py): its quantiles over the training range, and
-    what the normed Wasserstein distance usually stays under: of 30 days to these, and of 10 days to the 90 before
-    them."""
+    """Drift reference of one measure (stream/core/forecasting/drift.py): its quantiles over the training range, and the
+    thresholds under which the normed Wasserstein distance usually stays: that of 30 days to these quantiles, and that
+    of 10 days to the 90 before them."""
 
     quantiles: tuple[float, ...]
     threshold: float
@@ -89,7 +89,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Usual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the errors of a sound model are like: of out-of-fold forecasts of the next 24 h, one a day.
+    """The usual errors of a sound model: those of its out-of-fold forecasts of the next 24 h, one a day.
 
     Excess: QLIKE less that of `har`, each day's bounded (stream/core/forecasting/serving.py). Ratio: ln(realized /
     forecast).
@@ -133,7 +133,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
 
     def describes(self, symbol: str) -> bool:
-        """Whether regimes and drift reference are of this symbol; for others they come from their own history."""
+        """Returns whether regimes and drift reference are those of this symbol; other symbols use their own history."""
         return symbol == self.training.symbols[0]
 
 
@@ -149,7 +149,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 def read(metadata: str | None) -> Contract:
-    """The contract in a bundle's metadata; `ContractError` names what is missing or wrong."""
+    """Returns the contract in a bundle's metadata. Raises `ContractError`, which names what is missing or wrong."""
     if metadata is None:
         raise ContractError(
             f"it has no {METADATA_KEY!r} metadata: not a Volcast bundle; make one with `volcast export`"
@@ -163,7 +163,7 @@ def read(metadata: str | None) -> Contract:
 
 
 def check(contract: Contract) -> None:
-    """`ContractError` where the contract contradicts this Volcast, or itself."""
+    """Raises `ContractError` if the contract contradicts this Volcast, or itself."""
     if contract.contract != CONTRACT_VERSION:
         raise ContractError(f"it follows contract {contract.contract}, this Volcast reads {CONTRACT_VERSION}")
     if contract.features_version != features.VERSION:

@@ -8,10 +8,10 @@ Rules of this module:
   change of the model.
 - Excess is measured against the bundle's usual mean for good: a slow loss of skill is decay too. The level of ratios
   wanders with the regime, also for a sound model, so they are measured against their own slow mean.
-- One alarm per change. It holds until all three sums run backwards say that errors are usual again, against the level
-  from before the change or against the bundle's own mean, and no other is raised meanwhile or within `SPACING_DAYS`
+- One alarm per change. It holds until all three sums, run backwards, show that errors are usual again, against the
+  level from before the change or against the bundle's own mean; no other is raised meanwhile or within `SPACING_DAYS`
   matured days.
-- A day that is missing does not exist; a day that is not later than the last one changes nothing.
+- A missing day is skipped; a day that is not later than the last one changes nothing.
 
 How the constants were chosen is in docs/decisions/0008-watching.md, what they find in docs/decay.md.
 """
@@ -30,18 +30,18 @@ DecayKind = Literal["excess_qlike", "realized_above", "realized_below"]
 
 #: Matured days between two alarms, at least.
 SPACING_DAYS = 30
-#: What of a day's value counts, either way, in deviations. An excess is bounded already
+#: A day's value counts for no more than this in either direction, in deviations. An excess is bounded before that, too
 #: (stream/core/forecasting/serving.py).
 RATIO_BOUND = 2.0
 EXCESS_BOUND = 3.0
-#: The slow mean of ratios starts at the bundle's and forgets half of a day in as many days. It rests during an alarm.
+#: Half-life of the slow mean of ratios, which starts at the bundle's mean and does not move during an alarm.
 LEVEL_HALF_LIFE_DAYS = 60
 _LEVEL_WEIGHT = 1 - 0.5 ** (1 / LEVEL_HALF_LIFE_DAYS)
-#: Allowance and threshold of the sums that end an alarm: some twenty usual days, and hardly ever changed ones.
+#: Allowance and threshold of the sums that end an alarm: some twenty usual days reach it, and changed ones hardly ever.
 RECOVERY_ALLOWANCE = 0.35
 RECOVERY_THRESHOLD = 7.0
-#: The same of those against the bundle's own mean, slower: near to it a change may still be one, for whose level had
-#: wandered the other way. Exactly usual errors end an alarm in some 70 days.
+#: The same for the sums against the bundle's own mean. They are slower, because errors near that mean may still be a
+#: change, from a level that had wandered the other way. Exactly usual errors end an alarm in some 70 days.
 BUNDLE_ALLOWANCE = 0.2
 BUNDLE_THRESHOLD = 14.0
 
@@ -54,8 +54,8 @@ class Rule(msgspec.Struct, frozen=True):
     threshold: float
 
 
-#: Where several alarm on one day, the first says what is wrong. Forecasts 1.3 times too high are found slowly, by a
-#: small allowance: they shift the mean by 0.65 deviations, forecasts of 0.7 times by 0.9.
+#: If several rules alarm on one day, the first counts. Forecasts 1.3 times too high are found slowly, by a small
+#: allowance: they shift the mean by 0.65 deviations, forecasts 0.7 times as high by 0.9.
 RULES = (
     Rule("realized_above", 0.4, 5.5),
     Rule("realized_below", 0.25, 7.5),
@@ -81,7 +81,7 @@ class Alarm(msgspec.Struct, frozen=True):
     statistic: float
     threshold: float
     mean: float
-    #: What `mean` was held against: the bundle's, and of a ratio with the level that was usual before.
+    #: What `mean` is compared with: the bundle's mean, for a ratio shifted by the level that was usual before.
     usual_mean: float
     days: int
 
@@ -92,9 +92,9 @@ class Sum(msgspec.Struct, frozen=True):
     value: float = 0.0
     since: int = 0
     days: int = 0
-    #: Of the daily values as they are, over those days.
+    #: Sum of the daily values, not in deviations and not bounded, over those days.
     total: float = 0.0
-    #: Of the ratios before those days, in deviations from the usual.
+    #: Slow mean of the ratios before those days, in deviations from the usual.
     level: float = 0.0
 
 
@@ -102,12 +102,12 @@ _NOTHING = (Sum(), Sum(), Sum())
 
 
 class DecayMemory(msgspec.Struct, frozen=True):
-    """Plain data. `alarm` is the one that holds."""
+    """What the detectors carry from day to day; plain data. `alarm` is the one that holds."""
 
     alarm: Alarm | None = None
     #: In the order of `RULES`; while an alarm holds, the sums that end it.
     sums: tuple[Sum, Sum, Sum] = _NOTHING
-    #: While an alarm holds, the same against the bundle's own mean: a level that had wandered is not waited for.
+    #: While an alarm holds, the same against the bundle's own mean, in case the level from before had wandered.
     bundle_sums: tuple[Sum, Sum, Sum] = _NOTHING
     #: Slow mean of the ratios, in deviations from the usual.
     level: float = 0.0
@@ -117,7 +117,7 @@ class DecayMemory(msgspec.Struct, frozen=True):
 
 
 def step(usual: Usual, memory: DecayMemory, day: Day) -> tuple[DecayMemory, Alarm | None]:
-    """The memory after a day, and the alarm that it raised."""
+    """Returns the memory after a day, and the alarm that the day raised, None if it raised none."""
     if memory.last_open_time is not None and day.open_time <= memory.last_open_time:
         return memory, None
     excess = _bounded((day.excess - usual.excess_mean) / usual.excess_deviation, EXCESS_BOUND)
@@ -125,7 +125,7 @@ def step(usual: Usual, memory: DecayMemory, day: Day) -> tuple[DecayMemory, Alar
     ratio = _bounded(deviations - memory.level, RATIO_BOUND)
     if not (math.isfinite(excess) and math.isfinite(ratio)):
         return memory, None
-    # In the order of RULES: what a day adds in deviations, and its value as it is.
+    # In the order of RULES: what the day adds to a sum, in deviations, and its value as it is.
     moves, values = (ratio, -ratio, excess), (day.ratio, day.ratio, day.excess)
     spacing = None if memory.spacing is None else memory.spacing + 1
     level, alarm, raised = memory.level, memory.alarm, None
@@ -163,7 +163,7 @@ def _three(sums: Iterable[Sum]) -> tuple[Sum, Sum, Sum]:
 
 
 def _backwards(sums: tuple[Sum, Sum, Sum], moves: tuple[float, float, float], allowance: float) -> tuple[Sum, Sum, Sum]:
-    """The sums that end an alarm, after another day."""
+    """Returns the sums that end an alarm after another day."""
     return _three(Sum(max(s.value + allowance - move, 0.0)) for s, move in zip(sums, moves, strict=True))
 
 

@@ -1,14 +1,14 @@
-"""What is watched for drift, and the statistic: how far values of a measure lie from those they are held against.
+"""Drift: which measures are watched, and the statistic: how far their values lie from those of a reference.
 
-Training calibrates its thresholds over historical windows and the monitor measures with it; both call this.
+Training calibrates the thresholds over historical windows and the monitor measures drift; both call this module.
 
 Rules of this module:
-- A measure is a logarithm or in the symbol's own σ: Evidently holds what varies by less than 0.001 against 0.001,
-  and a variance of 1e-5 would never be seen to move.
-- OHLCV only. Levels carry the symbol's own scale, so they are held against that symbol's own past.
+- A measure is a logarithm or in the symbol's own σ: Evidently divides by a deviation of at least 0.001, so a variance
+  of 1e-5 would never be seen to move.
+- OHLCV only. Levels carry the symbol's own scale, so they are compared with that symbol's own past.
 - A measure needs `LOOKBACK_HOURS` candles, fewer than the model: 10 + 90 days of whole rows fit into the 2,880 hours
   that a fresh start has.
-- A signal says `detected` where any measure reaches its threshold: the thresholds were set for all of them together.
+- A signal is `detected` if any measure reaches its threshold: the thresholds were set for all of them together.
 
 The measures, of the last 24 hours each:
 
@@ -19,7 +19,7 @@ The measures, of the last 24 hours each:
     negative_share              asymmetry: what share of the squares came from falls
     log_volume                  the level of the mean hourly volume
     log_volume_change           the same less its mean over 456 hours
-    log_volume_per_volatility   the volume that goes with a σ: one of the two moved without the other
+    log_volume_per_volatility   the volume that goes with a σ: whether one of the two moved without the other
 
 A measure of the weekend against the week was tried and left out (docs/decisions/0008-watching.md).
 """
@@ -48,27 +48,27 @@ _USUAL_HOURS = LOOKBACK_HOURS - 24
 _VOLUME_FLOOR = 1e-8
 _FEATURES = [STATIC_NAMES.index(name) for name in ("log_max_24h", "return_24h", "negative_share_24h")]
 
-#: A measure that hardly varied is held against this instead of its own deviation, as Evidently does.
+#: A distance is divided by this if the reference's own deviation is smaller, as Evidently does.
 MIN_DEVIATION = 1e-3
 #: Levels at which a reference is stored: 0.005, 0.015, … 0.995.
 REFERENCE_LEVELS = 100
-#: The current window, held against the reference in the bundle.
+#: The slow signal compares the newest hours, this many, with the reference.
 WINDOW_HOURS = 30 * 24
-#: The faster signal: the newest of these hours against the others before them.
+#: The fast signal compares the newest hours, as many as the first, with those before them, as many as the second.
 FAST_HOURS = 10 * 24
 FAST_REFERENCE_HOURS = 90 * 24
-#: What a symbol that the bundle does not describe is held against: so much of its own past.
+#: How much of its own past is the reference of a symbol that the bundle does not describe.
 OWN_REFERENCE_HOURS = 180 * 24
-#: A window of which less can be measured is not judged.
+#: A window of which a smaller share can be measured is not judged.
 MIN_MEASURED = 0.5
-#: Evidently's own verdict, beside ours: its threshold, and the share of measures beyond it.
+#: Evidently's default verdict: its threshold, and the share of measures that must reach it.
 DEFAULT_THRESHOLD = 0.1
 DEFAULT_SHARE = 0.5
 
 
 def measures(table: Features, ohlcv: Array) -> Array:
-    """Every row's measures, [..., T, len(MEASURES)]; NaN in all of them where the row may not be forecast or has not
-    its whole look-back.
+    """Returns every row's measures, [..., T, len(MEASURES)]; all NaN where the row may not be forecast or lacks its
+    whole look-back.
 
     `table`: the features of every row of `ohlcv` [..., T, 5].
     """
@@ -101,19 +101,19 @@ def measures(table: Features, ohlcv: Array) -> Array:
 
 
 def measured(values: Array) -> Array:
-    """The rows of `values` [T, k] that could be measured: [n, k]."""
+    """Returns the rows of `values` [T, k] that could be measured: [n, k]."""
     out: Array = values[np.isfinite(values).all(axis=-1)]
     return out
 
 
 def levels() -> Array:
-    """The levels of the stored quantiles."""
+    """Returns the levels of the stored quantiles."""
     out: Array = (np.arange(REFERENCE_LEVELS) + 0.5) / REFERENCE_LEVELS
     return out
 
 
 def wasserstein(first: Array, second: Array) -> float:
-    """The area between the distribution functions of two samples, [n] and [m], in their unit."""
+    """Returns the area between the distribution functions of two samples, [n] and [m], in their unit."""
     first, second = np.sort(first), np.sort(second)
     both = np.sort(np.concatenate([first, second]))
     left = np.searchsorted(first, both[:-1], side="right") / len(first)
@@ -122,9 +122,9 @@ def wasserstein(first: Array, second: Array) -> float:
 
 
 def normed_wasserstein(current: Array, reference: Array) -> float:
-    """The Wasserstein distance of two samples, [n] and [m], in deviations of the second: Evidently's very number.
+    """Returns the Wasserstein distance of two samples, [n] and [m], in deviations of the second, as Evidently does.
 
-    NaN where either is empty. The caller leaves out rows that could not be measured.
+    NaN if either is empty. The caller leaves out rows that could not be measured.
     """
     if not len(current) or not len(reference):
         return float("nan")
@@ -132,44 +132,46 @@ def normed_wasserstein(current: Array, reference: Array) -> float:
 
 
 def distances(current: Array, reference: Array) -> Array:
-    """`normed_wasserstein` of each column: [n, k] against [m, k] gives [k]."""
+    """Returns `normed_wasserstein` of each column: [n, k] against [m, k] gives [k]."""
     pairs = zip(current.T, reference.T, strict=True)
     return np.array([normed_wasserstein(of, against) for of, against in pairs])
 
 
 def window(values: Array, first: int, end: int) -> Array | None:
-    """The measured ones of rows [first, end) of `values` [T, k]: [n, k]. None where the range reaches before row 0 or
-    less than half of it was measured."""
+    """Returns the measured ones of rows [first, end) of `values` [T, k]: [n, k]. Returns None if the range reaches
+    before row 0 or less than half of it was measured."""
     found = measured(values[max(first, 0) : end])
     return found if first >= 0 and len(found) >= MIN_MEASURED * (end - first) else None
 
 
 def own_reference(values: Array, end: int) -> Array | None:
-    """What a symbol that the bundle does not describe is held against at row `end`: quantiles [100, k] of the 180 days
-    before the current 30. None where they are not there."""
+    """Returns the reference at row `end` of a symbol that the bundle does not describe: quantiles [100, k] of the 180
+    days before the current 30. Returns None if there is no such window."""
     first = end - WINDOW_HOURS
     before = window(values, first - OWN_REFERENCE_HOURS, first)
     return None if before is None else np.quantile(before, levels(), axis=0)
 
 
 def slow_distances(values: Array, end: int, reference: Array) -> Array | None:
-    """[k], of the 30 days before row `end` of `values` [T, k] to a reference [m, k]; None without such a window."""
+    """Returns the distances [k] of the 30 days before row `end` of `values` [T, k] to a reference [m, k]; None without
+    such a window."""
     current = window(values, end - WINDOW_HOURS, end)
     return None if current is None else distances(current, reference)
 
 
 def fast_distances(values: Array, end: int) -> Array | None:
-    """[k], of the 10 days before row `end` of `values` [T, k] to the 90 before them; None without such windows."""
+    """Returns the distances [k] of the 10 days before row `end` of `values` [T, k] to the 90 before them; None without
+    such windows."""
     split = end - FAST_HOURS
     current, before = window(values, split, end), window(values, split - FAST_REFERENCE_HOURS, split)
     return None if current is None or before is None else distances(current, before)
 
 
 def detected(scores: Array, thresholds: Array) -> bool:
-    """The calibrated verdict on distances [k] under their thresholds [k]: any measure reaches its own."""
+    """Returns the calibrated verdict: whether any of the distances [k] reaches its threshold [k]."""
     return bool(np.any(scores >= thresholds))
 
 
 def default_detected(scores: Array) -> bool:
-    """What Evidently says of the distances [k] as it comes: at least half of them reach 0.1."""
+    """Returns Evidently's default verdict: whether at least half of the distances [k] reach 0.1."""
     return bool(np.mean(scores >= DEFAULT_THRESHOLD) >= DEFAULT_SHARE)

@@ -1,4 +1,4 @@
-"""THE definition of the features. Training, backtest, batch prediction, the daemon and drift all call `compute`.
+"""The one definition of the features. Training, backtest, batch prediction, the daemon and drift all call `compute`.
 
 Rules of this module:
 - Time runs along the hourly grid; an hour without a candle is a row of NaN. Windows average what exists, and a
@@ -36,7 +36,7 @@ EWMA_HOURS = 720
 # What is summed over windows, by its place in one array.
 _RETURN, _SQUARE, _RETURNED, _PRESENT, _RANGE, _VOLUME, _NEGATIVE = range(7)
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
-#: The season of the coming hours is what the same hours of the week ranged in so many weeks before.
+#: The season of the coming hours is the range of the same hours of the week in this many weeks before.
 _SEASON_HOURS = (3, 12, 24)
 _SEASON_WEEKS = 4
 _WEEK_HOURS = 168
@@ -101,26 +101,26 @@ class Features:
     ready: NDArray[np.bool_]
 
     def of(self, index: int) -> Features:
-        """The features of one symbol out of a batch of them."""
+        """Returns the features of one symbol out of a batch of them."""
         return Features(self.open_time, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
 
     def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The 48 rows that end with each of `rows`: [..., n, 48, F]."""
+        """Returns the 48 rows that end with each of `rows`: [..., n, 48, F]."""
         windows = np.lib.stride_tricks.sliding_window_view(self.sequence_rows, SEQUENCE_HOURS, axis=-2)
         return np.ascontiguousarray(np.moveaxis(windows[..., rows, :, :], -1, -2))
 
 
 def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = None) -> Features:
-    """Features of every row of an hourly grid, or of its `newest` rows: the same numbers for less work.
+    """Computes the features of every row of an hourly grid, or of its `newest` rows: the same numbers for less work.
 
     open_time: [T], ms, one hour apart. ohlcv: [..., T, 5], NaN where an hour has no candle.
-    `ValueError` where the shapes or the grid are not so.
+    Raises `ValueError` if the shapes do not fit or the grid is empty or not hourly.
     """
     if ohlcv.shape[-2:] != (open_time.shape[0], 5):
         raise ValueError(f"ohlcv {ohlcv.shape} does not fit {open_time.shape[0]} hours × 5")
     if open_time.shape[0] == 0 or np.any(np.diff(open_time) != HOUR_MS):
         raise ValueError("open_time must be a grid of consecutive hours")
-    # The sequence of the first row reaches 47 hours before it: they exist as missing hours.
+    # The sequence of the first row reaches 47 hours before it: they are added as missing hours.
     lead = SEQUENCE_HOURS - 1
     wanted = lead + (open_time.shape[0] if newest is None else min(newest, open_time.shape[0]))
     times = np.concatenate([open_time[0] + HOUR_MS * np.arange(-lead, 0, dtype=np.int64), open_time])
@@ -165,7 +165,7 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
         return summed.sum(rows)[..., channel, :]
 
     def log_rms(squared: int, count: int, *windows: int) -> list[Array]:
-        """log of the root mean square over each of the windows; in one array on the way, again to save calls."""
+        """Returns the log of the root mean square over each window; computed in one array, again to save calls."""
         total = np.stack([over(squared, rows) for rows in windows])
         number = np.stack([over(count, rows) for rows in windows])
         return list(np.log(np.maximum(np.sqrt(total / np.maximum(number, 1.0)), SIGMA_FLOOR)))
@@ -201,7 +201,7 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
         [~present],
     )
 
-    # The season: a mean of logarithms over the weeks; a week with under half of those hours says nothing.
+    # The season: a mean of logarithms over the weeks; a week with under half of those hours is left out.
     sums = np.stack(
         [summed.sum(h, week * _WEEK_HOURS - h) for h in _SEASON_HOURS for week in range(1, _SEASON_WEEKS + 1)]
     ).reshape(len(_SEASON_HOURS), _SEASON_WEEKS, *summed.sum(1).shape)
@@ -254,7 +254,7 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
 
 
 def _columns(first: list[Array], calendar: Array, last: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
-    """Columns side by side as float32: [..., n, F]; `calendar` is [n, k], the same for every symbol."""
+    """Returns the columns side by side as float32: [..., n, F]; `calendar` is [n, k], the same for every symbol."""
     out = np.empty((*first[0].shape, len(first) + calendar.shape[-1] + len(last)), np.float32)
     for i, column in enumerate(first):
         out[..., i] = column
@@ -266,13 +266,13 @@ def _columns(first: list[Array], calendar: Array, last: list[NDArray[np.bool_]])
 
 
 def _within(x: Array, limit: float) -> Array:
-    """np.clip at ± limit, which takes longer on the few rows of one candle."""
+    """Clips at ± limit. np.clip takes longer on the few rows of one candle."""
     bounded: Array = np.minimum(np.maximum(x, -limit), limit)
     return bounded
 
 
 def standard_deviation(total: Array, squares: Array, count: Array) -> Array:
-    """Sample standard deviation (ddof 1) from Σx, Σx² and n; at least `SIGMA_FLOOR`, also for n < 2."""
+    """Returns the sample standard deviation (ddof 1) from Σx, Σx² and n; at least `SIGMA_FLOOR`, also for n < 2."""
     variance = (squares - total * total / np.maximum(count, 1.0)) / np.maximum(count - 1.0, 1.0)
     return np.sqrt(np.maximum(variance, SIGMA_FLOOR**2))
 
@@ -281,7 +281,7 @@ _WEEKEND = (5, 6)
 
 
 def _share(hour: NDArray[np.int64], days: tuple[int, ...], ahead: int, hours: int) -> Array:
-    """Share of `days` (0 = Monday) in the `hours` ≤ 24 hours that begin `ahead` after each hour.
+    """Returns the share of `days` (0 = Monday) in the `hours` ≤ 24 hours that begin `ahead` after each hour.
 
     They touch two days at most: the one that holds the first of them, and the next.
     """
@@ -293,7 +293,7 @@ def _share(hour: NDArray[np.int64], days: tuple[int, ...], ahead: int, hours: in
 
 
 def _calendar() -> tuple[Array, Array]:
-    """What the clock says about each hour of the week: ([168, 3] for the sequence, [168, 18] static).
+    """Returns the calendar features of each hour of the week: ([168, 3] for the sequence, [168, 18] static).
 
     UTC; hour 0 since the epoch was the first of a Thursday.
     """

@@ -1,8 +1,9 @@
-"""Adaptive conformal intervals for the volatility of the next 24 hours, with the feedback that really exists.
+"""Adaptive conformal intervals for the volatility of the next 24 hours, learning only from outcomes that are known.
 
 Rules of this module:
-- What happened after a forecast is known 24 hours later. Until then it changes nothing, here as in life.
-- Weekday and weekend are calibrated apart: their errors differ, and pooled intervals fail one of them.
+- The outcome of a forecast is known 24 hours later and changes nothing before then, here as in reality.
+- Weekday and weekend are calibrated separately: their errors differ, and pooled intervals miss the level on one of
+  them.
 - The memory is an accumulation from the bundle's starting calibration over a finite history, so a fresh start agrees
   with a daemon that ran for a year.
 
@@ -38,7 +39,7 @@ _NOTHING_GIVEN = (math.nan, math.nan)
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """Bounds of σ, hourly, that shall hold the outcome with probability `level`."""
+    """Bounds, hourly σ, that are to contain the outcome with probability `level`."""
 
     low: float
     high: float
@@ -46,7 +47,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """What one kind of day has taught. `residuals` is sorted and never written to."""
+    """What was learnt from one kind of day, weekday or weekend. `residuals` is sorted and never written to."""
 
     residuals: Array
     miss_below: float
@@ -60,13 +61,13 @@ class IntervalMemory(msgspec.Struct, frozen=True):
 
 
 def group_of(open_time: int) -> int:
-    """1 where the middle of the 24 hours that follow this candle lies on a Saturday or Sunday (UTC), else 0."""
+    """Returns 1 if the middle of the 24 hours that follow this candle lies on a Saturday or Sunday (UTC), else 0."""
     middle = open_time // HOUR_MS + 1 + DELAY_HOURS // 2
     return int((middle // _DAY_HOURS + _EPOCH_WEEKDAY) % 7 >= 5)
 
 
 def start(calibration: Calibration) -> IntervalMemory:
-    """The memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
+    """Returns the memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
     parts: tuple[list[float], list[float]] = ([], [])
     for k, residual in enumerate(calibration.residuals):
         if residual is not None:
@@ -77,7 +78,7 @@ def start(calibration: Calibration) -> IntervalMemory:
 
 
 def passed(memory: IntervalMemory, hours: int = 1) -> IntervalMemory:
-    """The memory when the next candle is `hours` later: what was given moves on by as many rows."""
+    """Returns the memory when the next candle is `hours` later: the given bounds move on by as many rows."""
     given = np.empty_like(memory.given)
     kept = max(len(given) - hours, 0)
     given[:kept] = memory.given[len(given) - kept :]
@@ -88,7 +89,8 @@ def passed(memory: IntervalMemory, hours: int = 1) -> IntervalMemory:
 def learn(
     calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float, realized: float
 ) -> IntervalMemory:
-    """The memory after the outcome, known at this candle, of the forecast of 24 hours before (`volatility`)."""
+    """Returns the memory after an outcome: at the candle of `open_time` it is known that the forecast of 24 hours
+    before, `volatility`, was followed by `realized`. Both hourly σ."""
     residual = math.log(realized / volatility)
     index = group_of(open_time - DELAY_HOURS * HOUR_MS)
     group = memory.groups[index]
@@ -106,7 +108,7 @@ def learn(
 def give(
     calibration: Calibration, memory: IntervalMemory, open_time: int, volatility: float
 ) -> tuple[IntervalMemory, Interval]:
-    """The interval for the forecast of this candle, and the memory of having given it."""
+    """Returns the memory after giving an interval, and that interval: for the forecast `volatility` of this candle."""
     group = memory.groups[group_of(open_time)]
     low, high = _bounds(calibration, group.residuals, group.miss_below, group.miss_above)
     given = memory.given.copy()
@@ -117,9 +119,9 @@ def give(
 
 
 def accumulate(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> IntervalMemory:
-    """The memory after a stretch of hours, from nothing: rows are hours from `open_time` on.
+    """Returns the memory after a stretch of hours, accumulated from nothing. Rows are hours from `open_time` on.
 
-    `volatility`: the forecast of each hour's candle; `realized`: what is known at it of the 24 hours that end with
+    `volatility`: the forecast of each hour's candle; `realized`: the realized volatility of the 24 hours that end with
     it. Both [n], hourly σ, NaN where there is none.
     """
     return accumulated(calibration, open_time, volatility, realized)[0]
@@ -128,14 +130,14 @@ def accumulate(calibration: Calibration, open_time: int, volatility: Array, real
 def accumulated(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, Array]:
-    """`accumulate`, and the upper ends of the intervals that were given on the way: [n], NaN where none was."""
+    """Returns what `accumulate` does, and the upper ends of the intervals given on the way: [n], NaN where none was."""
     memory, given = _lived(calibration, open_time, volatility, realized)
     highs = [forecast * math.exp(high) for forecast, (_, high) in zip(volatility.tolist(), given, strict=True)]
     return memory, np.array(highs)
 
 
 def given_hours(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> list[Interval | None]:
-    """The intervals that were given on the way of `accumulate`, one for each hour; None where there was no forecast."""
+    """Returns the intervals given on the way of `accumulate`, one for each hour; None where there was no forecast."""
     _, given = _lived(calibration, open_time, volatility, realized)
     return [
         Interval(forecast * math.exp(low), forecast * math.exp(high), calibration.level) if high == high else None
@@ -146,9 +148,10 @@ def given_hours(calibration: Calibration, open_time: int, volatility: Array, rea
 def _lived(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, list[tuple[float, float]]]:
-    """The memory after these hours, and the log bounds that were given on the way, NaN where none were.
+    """Returns the memory after these hours, and the log bounds given on the way, NaN where none were.
 
-    The arithmetic of `passed`, `learn` and `give`, on lists: the hours are many, and nobody sees the memories between.
+    Does the arithmetic of `passed`, `learn` and `give` on lists: the hours are many, and the memories between them are
+    not needed.
     """
     memory = start(calibration)
     pools = [group.residuals.tolist() for group in memory.groups]
@@ -180,15 +183,15 @@ def _within(rate: float) -> float:
 def _bounds(
     calibration: Calibration, residuals: Array | list[float], miss_below: float, miss_above: float
 ) -> tuple[float, float]:
-    """Log bounds relative to the forecast, of sorted residuals."""
+    """Returns log bounds relative to the forecast, from sorted residuals."""
     if len(residuals) < MIN_RESIDUALS:
         return calibration.low, calibration.high
-    # An interval contains its forecast, whatever lately happened.
+    # An interval contains its forecast, whatever has happened lately.
     return min(_quantile(residuals, miss_below), 0.0), max(_quantile(residuals, 1 - miss_above), 0.0)
 
 
 def _quantile(ordered: Array | list[float], share: float) -> float:
-    """Linear interpolation between order statistics, as numpy's default."""
+    """Interpolates linearly between order statistics, as numpy does by default."""
     place = share * (len(ordered) - 1)
     below = int(place)
     first = float(ordered[below])

@@ -1,4 +1,4 @@
-"""From features and the model's output to predictions: the numbers of a forecast, before anything is said.
+"""From features and the model's output to predictions: the numbers of a forecast, before anything is published.
 
 Pure and vectorised over rows: the daemon's one row and batch prediction's seven years take the same path.
 """
@@ -24,11 +24,11 @@ ForecastId = NewType("ForecastId", str)
 
 
 class PredictorError(VolcastError, RuntimeError):
-    """The model gave something that is no volatility: its fault, or its runtime's."""
+    """The model's output is not a volatility, which is its fault or its runtime's."""
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """What model and baselines say about one symbol's closed candle. σ are hourly; see docs/contract.md §3."""
+    """What model and baselines forecast at one symbol's closed candle. σ are hourly; see docs/contract.md §3."""
 
     symbol: str
     open_time: int
@@ -52,7 +52,8 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
 
 
 def forecast_id(symbol: str, open_time: int, model_version: str) -> ForecastId:
-    """A pure function of what was forecast and by what, so that every repetition collapses by it."""
+    """Returns a forecast's id: a pure function of what was forecast and by which model, so that repetitions collapse
+    by it."""
     return ForecastId(f"binance:spot:{symbol}:1h:{open_time}:{model_version}")
 
 
@@ -65,10 +66,10 @@ def quality(gaps: int) -> Quality:
 def assemble(
     symbol: str, features: Features, rows: NDArray[np.int64], volatility: NDArray[np.float32], model: Model
 ) -> list[Prediction]:
-    """Predictions of `rows` of one symbol's features, given the model's output for them ([n, 5]).
+    """Returns the predictions for `rows` of one symbol's features, given the model's output for them ([n, 5]).
 
     A row for which the model gave no positive finite volatility has no prediction and is left out.
-    `PredictorError` where the output does not fit the rows at all.
+    Raises `PredictorError` if the shape of the output does not fit the rows.
     """
     if volatility.shape != (len(rows), OUTPUT_WIDTH):
         raise PredictorError(f"the model answered with shape {volatility.shape} to {len(rows)} rows")

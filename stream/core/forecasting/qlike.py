@@ -1,6 +1,6 @@
 """QLIKE, the loss that forecasts are judged by: x - ln x - 1 with x = (realized / forecast)² (Patton 2011).
 
-0 where the forecast was right, and one too low costs more than one too high. σ are in any one unit.
+0 if the forecast was right; one too low costs more than one too high. σ are in any one unit.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 
 def loss(realized: float, forecast: float) -> float:
-    """Of one forecast."""
+    """Returns the loss of one forecast."""
     x = (realized / forecast) ** 2
     return x - math.log(x) - 1
 
 
 def losses(realized: NDArray[np.float64], forecast: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each of n forecasts, [n]."""
+    """Returns the loss of each of n forecasts, [n]."""
     x = (realized / forecast) ** 2
     found: NDArray[np.float64] = x - np.log(x) - 1
     return found

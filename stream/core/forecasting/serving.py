@@ -1,8 +1,8 @@
-"""Who is served: the model, or `har` while the model has been behind it for 30 days.
+"""Serving: whose forecast is published, the model's, or `har`'s while the model has been behind it for 30 days.
 
 Rules of this module:
 - One value a day, of the forecast made at 00:00 UTC, once its 24 hours are over: days that share no hour.
-- A day's excess, QLIKE of the model less that of `har`, is bounded: one wild day is no 30 bad ones.
+- A day's excess, QLIKE of the model less that of `har`, is bounded: one wild day does not count like 30 bad ones.
 - The answer is a function of the last 30 such days alone, so a fresh start and a year's run agree.
 
 What it costs and when it is right is in docs/decay.md.
@@ -20,23 +20,24 @@ DAYS = 30
 MIN_DAYS = 25
 #: `har` is served while the mean excess is above this.
 LIMIT = 0.05
-#: A day counts for no more than this, either way.
+#: A day's excess counts for no more than this, in either direction.
 BOUND = 0.5
 _DAY_HOURS = 24
 
 
 def is_daily(open_time: int) -> bool:
-    """Whether this candle closes a UTC day: its forecast is the one that is tested."""
+    """Returns whether this candle closes a UTC day: its forecast is the one that is tested."""
     return (open_time // HOUR_MS) % _DAY_HOURS == _DAY_HOURS - 1
 
 
 def excess(realized: float, model: float, har: float) -> float:
-    """A day's bounded QLIKE of the model less that of `har`; σ in any one unit."""
+    """Returns a day's bounded excess: QLIKE of the model less that of `har`; σ in any one unit."""
     return min(max(qlike.loss(realized, model) - qlike.loss(realized, har), -BOUND), BOUND)
 
 
 def mean_excess(days: Sequence[float]) -> float:
-    """Of the newest `DAYS` days, oldest first, NaN where none is known; 0 where too few are."""
+    """Returns the mean of the newest `DAYS` of these excesses, oldest first, NaN where one is unknown; 0 if too few are
+    known."""
     known = [d for d in days[-DAYS:] if d == d]
     return sum(known) / len(known) if len(known) >= MIN_DAYS else 0.0
 

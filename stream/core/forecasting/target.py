@@ -1,4 +1,4 @@
-"""THE target: realized volatility of hours to come, as labels for training and as outcomes for scoring.
+"""The one definition of the target: realized volatility of coming hours, as training labels and as outcomes to score.
 
 The headline is the standard deviation (ddof 1) of the next 24 hourly log returns: none of them is known, so
 nothing overlaps. `rolling_24h_next` is the reference project's quantity, of which 23 of 24 returns are known.
@@ -18,7 +18,7 @@ from stream.core.forecasting.windows import Array, Trailing
 HORIZON_HOURS = (1, 6, 12, 24)
 _RETURNS_24H = 24
 #: |x| of an hourly return in units of its expected root mean square: the means of the eight octiles of Student's t
-#: with four degrees of freedom, its variance brought to 1.
+#: with four degrees of freedom, scaled to a variance of 1.
 _COMING_RETURN = (0.0591, 0.1794, 0.3065, 0.4469, 0.6110, 0.8203, 1.1348, 2.0989)
 _COMING_RETURNS = np.array([sign * size for size in _COMING_RETURN for sign in (1, -1)])
 
@@ -40,7 +40,7 @@ def _ahead(x: Array, rows: int) -> Array:
 
 
 def labels(close: Array) -> Targets:
-    """Targets of every row of an hourly grid of closes ([..., T], NaN where an hour has no candle)."""
+    """Returns the targets of every row of an hourly grid of closes ([..., T], NaN where an hour has no candle)."""
     r = np.full_like(close, np.nan)
     r[..., 1:] = np.diff(np.log(close), axis=-1)
     exists = np.isfinite(r)
@@ -60,8 +60,8 @@ def labels(close: Array) -> Targets:
 
 
 def realized(close: Array) -> float:
-    """σ (ddof 1) of the 24 hourly log returns between 25 closes: the outcome of a forecast made at the first of
-    them. NaN where a close is missing."""
+    """Returns σ (ddof 1) of the 24 hourly log returns between 25 closes: the outcome of a forecast made at the first of
+    them. NaN if a close is missing."""
     r = np.diff(np.log(close))
     apart = r - r.sum() / len(r)
     # Not floored by max(): that would turn a missing hour into the floor.
@@ -70,8 +70,8 @@ def realized(close: Array) -> float:
 
 
 def realized_hours(close: Array) -> Array:
-    """`realized` at each hour of a grid of closes [T] (NaN where an hour has no candle): [T], NaN where one of the 25
-    closes that end with it is missing."""
+    """Returns `realized` at each hour of a grid of closes [T] (NaN where an hour has no candle): [T], NaN where one of
+    the 25 closes that end with it is missing."""
     out = np.full(len(close), np.nan)
     if len(close) > _RETURNS_24H:
         windows = np.lib.stride_tricks.sliding_window_view(np.log(close), _RETURNS_24H + 1)
@@ -84,7 +84,7 @@ def realized_hours(close: Array) -> Array:
 
 
 def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_1h: Array) -> Array:
-    """Forecast of the rolling 24 h std one hour from now: 23 returns are arithmetic, one is forecast.
+    """Returns the forecast of the rolling 24 h std one hour from now: 23 returns are known, one is forecast.
 
     With S = Σr and Q = Σr² of the n known returns, a coming return x makes the sample variance
     (Q + x² - (S + x)² / (n + 1)) / n. Its root is averaged over x = ±`_COMING_RETURN` × `sigma_1h`: the root of
@@ -95,7 +95,7 @@ def rolling_24h_next(features: Features, rows: slice | NDArray[np.int64], sigma_
 
 
 def rolling_of_closes(closes: Array, sigma_1h: float) -> float:
-    """The same for one symbol now: closes of the last 24 hours, NaN where one is missing."""
+    """Returns the same for one symbol now, from the closes of the last 24 hours, NaN where one is missing."""
     r = np.diff(np.log(closes))
     r = r[np.isfinite(r)]
     return float(_one_on(r.sum(), (r * r).sum(), np.asarray(float(len(r))), np.array([sigma_1h]))[0])

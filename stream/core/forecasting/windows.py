@@ -17,7 +17,7 @@ _Combine = Callable[[Array, Array], Array]
 
 
 def delayed(x: Array, rows: int, fill: float = 0.0) -> Array:
-    """`x` as it was `rows` rows ago; `fill` where there was no row."""
+    """Returns `x` as it was `rows` rows ago; `fill` where there was no row."""
     if rows == 0:
         return x
     out = np.empty_like(x)
@@ -31,15 +31,16 @@ class Trailing:
     """Trailing sums of one array over any number of rows; the doublings are shared between calls."""
 
     def __init__(self, x: Array, decay: float = 1.0, *, newest: int | None = None) -> None:
-        """`decay` < 1 weighs the value of k rows ago by decay**k. With `newest` only the sums of that many rows at
-        the end are put together and returned: the same numbers for less work."""
+        """`decay` < 1 weights the value of k rows ago by decay**k. With `newest` only the sums of that many rows at
+        the end are computed and returned: the same numbers for less work."""
         self._decay = decay
         self._newest = x.shape[-1] if newest is None else newest
         self._powers = [x]
         self._sums: dict[tuple[int, int], Array] = {}
 
     def sum(self, rows: int, ago: int = 0) -> Array:
-        """Σ over the last `rows` rows, the current one included, or as it was `ago` rows ago: [..., newest]."""
+        """Returns Σ over the last `rows` rows, the current one included, or as it was `ago` rows ago: [..., newest].
+        Raises `ValueError` if `rows` is less than 1."""
         if rows < 1:
             raise ValueError("a window has at least one row")
         if (rows, ago) in self._sums:
@@ -63,7 +64,7 @@ class Trailing:
         return total
 
     def _ending(self, power: Array, offset: int) -> Array:
-        """The newest rows of `power` as it was `offset` rows ago; a view where all of them exist."""
+        """Returns the newest rows of `power` as it was `offset` rows ago; a view if all of them exist."""
         end = power.shape[-1] - offset
         if end >= self._newest:
             return power[..., end - self._newest : end]
@@ -71,7 +72,8 @@ class Trailing:
 
 
 def trailing_max(x: Array, rows: int) -> Array:
-    """Maximum over the last `rows` rows; rows before the first count as minus infinity."""
+    """Returns the maximum over the last `rows` rows; rows before the first count as minus infinity. Raises `ValueError`
+    if `rows` is less than 1."""
     if rows < 1:
         raise ValueError("a window has at least one row")
     level, width = x, 1

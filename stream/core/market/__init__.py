@@ -1,1 +1,1 @@
-"""What comes in: candles, the exchange's dialect, its clock and which candle is due. Below everything else."""
+"""Market data: candles, the exchange's wire format, its clock and which candle is due. The lowest package."""

@@ -1,10 +1,10 @@
-"""Binance's spot dialect, sans-I/O: names, URLs and control frames out; bytes in, facts out.
+"""Binance's spot wire format, sans-I/O: encodes names, URLs and control frames, decodes frames and REST answers.
 
 Everything that knows how Binance writes a thing is in this file; nothing here knows when or where
 the bytes travelled. Source: binance-spot-api-docs, web-socket-streams.md and rest-api.md.
 
-A frame that cannot be used raises `WireError`, whose `reason` is a label for a counter: the exchange's
-fault, never ours, so the caller counts it and reads on.
+A frame that cannot be used raises `WireError`, whose `reason` is a label for a counter. It is the exchange's
+fault, so the caller counts it and reads on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stream.errors import InputError
 
 #: Rows in one REST page.
 KLINES_PAGE = 1_000
-#: Streams in one URL stay well under the ~8,000 characters that the exchange accepts.
+#: Most streams in one URL, which stays well under the ~8,000 characters that the exchange accepts.
 STREAMS_PER_URL = 100
 
-#: All that decoding can raise: bytes that are not UTF-8 and arrays nested without end are not a
+#: All that decoding can raise: bytes that are not UTF-8 and arrays nested too deeply do not raise
 #: `DecodeError`, and must not end the reader either.
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
@@ -40,11 +40,11 @@ class WireError(ValueError):
 
 
 class UnknownSymbolError(InputError, LookupError):
-    """The exchange says that it does not list the symbol (code -1121)."""
+    """The exchange answered that it does not list the symbol (code -1121)."""
 
 
 class KlineUpdate(msgspec.Struct, frozen=True, gc=False):
-    """One kline frame: the candle as of `event_time` (ms); final only where `closed`."""
+    """One kline frame: the candle as of `event_time` (ms); final only if `closed`."""
 
     candle: Candle
     event_time: int
@@ -116,14 +116,14 @@ def stream_name(symbol: str) -> str:
 
 
 def stream_url(base: str, symbols: Sequence[str]) -> str:
-    """The combined-stream URL; symbols beyond `STREAMS_PER_URL` must be subscribed on the connection."""
+    """Returns the combined-stream URL; symbols beyond `STREAMS_PER_URL` must be subscribed on the connection."""
     return f"{base.rstrip('/')}/stream?streams={'/'.join(stream_name(s) for s in symbols[:STREAMS_PER_URL])}"
 
 
 def control(
     method: Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS"], symbols: Sequence[str], request_id: int
 ) -> bytes:
-    """A control frame; the exchange accepts at most 5 a second on a connection, pongs included."""
+    """Returns a control frame; the exchange accepts at most 5 a second on a connection, pongs included."""
     body: dict[str, Any] = {"method": method, "id": request_id}
     if method != "LIST_SUBSCRIPTIONS":
         body["params"] = [stream_name(s) for s in symbols]
@@ -131,7 +131,7 @@ def control(
 
 
 def decode_frame(data: bytes | str) -> Frame:
-    """What a text frame says, in raw or combined framing, times in ms or µs; else `WireError`."""
+    """Decodes a text frame, in raw or combined framing, times in ms or µs. Raises `WireError` if it cannot be used."""
     try:
         envelope = _envelope.decode(data)
         body = data
@@ -178,7 +178,7 @@ def _kline_update(event: _Event) -> KlineUpdate:
     if to_ms(k.T) != open_time + HOUR_MS - 1:
         raise WireError("off_grid", f"the kline closes at {k.T}, not an hour after {k.t}")
     event_time = to_ms(event.E)
-    # An absurd time would lead the whole node astray: it must lie near the candle that it speaks of.
+    # An absurd event time would mislead the whole node, so it must lie near the hour of its candle.
     if not open_time <= event_time <= open_time + 25 * HOUR_MS:
         raise WireError("time_range", f"event time {event.E} is not a time of this exchange")
     if k.x and event_time < open_time + HOUR_MS - 1:
@@ -201,7 +201,7 @@ def _checked(candle: Candle) -> Candle:
 
 
 def klines_params(symbol: str, start_ms: int, end_ms: int | None = None, limit: int = KLINES_PAGE) -> dict[str, str]:
-    """Query of GET /api/v3/klines: candles that open in [start_ms, end_ms]."""
+    """Returns the query of GET /api/v3/klines for the candles that open in [start_ms, end_ms]."""
     params = {"symbol": symbol, "interval": INTERVAL, "startTime": str(start_ms), "limit": str(limit)}
     if end_ms is not None:
         params["endTime"] = str(end_ms)
@@ -209,8 +209,9 @@ def klines_params(symbol: str, start_ms: int, end_ms: int | None = None, limit: 
 
 
 class KlinesPage(msgspec.Struct, frozen=True):
-    """Closed candles of one REST page in order, with how many rows were set aside and why. `newest_open_time` is that
-    of the last usable row, closed or forming: how far the data behind the answer reach."""
+    """The closed candles of one REST page, in order. `rows` counts all rows and `forming` those not closed; `rejected`
+    has the reason for each closed row that was set aside. `newest_open_time` is that of the last usable row, closed or
+    forming: how far the data behind the answer reach."""
 
     candles: tuple[Candle, ...]
     rows: int
@@ -220,9 +221,10 @@ class KlinesPage(msgspec.Struct, frozen=True):
 
 
 def decode_klines(body: bytes, symbol: str, server_time_ms: int) -> KlinesPage:
-    """The closed candles of a klines answer. The row still forming at `server_time_ms` looks like
-    any other and is dropped here; a row that breaks a candle's rules is set aside, not fatal. A row's own close time
-    can make it later than its hour, never earlier: one that was cut to seconds says nothing."""
+    """Decodes the closed candles of a klines answer. The row still forming at `server_time_ms` looks like any other and
+    is dropped here; a row that breaks a candle's rules is set aside, not fatal. A row's own close time can only delay
+    its close beyond the end of the hour: it may have been cut to seconds. Raises `WireError` if the body cannot be
+    decoded."""
     try:
         rows = _rows.decode(body)
     except UNREADABLE as error:
@@ -254,7 +256,7 @@ class _Time(msgspec.Struct):
 
 
 def decode_time(body: bytes) -> int:
-    """Server time in ms."""
+    """Decodes the server time, in ms. Raises `WireError` if it is not one."""
     try:
         return _server_time(msgspec.json.decode(body, type=_Time).serverTime)
     except UNREADABLE as error:
@@ -309,7 +311,7 @@ class _Refusal(msgspec.Struct):
 
 
 def raise_refusal(status: int, body: bytes) -> None:
-    """Turns a 4xx body into `UnknownSymbolError` where it is one, else `WireError`."""
+    """Raises what a 4xx body means: `UnknownSymbolError` for code -1121, `WireError` for everything else."""
     try:
         refusal = msgspec.json.decode(body, type=_Refusal)
     except UNREADABLE:

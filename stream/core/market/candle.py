@@ -1,4 +1,4 @@
-"""The vocabulary: what a candle is. No dialect, no clock, no arithmetic on returns.
+"""Candles: what a candle is, and the rules that it obeys. No wire format, no clock, no arithmetic on returns.
 
 Times are integer milliseconds since the epoch, UTC, on the exchange's clock.
 """
@@ -17,14 +17,14 @@ HOURS_PER_YEAR = 8_760
 #: 2010-01-01 and 2100-01-01: nothing that an exchange calls an hourly candle lies outside.
 EARLIEST_MS = 1_262_304_000_000
 LATEST_MS = 4_102_444_800_000
-#: A count at or above this cannot be milliseconds (it would be the year 5138): it is microseconds.
+#: A timestamp at or above this cannot be in milliseconds (it would be the year 5138): it is in microseconds.
 MICROSECONDS_FROM = 100_000_000_000_000
 
 Provenance = Literal["live", "backfill", "replay"]
 
 
 class CandleError(ValueError):
-    """The candle contradicts itself: its source's fault. `reason` is a short code for counters."""
+    """The candle contradicts itself, which is its source's fault. `reason` is a short code for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -55,12 +55,12 @@ class Candle(msgspec.Struct, frozen=True, gc=False):
 
 
 def to_ms(timestamp: int) -> int:
-    """A timestamp in ms or µs, told apart by magnitude, as ms."""
+    """Converts a timestamp in ms or µs, distinguished by magnitude, to ms."""
     return timestamp // 1_000 if timestamp >= MICROSECONDS_FROM else timestamp
 
 
 def check(candle: Candle) -> Candle:
-    """The candle itself, or `CandleError` with the first rule that it breaks."""
+    """Returns the candle itself. Raises `CandleError` with the first rule that it breaks."""
     if not EARLIEST_MS <= candle.open_time < LATEST_MS:
         raise CandleError("time_range", f"open_time {candle.open_time} is not a time of this exchange")
     if candle.open_time % HOUR_MS:
@@ -78,5 +78,5 @@ def check(candle: Candle) -> Candle:
 
 
 def grid_floor(time_ms: int) -> int:
-    """The start of the hour that holds `time_ms`."""
+    """Returns the start of the hour that contains `time_ms`."""
     return time_ms - time_ms % HOUR_MS

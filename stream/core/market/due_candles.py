@@ -1,11 +1,11 @@
-"""Due candles: what the next one is, and what is proven not to exist.
+"""Due candles: which candle is next, and which hours are proven not to exist.
 
 Rules of this module:
-- Times only: candles live elsewhere, and a hole that REST cannot fill is declared by the operator when the next candle
-  reaches it.
-- An hour is absent from an answer only where the answer itself has a candle before it and one after it. Then it does
-  not matter whether the page was cut short, the database was behind or the server heard what it was asked.
-- An hour does not exist once two answers, some time apart, lack it so and none in between had it.
+- It handles times only. Candles are kept elsewhere, and the operator declares a hole that REST cannot fill a gap when
+  it receives the next candle.
+- An hour is absent from an answer only if the answer itself has a candle before it and one after it. Then it does not
+  matter whether the page was cut short, the database was behind or the server misunderstood the question.
+- An hour counts as not existing once two answers, some time apart, lack it in this way and none in between had it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Order(Enum):
 
 
 def judge(last_open_time: int | None, open_time: int) -> Order:
-    """What a candle that opens at `open_time` is to a symbol whose newest opened at `last_open_time`."""
+    """Returns what a candle that opens at `open_time` is for a symbol whose newest one opened at `last_open_time`."""
     if last_open_time is None or open_time == last_open_time + HOUR_MS:
         return Order.DUE
     if open_time == last_open_time:
@@ -34,21 +34,21 @@ def judge(last_open_time: int | None, open_time: int) -> Order:
 
 
 def overdue(last_open_time: int | None, exchange_now_ms: int, grace_ms: int) -> bool:
-    """Whether the next due candle's close, plus `grace_ms`, has passed without it."""
+    """Returns whether the due candle's close is at least `grace_ms` ago; True if the symbol has no candle yet."""
     if last_open_time is None:
         return True
     return exchange_now_ms >= last_open_time + 2 * HOUR_MS + grace_ms
 
 
 def lacking(open_times: Sequence[int]) -> list[int]:
-    """The hours that an ordered answer lacks between two of its candles."""
+    """Returns the hours that an ordered answer lacks between two of its candles."""
     return [
         hour for before, after in itertools.pairwise(open_times) for hour in range(before + HOUR_MS, after, HOUR_MS)
     ]
 
 
 class Absences:
-    """Of one symbol: which hours REST has shown not to exist, and when it did. Times are monotonic seconds."""
+    """The hours of one symbol that REST has shown not to exist, and when it did. Times are monotonic seconds."""
 
     def __init__(self, apart_s: float) -> None:
         self._apart_s = apart_s
@@ -56,7 +56,7 @@ class Absences:
         self._proven: set[int] = set()
 
     def shown(self, absent: Iterable[int], present: Iterable[int], at_s: float) -> None:
-        """Takes what one answer lacks and what it has."""
+        """Takes the hours that one answer lacks, and those that it has."""
         for hour in present:
             self._first_shown_s.pop(hour, None)
             self._proven.discard(hour)
@@ -65,12 +65,12 @@ class Absences:
                 self._proven.add(hour)
 
     def proven(self, hours: Iterable[int]) -> bool:
-        """Whether none of these hours exists."""
+        """Returns whether all of these hours are proven not to exist."""
         return all(hour in self._proven for hour in hours)
 
     def again_at_s(self, hours: Iterable[int]) -> float | None:
-        """From when on another answer can prove the last of these hours absent; None where one of them was never shown
-        so, and only a REST that knows more can help."""
+        """Returns the time from which another answer can prove the last of these hours absent. Returns None if all are
+        proven, or if one was never shown absent: then only an answer that shows more can help."""
         times = [self._first_shown_s.get(hour) for hour in hours if hour not in self._proven]
         if not times or None in times:
             return None

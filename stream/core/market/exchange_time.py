@@ -1,33 +1,34 @@
-"""The exchange's clock, as far as we know it: what it said lately, advanced by our monotonic clock.
+"""The exchange's clock: an estimate from its recent server times, advanced by the local monotonic clock.
 
 Rules of this module:
-- The monotonic reading is passed in, so nothing here can look at a clock by itself.
-- One reading never moves the estimate by more than our own clock allows: the first is believed when a second one
-  agrees, a jump ahead when a second reading some time later says the same and none in between contradicted it.
-- What arrives late makes the exchange look slow, so within that tolerance the largest of the recent readings counts.
-  Only the last minutes do, which keeps a clock of ours that runs a little fast from pulling the estimate away over
-  months.
-- The estimate steps back only on two answers to questions of ours, whose lateness is bounded by how long they took. To
-  be behind for a moment delays a candle; to be ahead could take one before its end.
+- The monotonic time is passed in; nothing here reads a clock.
+- One reading never moves the estimate by more than the local clock allows: the first counts when a second one agrees, a
+  jump ahead when a second reading some time later agrees and none in between contradicted it.
+- A reading that arrives late makes the exchange's clock look slow, so within the tolerance the largest of the recent
+  readings counts. Only the last minutes do, which keeps a local clock that runs a little fast from pulling the estimate
+  away over months.
+- The estimate steps back only after two answers to requests, whose lateness is bounded by how long they took. To be
+  behind for a moment delays a candle; to be ahead could pass one before its end.
 """
 
 from __future__ import annotations
 
 from stream.core.market.candle import HOUR_MS
 
-#: What can wait keeps so far away from a close.
+#: What can wait is kept this far away from a close.
 _CALM_MS = 120_000
-#: Readings of this much real time, and of as much before it, count.
+#: Length of a window, in real time: readings of the current one and of the one before it count.
 _WINDOW_S = 300.0
 #: Two readings agree when they differ by less than this, in real time.
 _TOLERANCE_S = 2.0
-#: A jump ahead counts when a second reading says the same this much real time after the first.
+#: A jump ahead counts when a second reading agrees, at least this much real time after the first.
 _CONFIRM_AFTER_S = 1.0
 
 
 class ExchangeTime:
-    """`scale` is how much faster than ours the exchange's clock runs; at 0 it moves only by what the exchange says,
-    and then each reading is believed. What it tells runs backwards only when the exchange has corrected itself."""
+    """An estimate of the exchange's time. `scale` is how many times as fast as real time its clock runs; at 0 it moves
+    with the readings only, and each one counts. The time returned runs backwards only when the exchange has corrected
+    itself. Raises `ValueError` if `scale` is negative or not finite."""
 
     def __init__(self, scale: float = 1.0) -> None:
         if not 0 <= scale < float("inf"):
@@ -35,14 +36,14 @@ class ExchangeTime:
         self._scale = scale
         self._tolerance_ms = _TOLERANCE_S * max(1.0, scale) * 1_000
         self._began_s = 0.0
-        #: Largest server time minus our scaled clock, in this window and in the one before it.
+        #: Largest server time minus the scaled local clock, in this window and in the one before it.
         self._offset_ms: float | None = None
         self._before_ms: float | None = None
         self._last_returned_ms = 0
-        #: The first reading that counts: when it came, and what it said.
+        #: The first reading that counts: when it arrived (monotonic), and the exchange's time then.
         self._first_s = 0.0
         self._first_ms: int | None = None
-        #: A reading that contradicts the estimate: its offset, and when it came.
+        #: A reading that contradicts the estimate: its offset, and when it arrived.
         self._doubt: tuple[float, float] | None = None
 
     @property
@@ -51,21 +52,21 @@ class ExchangeTime:
 
     @property
     def first_ms(self) -> int:
-        """What time it was at the exchange when it first said so; `LookupError` before that can be believed."""
+        """The exchange's time, ms, at the first reading that counts. Raises `LookupError` before there is one."""
         if self._first_ms is None:
             raise LookupError("the exchange has not told its time yet")
         return self._first_ms
 
     @property
     def doubt_ms(self) -> int | None:
-        """By how much the newest reading contradicts the estimate, while that is not settled; asking the exchange for
-        its time again settles it."""
+        """By how much, in ms, a reading contradicts the estimate, until that is settled; None otherwise. Asking the
+        exchange for its time again settles it."""
         if self._doubt is None or self._offset_ms is None:
             return None
         return int(self._doubt[0] - self._estimate_ms())
 
     def observe(self, server_ms: int, monotonic_s: float, asked_s: float | None = None) -> None:
-        """Takes a server time that arrived at `monotonic_s`; `asked_s` is when it was asked for, if it was."""
+        """Takes a server time that arrived at `monotonic_s`; `asked_s` is when it was requested, None if it was not."""
         offset_ms = server_ms - monotonic_s * self._scale * 1_000
         if self._scale == 0:
             self._first_ms = server_ms if self._first_ms is None else self._first_ms
@@ -114,14 +115,15 @@ class ExchangeTime:
         return self._offset_ms if self._before_ms is None else max(self._offset_ms, self._before_ms)
 
     def plausible(self, server_ms: int, monotonic_s: float) -> bool:
-        """Whether our clock allows that it is this time at the exchange now."""
+        """Returns whether `server_ms` is not further ahead of the estimate than the tolerance. Returns True where there
+        is no estimate to compare with."""
         if self._offset_ms is None or self._scale == 0:
             return True
         return server_ms - monotonic_s * self._scale * 1_000 <= self._estimate_ms() + self._tolerance_ms
 
     def until_calm_s(self, monotonic_s: float) -> float:
-        """Real seconds until no close is near; 0 where none is, where the time is unknown, and where an hour of the
-        exchange is not one of ours."""
+        """Returns the real seconds until no close is near: 0 if none is, if the time is unknown, or if the exchange's
+        clock does not run in real time."""
         if self._offset_ms is None or self._scale != 1:
             return 0.0
         into_ms = self.now_ms(monotonic_s) % HOUR_MS
@@ -131,10 +133,10 @@ class ExchangeTime:
         return (left_ms + _CALM_MS) / 1_000 if left_ms <= _CALM_MS else 0.0
 
     def now_ms(self, monotonic_s: float) -> int:
-        """Exchange time in ms; `LookupError` before the exchange has said anything that can be believed."""
+        """Returns the exchange's time in ms. Raises `LookupError` before it is known."""
         if self._offset_ms is None:
             raise LookupError("the exchange has not told its time yet")
-        # Rounded before it is cut: a millisecond must not be lost to the last bit of a float.
+        # Rounded before it is truncated: a millisecond must not be lost to the last bit of a float.
         self._last_returned_ms = max(
             self._last_returned_ms, int(round(monotonic_s * self._scale * 1_000 + self._estimate_ms(), 3))
         )

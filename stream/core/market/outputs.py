@@ -1,6 +1,6 @@
-"""What the sequencer hands back: candles to emit, changes to notify, and what is to be asked of REST.
+"""The sequencer's outputs: candles to emit, changes to notify, and what is to be asked of REST.
 
-`stream.core.market.sequencer` makes these, its drivers act on them.
+`stream.core.market.sequencer` returns these, and its drivers act on them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FeedStateName = Literal["live", "backfilling", "stale", "gap", "halted"]
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Emit: a candle whose turn it is. `arrived_at_s` is monotonic; None where it did not come by the socket."""
+    """Emit a candle whose turn it is. `arrived_at_s` is monotonic; None if the candle did not come from the socket."""
 
     candle: Candle
     provenance: Provenance
@@ -25,7 +25,8 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """Notify: the state of the symbol's feed has changed. Open times of the hours concerned, where there are any."""
+    """Notify that the state of the symbol's feed has changed. The open times are those of the first and last hour
+    concerned, None if there are none."""
 
     state: FeedStateName
     from_open_time: int | None = None
@@ -34,19 +35,20 @@ class FeedState:
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """Ask: REST must be asked for what is missing, until `Sequencer.next_step` says `Done`."""
+    """Ask REST for what is missing, until `Sequencer.next_step` returns `Done`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A closing frame came this long after its candle's end, by the exchange's clock."""
+    """A closing frame came `delay_s` after its candle's end, by the exchange's clock."""
 
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """A closing frame that came before. `contradicts`: it is the newest candle's, and says something else of it."""
+    """A closing frame for a candle that is held, or for an hour that has passed. `contradicts`: it is the newest
+    candle's, with other values."""
 
     open_time: int
     out_of_order: bool
@@ -78,12 +80,12 @@ class AskStatus:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Nothing is missing, or REST has nothing to say about it now."""
+    """Nothing is missing, or REST cannot fill it now: the backfill ends."""
 
 
 Step = Wait | AskStatus | Done
 
 
 def emitted(outputs: Sequence[Output]) -> list[Due]:
-    """The candles among what was given back, in order."""
+    """Returns the candles among the outputs, in order."""
     return [output for output in outputs if isinstance(output, Due)]

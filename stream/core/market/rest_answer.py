@@ -1,4 +1,4 @@
-"""What REST answered when it was asked for candles, and what that answer proves."""
+"""An answer of REST to a question for candles, and what it proves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stream.core.market.candle import Candle
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Candles in order that were over when they were asked for, by the server's time and their own.
+    """The candles, in order, that were over when they were asked for, by the server's time and by their own.
 
-    `newest_open_time` is that of the newest candle in the answer, be it forming: what precedes it is final, and what is
-    not among `candles` may still come. `absent` are hours that the answer lacks between two of its candles.
+    `newest_open_time` is that of the newest candle in the answer, closed or forming: candles before it are final, and
+    what is not among `candles` may still come. `absent` are the hours that the answer lacks between two of its candles.
     """
 
     candles: list[Candle]

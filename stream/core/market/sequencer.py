@@ -1,14 +1,16 @@
-"""The sequencer: one symbol's frames and REST's answers in, candles whose turn it is out.
+"""The sequencer: takes one symbol's frames and REST's answers, and emits its candles in order.
 
-Sans-I/O: frames, answers and times are handed in, and what is to be done about them is handed back. Nothing here waits,
-asks or knows a clock; `stream.pipeline.intake` and `stream.pipeline.backfill` drive it.
+Sans-I/O: frames, answers and times are passed in, and what is to be done about them is returned. Nothing here waits,
+sends a request or reads a clock; `stream.pipeline.intake` and `stream.pipeline.backfill` drive it.
 
 Rules of this module:
 - Every candle passes once, in order, and never before its end. What the socket brings in order passes at once, also
-  while REST is being asked; what lies behind a hole is held until REST has filled it, or has proven that it cannot be.
-- Where socket and REST disagree about a candle that has not passed yet, REST is right.
-- A candle of REST counts once it is over by its own time, by the server's and by ours with a margin, all as of the
-  question, and is proven final: the same answer has a later candle, or two answers some time apart show it alike.
+  while REST is being asked; what follows a hole is held until REST has filled it, or has proven that it cannot be
+  filled.
+- If socket and REST disagree about a candle that has not passed yet, REST is right.
+- A candle from REST counts once it is over by its own time, by the server's and by the estimated exchange time with a
+  margin, all as of the question, and is proven final: the same answer has a later candle, or two answers some time
+  apart show the same values.
 """
 
 from __future__ import annotations
@@ -33,30 +35,30 @@ from stream.core.market.outputs import (
 )
 from stream.core.market.rest_answer import Answer
 
-#: After so many hours without a trade the exchange is asked whether the symbol is still traded.
+#: After this many hours without a trade the exchange is asked whether the symbol is still traded.
 FLAT_HOURS = 24
-#: Candles before a hole that a question for it asks for too: an answer that has one of them, and one after the hole,
-#: has shown that it lacks the hole.
+#: How many hours before a hole a question asks for as well: an answer with a candle there and one after the hole has
+#: shown that it lacks the hours between.
 WITNESS_HOURS = 2
-#: The same where such answers have none of them.
+#: The most that this grows to while answers do not fill the hole.
 LONGEST_WITNESS_HOURS = 480
 RETRY_FIRST_S, RETRY_CAP_S = 0.5, 30.0
-#: How often REST is asked about a candle that it did not have either.
+#: Pause before REST is asked again about a candle that it did not have either.
 _ASK_AGAIN_S = 30.0
-#: The same where it had what was asked for: something else may be missing soon.
+#: The same if it had what was asked for: another candle may be missing soon.
 _ASK_ANEW_S = 1.0
-#: The same while the symbol is not traded: whether it is costs ten times as much to ask.
+#: The same while the symbol is not traded: the question for its status costs ten times the request weight.
 _ASK_AGAIN_HALTED_S = 60.0
-#: A REST that is known to be behind must say the same for so many times longer.
+#: If REST is known to be behind, its answers must agree for this many times longer.
 _BEHIND_TIMES = 10
 
 
 class Sequencer:
-    """Of one symbol. Times named `now_s` and the like are monotonic seconds."""
+    """Decides which candle of one symbol passes next. Times named `now_s` and the like are monotonic seconds."""
 
     def __init__(self, symbol: str, time: ExchangeTime, *, apart_s: float, margin_ms: int, grace_ms: int) -> None:
-        """`apart_s`: so far apart are two answers that prove together what one cannot. `margin_ms`: how far REST may
-        lag the exchange just after a close. `grace_ms`: how late a candle may be before REST is asked."""
+        """`apart_s` is how far apart two answers must be to prove together what one cannot, `margin_ms` how far REST
+        may lag the exchange just after a close, and `grace_ms` how late a candle may be before REST is asked."""
         self.symbol = symbol
         self._time = time
         self._apart_s = apart_s
@@ -64,7 +66,7 @@ class Sequencer:
         self._grace_ms = grace_ms
         self.absences = Absences(apart_s)
         self.started = False
-        #: The newest candle that passed, or that the history ends with.
+        #: Open time of the newest candle that passed, or of the one with which the history ends.
         self.last_open_time: int | None = None
         #: The hour whose candle is due: every one before it has passed or is proven not to exist.
         self.next_open_time = 0
@@ -72,23 +74,23 @@ class Sequencer:
         self.backfilling = False
         self.connected = False
         self.halted = False
-        #: The exchange says that there is no such symbol.
+        #: Whether the exchange denies that there is such a symbol.
         self.unlisted = False
         #: Hours without a trade up to now.
         self.flat_hours = 0
         self._feed: FeedState | None = None
-        #: The newest candle that the stream spoke of, closed or forming.
+        #: Open time of the newest candle that the stream has shown, closed or forming.
         self._seen_open_time = 0
         self._held: dict[int, tuple[KlineUpdate, float]] = {}
-        #: Candles that REST showed as its newest, with nothing after them to prove that they are final: since when
-        #: each had this value.
+        #: Candles that REST showed as its newest, with nothing after them to prove that they are final, and since when
+        #: each has had these values.
         self._unproven: dict[int, tuple[Candle, float]] = {}
         self._ask_again_at_s = 0.0
-        # Of the backfill in hand.
+        # State of the current backfill.
         self._fetched: dict[int, Candle] = {}
         self._missing = range(0)
         self._newest_shown: int | None = None
-        #: The socket came back while REST was being asked: what closed in between is in neither.
+        #: The socket reconnected while REST was being asked: what closed in between may be in neither.
         self._ask_once_more = False
         self._asked_for = 0
         self._witness_hours = WITNESS_HOURS
@@ -101,14 +103,14 @@ class Sequencer:
     # --- the history -------------------------------------------------------------------------------------------
 
     def start(self, last_open_time: int | None, next_open_time: int) -> None:
-        """The history is there: it ends with one candle, and another is due."""
+        """Begins after the warm-up: the history ends at `last_open_time`, and the candle of `next_open_time` is due."""
         self.last_open_time, self.next_open_time = last_open_time, next_open_time
         self.started = True
 
     # --- frames ------------------------------------------------------------------------------------------------
 
     def connect(self) -> list[Output]:
-        """The socket is open. What closed while nobody listened has no other way to reach us than REST."""
+        """Notes that the socket is open. What closed before that can only come from REST."""
         self.connected = True
         self._ask_once_more = self._ask_once_more or self.backfilling
         return self._backfill()
@@ -137,7 +139,7 @@ class Sequencer:
         if not self.started or not self._time.known:
             self._held[candle.open_time] = (update, received_at_s)
             return outputs
-        # A symbol that never had a candle begins with what REST says, not with whatever comes first.
+        # A symbol that never had a candle begins with what REST has, not with whichever frame comes first.
         order = judge(self.last_open_time, candle.open_time) if self.last_open_time is not None else Order.HOLE
         if order is Order.DUE:
             # Also during a backfill: a REST that does not answer must not hold up what the socket brings in order.
@@ -153,8 +155,8 @@ class Sequencer:
         return [*outputs, Repeated(candle.open_time, late, contradicts)]
 
     def _implausible(self, update: KlineUpdate, received_at_s: float) -> Rejected | None:
-        """A frame from ahead of the exchange is set aside, and the exchange is asked for its time, which tells a wrong
-        frame from a machine of ours that was asleep; REST then has the candle."""
+        """Returns a rejection if the frame is ahead of the exchange's time, which is put in doubt by it: the exchange's
+        next answer shows whether the frame was wrong or this machine was asleep. REST then has the candle."""
         if self._time.plausible(update.event_time, received_at_s):
             return None
         self._time.observe(update.event_time, received_at_s)
@@ -168,16 +170,16 @@ class Sequencer:
     # --- time --------------------------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> list[Output]:
-        """Called about once a second: what is overdue is asked for."""
+        """Begins a backfill if the due candle is overdue. To be called about once a second."""
         late = self.started and not self.backfilling and self.overdue(now_s)
         return self._backfill() if late and now_s >= self._ask_again_at_s else []
 
     def overdue(self, now_s: float) -> bool:
-        """Whether the due candle is later than `grace_ms`."""
+        """Returns whether the due candle is late by more than `grace_ms`; False before the exchange's time is known."""
         return self._time.known and overdue(self.last_open_time, self._time.now_ms(now_s), self._grace_ms)
 
     def missing_hours(self, now_s: float) -> int:
-        """Candles that are over by the exchange's time and have not passed."""
+        """Returns how many candles are over by the exchange's time and have not passed."""
         if self.last_open_time is None or not self._time.known:
             return 0
         due = grid_floor(self._time.now_ms(now_s)) - HOUR_MS
@@ -186,8 +188,8 @@ class Sequencer:
     # --- REST --------------------------------------------------------------------------------------------------
 
     def examine(self, answer: Answer, asked_ms: int | None, now_s: float) -> Answer:
-        """What of an answer counts, and what it shows not to exist. `asked_ms`: the exchange's time at the question,
-        None where it was not known: then nothing counts."""
+        """Returns what counts of an answer, and takes in which hours it shows not to exist. `asked_ms` is the
+        exchange's time at the question, None if it was not known: then no candle counts."""
         self.absences.shown(answer.absent, (c.open_time for c in answer.candles), now_s)
         counted = [c for c in answer.candles if self._counts(c, answer, asked_ms, now_s)]
         return Answer(counted, answer.asked_at_ms, answer.newest_open_time, answer.absent)
@@ -197,7 +199,7 @@ class Sequencer:
             return False
         if answer.newest_open_time is not None and candle.open_time < answer.newest_open_time:
             return True
-        # Where the stream has shown a later candle and this answer has none it is behind.
+        # If the stream has shown a later candle and this answer has none, REST is behind.
         enough_s = self._apart_s * (_BEHIND_TIMES if self._seen_open_time > candle.open_time else 1)
         before, since_s = self._unproven.get(candle.open_time, (None, now_s))
         if before is None or before.ohlcv != candle.ohlcv:
@@ -206,25 +208,25 @@ class Sequencer:
         return now_s - since_s >= enough_s
 
     def unanswered(self, now_s: float) -> list[Output]:
-        """REST did not answer, or not with what is needed."""
+        """Notes that REST did not answer, or not with what is needed."""
         if self.halted or self._held or not self.started or self.overdue(now_s):
             return self._notify("halted" if self.halted else "stale")
         return []
 
     def listed(self, known: bool) -> None:
-        """The exchange denies that there is such a symbol, or no longer does."""
+        """Notes whether the exchange knows the symbol."""
         if known and self.unlisted:
             self.unlisted = self.halted = False
         elif not known:
             self.unlisted = self.halted = True
 
     def trading(self, trades: bool) -> list[Output]:
-        """The exchange says whether the symbol is traded."""
+        """Notes whether the exchange trades the symbol."""
         self.halted = not trades
         return self._notify("halted", self.next_open_time or None) if self.halted else []
 
     def question(self) -> int:
-        """The open time from which on REST is to be asked for candles."""
+        """Returns the open time from which REST is to be asked for candles."""
         self._ask_once_more = False
         self._asked_for = self.next_open_time
         return self.next_open_time - self._witness_hours * HOUR_MS
@@ -237,8 +239,8 @@ class Sequencer:
         return self._notify("backfilling", times[0], times[-1]) if len(times) > 1 else []
 
     def advance(self, now_s: float) -> list[Output]:
-        """The next candle of REST or of those that are held, as far as nothing is missing before it; to be called
-        until there is no `Due` among what it gives. The socket goes on holding candles between two calls."""
+        """Emits the next candle, of REST's or of those that are held, if nothing is missing before it. To be called
+        until its outputs contain no `Due`; frames may come between two calls."""
         outputs: list[Output] = []
         due = self.next_open_time
         for open_time in [t for t in self._held if t < due or self._is_early(t, now_s, outputs)]:
@@ -260,16 +262,17 @@ class Sequencer:
         return outputs
 
     def _is_early(self, open_time: int, now_s: float, outputs: list[Output]) -> bool:
-        """Whether a held candle came before its end, seen from a time that is known by now."""
+        """Returns whether a held candle came before its end, by the exchange's time as it is known now; if so, adds a
+        rejection to `outputs`."""
         if self._time.plausible(open_time + HOUR_MS - 1, now_s):
             return False
         outputs.append(Rejected("closed_early", f"{self.symbol}: a close before its hour was over"))
         return True
 
     def next_step(self, now_s: float, *, status_known: bool = False) -> tuple[Step, list[Output]]:
-        """What comes after an answer. `status_known`: the step before was `AskStatus`."""
+        """Returns what to do after an answer. `status_known`: the step before was `AskStatus`."""
         if not status_known:
-            # Whether REST has the due candle, which is too young to count or not proven final.
+            # Whether REST has the due candle, but too young to count or not proven final.
             shown = self._newest_shown
             will_count = self.next_open_time in self._unproven or (shown is not None and shown > self.next_open_time)
             if self._missing or will_count:
@@ -278,7 +281,7 @@ class Sequencer:
                 return Wait(0.0), []
             if self.overdue(now_s):
                 return AskStatus(), []
-        # Either may have come while we asked: then REST has more to say.
+        # Either may have come while REST or the status was asked for: then REST has more.
         if self._ask_once_more or self._held:
             return Wait(0.0), []
         return Done(), self._finish(now_s)
@@ -314,7 +317,7 @@ class Sequencer:
     # --- both --------------------------------------------------------------------------------------------------
 
     def begin(self) -> list[Output]:
-        """The first backfill, which begins with the history."""
+        """Begins the first backfill, which starts with the history."""
         return [*self._notify("backfilling"), *self._backfill()]
 
     def _pass_on(self, due: Due) -> Due:

@@ -1,4 +1,4 @@
-"""What people call a pair, and what the exchange calls it: one rule for every flag, setting, file and column."""
+"""Symbols: the exchange's name of what people call a pair, by one rule for every flag, setting, file and column."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from stream.core.market.binance import SYMBOL_PATTERN
 #: BTCUSDT, or base and quote with one separator between: BTC/USDT, BTC-USDT, BTC_USDT. A quote may end in a digit
 #: (USD1) but begins with a letter: BTCUSDT_240329 is a future.
 _SPELLED = re.compile(r"([^\W_]+)(?:[/_-]([^\W\d_][^\W_]*))?")
-#: What exchanges append to the names of contracts that are no spot pairs.
+#: Suffixes that exchanges give to contracts that are not spot pairs.
 _DERIVATIVES = ("PERP", "SWAP", "FUTURES")
 
 
 class SymbolError(ValueError):
-    """The text names no spot pair. The message is one line with the text and what would do."""
+    """The text names no spot pair. The message is one line with the text and the right spelling."""
 
 
 def parse(text: str) -> str:
-    """The exchange's name of a spot pair, in capitals, from any spelling of it."""
+    """Returns the exchange's name of a spot pair, in capitals, from any spelling of it. Raises `SymbolError` if the
+    text names none."""
     spelled = _SPELLED.fullmatch(text.strip())
     if spelled is not None and (spelled[2] or "").upper() not in _DERIVATIVES:
         symbol = (spelled[1] + (spelled[2] or "")).upper()
@@ -28,5 +29,5 @@ def parse(text: str) -> str:
 
 
 def parse_list(text: str) -> tuple[str, ...]:
-    """The symbols of a comma-separated list, each once, in order."""
+    """Returns the symbols of a comma-separated list, each once, in order. Raises `SymbolError` as `parse` does."""
     return tuple(dict.fromkeys(parse(part) for part in text.split(",") if part.strip()))

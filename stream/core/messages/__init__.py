@@ -1,1 +1,1 @@
-"""What is published: the schemas, what fills them, revisions, outcomes and live scores."""
+"""Messages: their schemas and the code that fills them, revisions, outcomes and live scores."""

@@ -1,6 +1,6 @@
-"""Messages made of the operator's events: predictions and rulings as forecasts and decisions.
+"""Builds messages of the operator's events: predictions and rulings become forecasts and decisions.
 
-Pure: the wall-clock stamp and the provenance are handed in, and nothing else differs between a live
+Pure: the wall-clock stamp and the provenance are passed in, and nothing else differs between a live
 forecast, a backfilled one and a replayed one.
 """
 
@@ -32,7 +32,7 @@ from stream.core.messages.schemas import (
 
 #: A forecast may be acted on until two intervals after its candle's close.
 VALID_FOR_MS = 2 * HOUR_MS
-#: How long the broker keeps what is retained of it, and an event for a subscriber that is away.
+#: How long the broker keeps a retained forecast, decision or `recent`, and an event for a subscriber that is away.
 RETAINED_EXPIRY_S = VALID_FOR_MS // 1_000
 EVENT_EXPIRY_S = 7 * 86_400
 
@@ -95,7 +95,7 @@ def decision(issued: Issued, provenance: Provenance, issued_at: int, revision: i
 
 
 def _of_the_operator(issued: Issued) -> Iterator[Reason]:
-    """What the operator, and not the policy, has to say about a decision."""
+    """Yields the reasons of a decision that come from the operator and not from the policy."""
     if issued.serving == "har":
         yield Reason("baseline_served", {"model_hourly": issued.model_volatility})
     if issued.regimes_from == "uncalibrated":
@@ -105,7 +105,8 @@ def _of_the_operator(issued: Issued) -> Iterator[Reason]:
 def recent(
     symbol: str, entries: tuple[RecentForecast, ...], model: Model, issued_at: int, history: IssuedHistory | None = None
 ) -> Recent:
-    """The last hours as they were published, and as the operator sees them (`entries`) where nothing was."""
+    """Builds the `recent` message: the last hours as they were published, and as the operator has them (`entries`)
+    where nothing was."""
     lines = lines_of(entries, history.lines if history else {})
     return Recent(
         symbol=symbol,
@@ -117,8 +118,8 @@ def recent(
 
 
 def lines_of(entries: tuple[RecentForecast, ...], known: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
-    """What was published is repeated, whatever a restart, another accumulation or another model now makes of that
-    hour; only its outcome is what the candles now say."""
+    """Returns the lines of `recent` by open time. What was published is repeated, whatever a restart, another
+    accumulation or another model now makes of that hour; only its outcome follows the candles."""
     lines = dict(known)
     for e in entries:
         before = lines.get(e.open_time)

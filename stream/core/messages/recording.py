@@ -1,6 +1,6 @@
-"""Recording: what one step of a symbol leaves in the journal and says to the world, as one `Record`.
+"""Recording: gathers what is stored and published of one step of a symbol in one `Record`.
 
-Pure: the wall clock and the provenance are handed in, and nothing else differs between a live candle, a backfilled one
+Pure: the wall clock and the provenance are passed in, and nothing else differs between a live candle, a backfilled one
 and one that is replayed.
 """
 
@@ -38,10 +38,10 @@ def closed_candle(
     provenance: Provenance,
     now_ms: int,
 ) -> tuple[Record, IssuedHistory]:
-    """The record of a closed candle, and what has been issued of the symbol once it is committed.
+    """Returns the record of a closed candle, and what has been issued for the symbol once it is committed.
 
-    `state` is that after the candle, `step_events` what led there; `history` is what was issued before, `now_ms` the
-    wall clock's stamp.
+    `state` is that after the candle, `step_events` are the events that led there; `history` is what was issued before,
+    `now_ms` the wall clock's stamp.
     """
     symbol = candle.symbol
     gap = next((e for e in step_events if isinstance(e, Gap)), None)
@@ -95,7 +95,8 @@ def event_messages(
     decays: Sequence[Encoded[Decay]],
     now_ms: int,
 ) -> tuple[EventMessage, ...]:
-    """The events of a step, in the order in which they are published: forecasts are what subscribers wait for."""
+    """Returns the events of a step in the order in which they are published: forecasts first, for subscribers wait for
+    them."""
     events: list[EventMessage] = []
     for forecast, decision in pairs:
         events += [
@@ -114,7 +115,8 @@ def event_messages(
 def retained_messages(
     symbol: str, forecast: Encoded[Forecast] | None, decision: Encoded[Decision] | None, recent: Recent
 ) -> tuple[Retained, ...]:
-    """What the retained topics of a symbol carry from now on; forecast and decision only where they are the newest."""
+    """Returns what the retained topics of a symbol carry from now on; the caller passes a forecast and a decision only
+    if they are the newest."""
     retained: list[Retained] = []
     if forecast is not None and decision is not None:
         until = forecast.message.valid_until
@@ -126,5 +128,6 @@ def retained_messages(
 
 
 def retained_recent(recent: Recent) -> Retained:
-    """A history is never out of date, and whoever starts next learns from it what was issued."""
+    """Returns `recent` for its topic, without `valid_until`: a history is never out of date, and the next node to start
+    learns from it what was issued."""
     return Retained(topics.symbol_topic(recent.symbol, "recent"), schemas.encode(recent), RETAINED_EXPIRY_S)

@@ -1,4 +1,4 @@
-"""What the journal keeps, whole: each record is one transaction.
+"""What the journal stores: each record is one transaction.
 
 A message is encoded once: the bytes that the journal stores are the bytes that are published.
 """
@@ -19,14 +19,14 @@ M = TypeVar("M", Forecast, Decision, Decay)
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[M]):
-    """A message, and the bytes that are stored and published of it."""
+    """A message, and the bytes in which it is stored and published."""
 
     message: M
     payload: bytes
 
 
 class EventMessage(NamedTuple):
-    """An event that is to be published, before the outbox has given it a number."""
+    """An event to be published, before the outbox has given it a number."""
 
     topic: str
     payload: bytes
@@ -41,14 +41,14 @@ class Outgoing:
     topic: str
     payload: bytes
     expiry_s: int
-    #: Arrival of the closing frame (monotonic); None where nobody waits for it.
+    #: Arrival of the closing frame (monotonic seconds); None if the event does not come from one.
     arrived_at_s: float | None = None
     #: Whether this is the message that `forecast_delay_seconds` measures.
     timed: bool = False
 
 
 class Retained(NamedTuple):
-    """The newest payload of a retained topic. Past `valid_until` (exchange time) it is not published any more."""
+    """The newest payload of a retained topic. Past `valid_until` (exchange time, ms) it is not published any more."""
 
     topic: str
     payload: bytes
@@ -65,9 +65,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
     forecasts: tuple[Encoded[Forecast], ...] = ()
     decisions: tuple[Encoded[Decision], ...] = ()
-    #: What became of earlier forecasts.
+    #: Outcomes of earlier forecasts.
     outcomes: tuple[Outcome, ...] = ()
-    #: Alarms that those raised; they are among the events too.
+    #: Alarms that the outcomes raised; they are among the events too.
     decays: tuple[Encoded[Decay], ...] = ()
     #: In the order in which they are to be published.
     events: tuple[EventMessage, ...] = ()
@@ -85,21 +85,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Renumbering(msgspec.Struct, frozen=True):
-    """Words that wait to be published under a revision that another node has used for another value."""
+    """The change to unpublished messages that would use a revision that another node has used for another value."""
 
-    #: As they were and as they become; the same with the decisions.
+    #: Each as it was and as it becomes.
     forecasts: tuple[tuple[Encoded[Forecast], Encoded[Forecast]], ...]
     decisions: tuple[tuple[Encoded[Decision], Encoded[Decision]], ...]
-    #: With the number that their scores become.
+    #: With the new `score_revision`.
     outcomes: tuple[Outcome, ...]
-    #: By the outbox's number: what is published in its place.
+    #: By number in the outbox: the payload that is published instead.
     payloads: dict[int, bytes]
     retained: tuple[Retained, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """A model and a policy, whole: what was said by them is corrected by them, also when others speak now."""
+    """A bundle and a policy, as bytes: what they issued is corrected by them, even if others are in use now."""
 
     model_version: str
     bundle: bytes
@@ -109,7 +109,7 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True)
 class Processed:
-    """How far a symbol came: the newest candle whose record is in the journal, and the policy's memory then."""
+    """How far a symbol was processed: the newest candle with a record in the journal, and the policy's memory then."""
 
     open_time: int
     anchor: int

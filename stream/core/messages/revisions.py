@@ -1,10 +1,10 @@
-"""What has been said of a symbol, by whichever node, and the revision that a word of ours must have.
+"""Revisions: what has been issued for a symbol, by whichever node, and which revision a new message must have.
 
 Rules of this module:
-- (id, revision) names one value for ever, over all nodes that ever spoke. A value equal to the one that was said has
-  its revision; one that differs has the next.
-- The exchange is held against the journal for 48 hours, so 48 lines hold every value that may still differ. Of an hour
-  before them only that it was said is known, and how high revisions ever went: a word about it goes above that.
+- (id, revision) names one value for ever, over all nodes that ever published. A value equal to the one that was issued
+  has its revision; one that differs has the next.
+- Candles are compared with the exchange for 48 hours, so 48 lines hold every value that may still change. Of an hour
+  before them it is only known that it was issued, and how high revisions ever went: a message for it goes above that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decision, Forecast, IssuedAs, PublishedScore, Recent, RecentEntry
 from stream.core.messages.scoring import Outcome
 
-#: Two ways to the same number differ by less than this, relative to it.
+#: Two computations of the same number differ by less than this, relative to it.
 SAME = 1e-9
-#: A candle is not revised more often, and no hour opens later (in 2286): such a number is somebody's mistake.
+#: No candle is revised more often, and no hour opens later (in 2286): a larger number is somebody's mistake.
 _MOST = 1_000_000
 _LATEST = 10**13
 
@@ -33,9 +33,9 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class IssuedHistory(msgspec.Struct, frozen=True):
-    """`lines` by open time; those without `issued` were shown and never issued. `until` is the newest hour that was
-    issued, 0 before the first; `highest` the highest revision of anything, and `received_highest` what it was when
-    messages of others were last received."""
+    """What has been issued for one symbol. `lines` are by open time; those without `issued` were shown in `recent` and
+    never issued. `until` is the newest hour that was issued, 0 before the first; `highest` the highest revision of
+    anything, and `received_highest` what it was when messages of others were last received."""
 
     lines: Mapping[int, RecentEntry] = msgspec.field(default_factory=dict)
     until: int = 0
@@ -43,23 +43,24 @@ class IssuedHistory(msgspec.Struct, frozen=True):
     received_highest: int = 0
 
     def line(self, open_time: int, model_version: str) -> RecentEntry | None:
-        """What that model said of the hour, where it is known."""
+        """Returns the line of the hour if that model issued it, else None."""
         found = self.lines.get(open_time)
         return found if found is not None and _model(found) == model_version else None
 
     def _taken(self, open_time: int, until: int) -> int:
-        """The revision for an hour that is not among the lines."""
+        """Returns the revision for an hour that is not among the lines."""
         shown = self.lines.get(open_time)
         if open_time > until or (shown is not None and shown.issued is not None):
             return 0
         if shown is None and self.lines and min(self.lines) < open_time < max(self.lines):
-            # The hours around it are known: nothing was said of this one.
+            # The hours around it are known: nothing was issued for this one.
             return 0
         settled = open_time <= self.until - RECENT_HOURS * HOUR_MS
         return 0 if settled and not self.received_highest else self.received_highest + 1
 
     def number(self, forecast: Forecast, decision: Decision) -> int:
-        """The revision that both must be issued with, where nothing of ours came before them."""
+        """Returns the revision with which both must be issued. If the journal has another value of them, the caller
+        must go above that one's revision, too."""
         before = self.line(forecast.open_time, forecast.model.version)
         if before is None or before.issued is None:
             return self._taken(forecast.open_time, self.until)
@@ -67,7 +68,7 @@ class IssuedHistory(msgspec.Struct, frozen=True):
         return number if same(before, line(forecast, decision)) else number + 1
 
     def score_number(self, outcome: Outcome) -> int:
-        """The revision that an outcome must be told with, where nothing of ours came before it."""
+        """Returns the revision with which an outcome must be issued; the same holds for the journal's outcomes."""
         before = self.line(outcome.open_time, outcome.model_version)
         if before is None or before.issued is None:
             return self._taken(outcome.open_time, self.until - DELAY_HOURS * HOUR_MS)
@@ -79,7 +80,7 @@ class IssuedHistory(msgspec.Struct, frozen=True):
         return number if close(issued, ours) else number + 1
 
     def after(self, pairs: Iterable[tuple[Forecast, Decision]], outcomes: Iterable[Outcome] = ()) -> IssuedHistory:
-        """With these words, issued with the revisions that they carry."""
+        """Returns the history after these were issued, with the revisions that they carry."""
         lines, until, highest = dict(self.lines), self.until, self.highest
         for forecast, decision in pairs:
             before = self.line(forecast.open_time, forecast.model.version)
@@ -94,7 +95,8 @@ class IssuedHistory(msgspec.Struct, frozen=True):
         return IssuedHistory(newest_lines(lines), until, highest, self.received_highest)
 
     def merged_with(self, received: IssuedHistory) -> IssuedHistory:
-        """With what others have said. Of one hour the higher revision counts, and ours where they are even."""
+        """Returns the history with what others have issued. For each hour the higher revision counts, and this node's
+        line if they are equal."""
         lines = dict(self.lines)
         for open_time, theirs in received.lines.items():
             ours = lines.get(open_time)
@@ -105,7 +107,7 @@ class IssuedHistory(msgspec.Struct, frozen=True):
 
 
 def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = None) -> RecentEntry:
-    """`before`: what was said under this id until now; its outcome stays."""
+    """Returns the line of a forecast and its decision. `before` is the line of this id until now; its outcome stays."""
     volatility, score, realized = forecast.volatility, 0, None
     if before is not None and before.issued is not None:
         score, realized = before.issued.score_revision, before.realized
@@ -121,8 +123,8 @@ def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = No
 
 
 def same(a: RecentEntry, b: RecentEntry) -> bool:
-    """Whether two lines of one forecast id say the same. All else in forecast and decision follows from the same
-    candles as these."""
+    """Returns whether two lines of one forecast id have the same values. All else in forecast and decision follows from
+    the same candles as these."""
     if a.issued is None or b.issued is None or not close((a.volatility, a.low, a.high), (b.volatility, b.low, b.high)):
         return False
     if a.issued.policy_version != b.issued.policy_version:
@@ -133,7 +135,7 @@ def same(a: RecentEntry, b: RecentEntry) -> bool:
 
 
 def repeats(ours: RecentEntry, theirs: RecentEntry) -> bool:
-    """Whether `theirs` is no news to who issued `ours`: an earlier word, or the same."""
+    """Returns whether `theirs` is nothing new to the node that issued `ours`: an earlier revision, or the same."""
     return _rank(theirs) < _rank(ours) or (_rank(theirs)[:2] == _rank(ours)[:2] and same(ours, theirs))
 
 
@@ -142,13 +144,13 @@ def close(a: Iterable[float], b: Iterable[float]) -> bool:
 
 
 def newest_lines(lines: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
-    """Those that `recent` has room for."""
+    """Returns the newest lines, as many hours as `recent` covers."""
     oldest = max(lines, default=0) - (RECENT_HOURS - 1) * HOUR_MS
     return {t: e for t, e in lines.items() if t >= oldest}
 
 
 def from_retained(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> IssuedHistory:
-    """What retained topics hold; each may be empty, or written by anybody."""
+    """Returns what has been issued according to these retained payloads; each may be empty, or written by anybody."""
     history = IssuedHistory()
     if (published := _decoded(recent, Recent)) is not None:
         lines = {e.open_time: e for e in published.forecasts}
@@ -164,7 +166,7 @@ def from_retained(recent: bytes, score: bytes, forecast: bytes, decision: bytes)
 
 
 def _believed(known: IssuedHistory, received: IssuedHistory) -> IssuedHistory:
-    """Both, unless no node of ours can have said the second."""
+    """Returns both merged, or only the first if no Volcast can have issued the second."""
     return known.merged_with(received) if 0 <= received.highest <= _MOST and 0 <= received.until < _LATEST else known
 
 

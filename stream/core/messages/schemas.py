@@ -1,4 +1,4 @@
-"""Every message that Volcast publishes, as a typed record, with its topic and its bytes.
+"""Every message that Volcast publishes, as a typed record, and its encoding.
 
 The fields are fixed with the first release: within a major version only additions. Times are ms, UTC. σ are
 hourly unless the name says annualized. NaN and infinity never appear: `encode` refuses them.
@@ -39,7 +39,7 @@ class NodeState(Message, frozen=True, kw_only=True):
     schema: str = "volcast.node.state/1"
     instance: str
     state: NodeStateName
-    #: Differs for each start of the process: a late `lost` of an earlier one can be told from this one's.
+    #: Differs for each start of the process, so that a late `lost` of an earlier one is not taken for this one's.
     session: str
     since: int
     reasons: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     schemas: tuple[str, ...]
     model: ModelRef
     policy: str
-    #: "on", or why there is none.
+    #: "on", or why drift is not measured.
     drift: str
 
 
@@ -101,7 +101,7 @@ class Forecast(Message, frozen=True, kw_only=True):
     baselines: Baselines
     #: Whose forecast `volatility` is: `har` while the model is behind it (stream/core/forecasting/serving.py).
     serving: Literal["model", "har"] = "model"
-    #: What the model said of the same hours; null only in what an older Volcast left in a journal.
+    #: The model's forecast for the same hours; null only in messages that an older Volcast left in a journal.
     model_volatility: float | None = None
     model: ModelRef
     input: Input
@@ -144,8 +144,8 @@ class Feed(Message, frozen=True, kw_only=True):
 
 
 class IssuedAs(msgspec.Struct, frozen=True):
-    """As what an hour's forecast and decision were issued: their ids' versions, the newest revision of both and of the
-    score, and what the decision said. With it whoever starts knows what others have said
+    """How an hour's forecast and decision were issued: the versions in their ids, the newest revision of both and of
+    the score, and the decision's exposures. A node that starts learns from it what others have issued
     (stream/core/messages/revisions.py)."""
 
     model_version: str
@@ -162,7 +162,7 @@ class RecentEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     low: float
     high: float
     realized: float | None
-    #: Absent where the hour was before the node's first forecast: then the line was never issued.
+    #: Absent if the hour was before the node's first forecast: then the line was never issued.
     issued: IssuedAs | None = None
 
 
@@ -171,14 +171,14 @@ class Recent(Message, frozen=True, kw_only=True):
     symbol: str
     model_version: str
     issued_at: int
-    #: The highest that any id of this symbol was ever issued with.
+    #: The highest revision that any id of this symbol was ever issued with.
     highest_revision: int = 0
     forecasts: tuple[RecentEntry, ...]
 
 
 class ScoreWindow(msgspec.Struct, frozen=True):
-    """What one forecaster's matured forecasts of the last `days` came to. `served` is what was published, whoever said
-    it; only it has an interval, and `coverage` is null for the others."""
+    """Scores of one forecaster's matured forecasts of the last `days`. `served` is what was published, the model's or
+    `har`'s; only it has an interval, and `coverage` is null for the others."""
 
     model: Forecaster
     days: int
@@ -222,25 +222,25 @@ class Score(Message, frozen=True, kw_only=True):
 
 
 class PublishedScore(Score, frozen=True, kw_only=True):
-    """A score beside how far the symbol's forecasts have been issued: open time of the newest, 0 before the first, and
-    the highest revision of any. This topic never expires, so whoever starts long afterwards knows which ids are taken.
-    """
+    """A score, and how far the symbol's forecasts have been issued: open time of the newest, 0 before the first, and
+    the highest revision of any. This topic never expires, so a node that starts long afterwards knows which ids are
+    taken."""
 
     issued_until: int = 0
     highest_revision: int = 0
 
 
 class Decay(Message, frozen=True, kw_only=True):
-    """The model's errors are not what they were: said once for a change, with the evidence.
+    """The model's errors are not what they were: issued once for a change, with the evidence.
 
     `statistic` is the cumulative sum that reached `threshold`, in deviations; `mean` is that of the daily value since
-    `since`, over `days` days, which was held against `usual_mean`; `usual_deviation` is the bundle's.
+    `since`, over `days` days, to be compared with `usual_mean`; `usual_deviation` is the bundle's.
     """
 
     schema: str = "volcast.decay/1"
     id: str
     symbol: str
-    #: The forecast whose outcome raised it, and the first one that counts as evidence.
+    #: Open times of the forecast whose outcome raised the alarm, and of the first one that counts as evidence.
     open_time: int
     since: int
     issued_at: int
@@ -287,22 +287,22 @@ class Drift(Message, frozen=True, kw_only=True):
     rows: int
     method: str
     detected: bool
-    #: What Evidently says with its default threshold.
+    #: Evidently's verdict with its default threshold.
     default_detected: bool
     drifted_share: float
     features: tuple[DriftFeature, ...]
-    #: `bundle`: the training range; `own`: 180 days of the symbol's own past; `uncalibrated`: the bundle's for want of
-    #: such a past.
+    #: `bundle`: the training range; `own`: 180 days of the symbol's own past; `uncalibrated`: the bundle's, because
+    #: there is no such past.
     reference: Literal["bundle", "own", "uncalibrated"]
-    #: Null where there are not 100 days of candles that can be measured.
+    #: Null if there are not 100 days of candles that can be measured.
     fast: FastDrift | None
-    #: The HTML report's file name in the node's data directory; null where none was written.
+    #: The HTML report's file name in the node's data directory; null if none was written.
     report: str | None
     model_version: str
 
 
 class Scored(Message, frozen=True, kw_only=True):
-    """A forecast that has matured: what happened in the 24 h it spoke of."""
+    """A forecast that has matured, and what happened in its 24 h."""
 
     schema: str = "volcast.scored/1"
     id: str
@@ -341,7 +341,7 @@ class ModelChanged(Message, frozen=True, kw_only=True):
 
 
 def published(kind: type[Message] = Message) -> list[type[Message]]:
-    """Every kind of message, those that extend another in its place."""
+    """Returns every kind of message; one that extends another takes its place."""
     return [leaf for each in kind.__subclasses__() for leaf in (published(each) or [each])]
 
 
@@ -353,10 +353,11 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(message: Message) -> bytes:
-    """JSON, UTF-8. `ValueError` where a number is not finite: a bug of ours that nobody shall receive."""
+    """Encodes a message as JSON, UTF-8. Raises `ValueError` if a number is not finite: a defect that must not reach
+    subscribers."""
     payload = _encoder.encode(message)
-    # What is not finite is written as null. To look at every number takes longer than all else that is done for a
-    # candle, so only a message with a null too many is looked at.
+    # A number that is not finite is encoded as null. Looking at every number takes longer than all else that is done
+    # for a candle, so only a message with a null too many is looked at.
     pending = _nulls(message)
     if payload.count(b"null") != pending:
         _finite(msgspec.to_builtins(message), message.schema)
@@ -364,7 +365,8 @@ def encode(message: Message) -> bytes:
 
 
 def _nulls(message: Message) -> int:
-    """How many fields of a message say null on purpose, where that is much faster than to look at every number."""
+    """Returns how many fields of a message are null on purpose, for kinds where counting them is much faster than
+    looking at every number; 0 for others."""
     if isinstance(message, Recent):
         return sum(e.realized is None for e in message.forecasts)
     if isinstance(message, Score):

@@ -1,8 +1,8 @@
-"""Live scores: what the matured forecasts of one symbol and one model came to, and whether the model decays.
+"""Live scores: losses and coverage of the matured forecasts of one symbol and one model, and whether the model decays.
 
 Rules of this module:
-- Only what was published is scored. Losses and coverage are over all matured hours of a window; whatever is tested, the
-  detectors and the choice of who is served, sees one forecast a day (stream/core/forecasting/serving.py).
+- Only what was published is scored. Losses and coverage are over all matured hours of a window; the detectors and the
+  choice of what is served use one forecast a day (stream/core/forecasting/serving.py).
 - A board is a function of the outcomes in the journal: built anew from them, or carried on outcome by outcome.
 """
 
@@ -24,7 +24,7 @@ WINDOW_DAYS = (7, 30, 90)
 FORECASTERS: tuple[Forecaster, ...] = ("served", "model", "har", "ewma", "persistence")
 _FIELDS = ("volatility", "model_volatility", "har", "ewma", "persistence")
 _HOURS = max(WINDOW_DAYS) * 24
-#: Hourly σ beyond these is none.
+#: An hourly σ outside these limits is not plausible.
 _SIGMA_RANGE = (1e-9, 1e3)
 #: Hours before the newest candle whose forecasts the longest window can hold.
 REACH_HOURS = _HOURS + 48
@@ -33,7 +33,8 @@ _SAME_ALARM_MS = 96 * HOUR_MS
 
 
 def day_of(outcome: Outcome) -> decay.Day | None:
-    """What the detectors see of an outcome; None of a forecast that is not its day's, or that cannot be judged."""
+    """Returns what the detectors use of an outcome; None if its forecast does not close a UTC day, or if it is not
+    plausible."""
     if not (serving.is_daily(outcome.open_time) and plausible(outcome)):
         return None
     model, har = outcome.model_volatility, outcome.har
@@ -42,7 +43,8 @@ def day_of(outcome: Outcome) -> decay.Day | None:
 
 
 def plausible(outcome: Outcome) -> bool:
-    """Whether every σ of it can be one. A row that a disk has changed may not keep a node from starting."""
+    """Returns whether every σ of an outcome is plausible. A row that a disk has corrupted must not keep a node from
+    starting."""
     return all(_SIGMA_RANGE[0] < sigma < _SIGMA_RANGE[1] for sigma in (outcome.realized, *_forecasts(outcome)))
 
 
@@ -51,7 +53,8 @@ def _forecasts(outcome: Outcome) -> list[float]:
 
 
 def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.DecayMemory, tuple[decay.Alarm, ...]]:
-    """Where the detectors stand after the daily ones among these, in time order, and what they raised on the way."""
+    """Returns the detectors' memory after the daily ones among these outcomes, in time order, and the alarms that they
+    raised on the way."""
     memory, raised = decay.DecayMemory(), []
     for day in filter(None, map(day_of, outcomes)):
         memory, alarm = decay.step(usual, memory, day)
@@ -61,12 +64,12 @@ def alarms(usual: Usual, outcomes: Iterable[Outcome]) -> tuple[decay.DecayMemory
 
 
 def unpublished(published: Sequence[int], raised: Sequence[decay.Alarm]) -> list[decay.Alarm]:
-    """Alarms that are none of those published at these open times, moved by a revised outcome."""
+    """Returns the alarms that are new: not one of those published at these open times, moved by a revised outcome."""
     return [a for a in raised if not any(abs(open_time - a.open_time) <= _SAME_ALARM_MS for open_time in published)]
 
 
 def decay_message(symbol: str, usual: Usual, alarm: decay.Alarm, model_version: str, issued_at: int) -> Decay:
-    """The event that tells an alarm."""
+    """Returns the event that publishes an alarm."""
     of_excess = alarm.kind == "excess_qlike"
     return Decay(
         id=f"binance:spot:{symbol}:1h:{alarm.open_time}:{model_version}:decay:{alarm.kind}",
@@ -86,7 +89,7 @@ def decay_message(symbol: str, usual: Usual, alarm: decay.Alarm, model_version: 
 
 
 class Scoreboard:
-    """Of one symbol and one model version; outcomes of others are left out. Not pure, and no I/O."""
+    """The scores of one symbol and one model version; outcomes of other versions are left out. Mutable, without I/O."""
 
     def __init__(self, usual: Usual, model_version: str) -> None:
         self._usual = usual
@@ -100,7 +103,8 @@ class Scoreboard:
 
     @classmethod
     def of(cls, usual: Usual, model_version: str, hourly: Iterable[Outcome], daily: Iterable[Outcome]) -> Scoreboard:
-        """`hourly`: those of the longest window at least; `daily`: all that close a day. Both in time order."""
+        """Builds a board of outcomes in time order: `hourly` are those of the longest window at least, `daily` all that
+        close a UTC day."""
         board = cls(usual, model_version)
         for outcome in hourly:
             board._place(outcome)
@@ -108,7 +112,7 @@ class Scoreboard:
         return board
 
     def alarm(self, outcome: Outcome) -> decay.Alarm | None:
-        """What this outcome, the next in time, raises; nothing is learnt from it yet."""
+        """Returns the alarm that this outcome, the next in time, raises, or None; the board does not change."""
         return self._step(outcome)[1]
 
     def add(self, outcome: Outcome) -> None:
@@ -137,7 +141,7 @@ class Scoreboard:
             self._covered[at] = outcome.low <= outcome.realized <= outcome.high
 
     def score(self, state: State, issued_at: int) -> Score:
-        """What is told of it; before anything has matured, only who is served and why."""
+        """Returns the score to publish; before anything has matured it only has what is served and why."""
         known = [d for d in state.days if d == d]
         alarm = self.memory.alarm
         return Score(
@@ -151,7 +155,7 @@ class Scoreboard:
         )
 
     def _window(self, days: int) -> list[ScoreWindow]:
-        """One for each forecaster. No window is empty: it ends with the newest forecast that matured."""
+        """Returns one window for each forecaster. No window is empty: it ends with the newest forecast that matured."""
         known = np.nonzero(np.isfinite(self._realized[-days * 24 :]))[0] + _HOURS - days * 24
         realized, covered = self._realized[known], float(self._covered[known].mean())
         found = []

@@ -1,4 +1,4 @@
-"""What a matured forecast was worth, in QLIKE (stream/core/forecasting/qlike.py) and by its interval.
+"""Scores a matured forecast, by QLIKE (stream/core/forecasting/qlike.py) and by its interval.
 
 Pure: it takes the forecast as it was published, so what is scored is what subscribers acted on.
 """
@@ -12,8 +12,8 @@ from stream.core.messages.schemas import Forecast, Scored
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One matured forecast beside the baselines it carried. σ of the 24 h after its candle, hourly: `volatility` is
-    what was served, `model_volatility` what the model said."""
+    """The outcome of one forecast, with the baselines that it carried. σ of the 24 h after its candle, hourly:
+    `realized` is what happened, `volatility` what was served, `model_volatility` what the model forecast."""
 
     forecast_id: str
     revision: int
@@ -59,7 +59,7 @@ def outcome(forecast: Forecast, realized: float, score_revision: int = 0) -> Out
 
 
 def scored(outcome: Outcome, issued_at: int) -> Scored:
-    """The event that tells it."""
+    """Returns the event that publishes an outcome."""
     return Scored(
         id=f"{outcome.forecast_id}:scored",
         revision=outcome.score_revision,

@@ -1,6 +1,6 @@
 """A turn: candles that closed together go through the operator and the model, and become records. Pure.
 
-Whoever drives it commits the records; the states and histories of a turn count once they are committed, and not before.
+The caller commits the records; the states and histories of a turn count once they are committed, and not before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stream.core.messages.scoring import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a round of candles led to, in their order: records to commit, and what counts once they are."""
+    """The result of a batch of candles, in their order: records to commit, and what counts once they are."""
 
     records: list[Record]
     states: list[State]
@@ -40,7 +40,7 @@ class Standing:
     """Where a symbol stands before a turn."""
 
     state: State
-    #: What has been issued, by us and by others.
+    #: What has been issued, by this node and by others.
     history: IssuedHistory
     #: By open time: forecasts whose 24 hours are not over.
     unscored: Mapping[int, Sequence[Forecast]]
@@ -58,8 +58,8 @@ def take(
 ) -> Turn:
     """Takes at most one due candle of each symbol.
 
-    `predict` answers for the symbols that the model can answer for; `alarms(symbol, outcomes)` are those that these
-    outcomes raise and that nobody was told of; `now_ms` is the wall clock's stamp.
+    `predict` returns predictions for those symbols for which the model gave a usable answer; `alarms(symbol, outcomes)`
+    returns those that these outcomes raise and that were not issued before; `now_ms` is the wall clock's stamp.
     """
     moved = [(due, *step(rules, standing[due.candle.symbol].state, due.candle)) for due in batch]
     ready = [event for _, _, events in moved for event in events if isinstance(event, Ready)]
