@@ -1,4 +1,4 @@
-"""What the supervisor hears, on a real socket."""
+"""What the supervisor is notified of, on a real socket."""
 
 from __future__ import annotations
 
