@@ -1,4 +1,4 @@
-"""`volcast export`: makes of a run directory one ONNX file, with everything in it that the daemon must know.
+"""`volcast export`: turns a run directory into one ONNX file, with everything in it that the daemon must know.
 
 Rules of this module:
 - The run directory is the interface to training: `network.keras`, `contract.json`, `windows.npz`.

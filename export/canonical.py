@@ -1,4 +1,4 @@
-"""Writes an ONNX graph in a form that depends on what it computes and on nothing else: equal weights, equal bytes.
+"""Brings an ONNX graph into a form that depends on what it computes and on nothing else: equal weights, equal bytes.
 
 tf2onnx numbers its tensors from a process-wide counter and walks sets, so names and order differ between two runs.
 Here every value gets a hash of how it is computed (operator, attributes, hashes of its inputs; a constant: its

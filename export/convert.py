@@ -37,7 +37,7 @@ def to_onnx(network: keras.Model) -> onnx.ModelProto:
     """Converts the network to ONNX with the contract's names of inputs and output. The bytes are not canonical yet."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
 
-    # A traced function instead of `from_keras`, for its output can be named.
+    # A traced function instead of `from_keras`, because its output can be named.
     @tf.function  # type: ignore[untyped-decorator]
     def forward(sequence: Any, static: Any) -> dict[str, Any]:
         return {OUTPUT: network([sequence, static], training=False)[OUTPUT]}

@@ -21,7 +21,7 @@ from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoreboard import WINDOW_DAYS
 
-# Else each counter has a second series with the time at which it was created: of no use here, and twice the names.
+# Otherwise each counter has a second series, the time at which it was created: of no use here, and twice the names.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _DELIVERY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60)

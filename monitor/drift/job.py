@@ -4,7 +4,7 @@ Rules of this module:
 - The daemon never imports what the run needs. A run that fails, hangs, eats memory or writes no result is counted and
   logged; a clean-up that fails is logged.
 - The child leads a process group, which is killed as one: on time-out, and when the daemon stops.
-- What is read from the child is bounded too: the end of its stderr, and a result of the size of a message.
+- What is read from the child is bounded too: the end of its stderr, and a result no larger than a message may be.
 - A failed run leaves no file, of the others the newest reports stay; what is left of a run that the daemon's own end
   cut short is removed with the next one. Files of other names are not touched.
 """

@@ -210,7 +210,7 @@ async def test_a_symbol_that_is_denied_once_is_no_reason_to_end(
         exchange.fault("status", symbol="ETHUSDT", status="DELISTED")
 
         async def relist() -> None:
-            while not any(  # noqa: ASYNC110 - the exchange's log tells no event
+            while not any(  # noqa: ASYNC110 - the exchange's log has no event to wait for
                 e.detail["params"] == {"symbol": "ETHUSDT"} for e in exchange.access_log.entries("request")
             ):
                 await asyncio.sleep(0.01)

@@ -170,7 +170,7 @@ class Ear:
 
     async def settled(self, keys: set[tuple[str, int]]) -> None:
         """Waits until all of these have come: an acknowledged message may reach a subscriber a moment later."""
-        while not keys <= self.events.keys():  # noqa: ASYNC110 - another process's broker tells us no event
+        while not keys <= self.events.keys():  # noqa: ASYNC110 - another process's broker has no event to wait for
             await asyncio.sleep(0.01)
 
 

@@ -165,7 +165,7 @@ def yearly(data: Dataset, forecaster: Forecaster, train_from: int, years: Sequen
 
 
 def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], policies: Sequence[Policy]) -> Decided:
-    """Lets the policies decide in the terms, which follow each other without a hole."""
+    """Runs all policies over the terms, which must follow each other without a hole."""
     since, until = terms[0].since, terms[-1].until
     inside = (data.open_time >= since) & (data.open_time < until)
     grid = data.open_time[inside]

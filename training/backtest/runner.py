@@ -1,8 +1,8 @@
 """`volcast backtest`: the results of the decisions, compared with those of the benchmarks.
 
 The operator and the policies are the daemon's (training/backtest/decisions.py); a book executes what they decided
-(training/backtest/execution.py) and is measured (training/backtest/measures.py). No alpha is claimed: `findings` says
-in words what the forecast gains in risk over a constant weight and simpler forecasts, and where it gains nothing.
+(training/backtest/execution.py) and is measured (training/backtest/measures.py). No alpha is claimed: `findings` states
+what the forecast gains in risk over a constant weight and simpler forecasts, and where it gains nothing.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _reasons(decided: Decided) -> dict[str, float]:
 
 
 def _findings(lines: Sequence[Line], name: str, compared: str) -> list[str]:
-    """Says in words what the forecast gains and what it does not, from the figures alone."""
+    """States what the forecast gains and what it does not, a line each, from the figures alone."""
     by_name = {line.name: line for line in lines}
     own, other = by_name[name].impact, by_name[compared].impact
     band = by_name[name].intervals

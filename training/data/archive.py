@@ -1,8 +1,8 @@
 """The format of the exchange's bulk archive, without I/O: which zips cover a period, and how to read them.
 
 Source: binance-public-data, README and python/utility.py. Rows are those of REST, in ms or (since 2025) µs; spot files
-have no header, but one is skipped. A zip must match its checksum and hold one CSV of its own name, or it is refused
-with an `ArchiveError`.
+have no header, but one is skipped if there. A zip must match its checksum and hold one CSV of its own name, or it is
+refused with an `ArchiveError`.
 """
 
 from __future__ import annotations

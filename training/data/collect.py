@@ -1,7 +1,7 @@
 """Collects one symbol's candles for a period: from the archive, and from REST what the archive lacks.
 
 Rules of this module:
-- Where both have an hour the archive wins, for the exchange repairs it. Differences are reported.
+- Where both have an hour the archive wins, because it is what the exchange repairs. Differences are reported.
 - A zip's checksum is fetched first, so that a revised zip is noticed and one that is stored is not fetched again.
 - An hour that neither has is a hole once two REST answers, some time apart, lack it between two of their candles. An
   answer that is merely short proves nothing, and the request is repeated.
@@ -128,8 +128,8 @@ class Collector:
         self._set_aside: Counter[str] = Counter()
 
     async def collect(self) -> list[Candle]:
-        """Returns the candles in order. Raises `FetchError` or `UnreachableError` where REST neither has nor disproves
-        what is missing."""
+        """Returns the candles in order. Raises `FetchError` or `UnreachableError` where REST neither has a missing hour
+        nor proves its absence."""
         await self._each(plan(self.symbol, self._start_ms, self._end_ms, self._now_ms))
         await self._ask_rest()
         self._conclude()

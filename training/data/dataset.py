@@ -3,7 +3,7 @@
 Rules of this module:
 - A row belongs to a range only if its candle and all 24 hours of its label do: between the rows of a range and the
   next range lies an embargo of 24 h, so no label reaches over a split.
-- The look-back of a row may reach before the range: it is the past wherever the row is.
+- The look-back of a row may reach before the range: it lies in the past wherever the row is.
 - A label that touches a missing hour is NaN, and each output is trained on the rows that have it.
 """
 

@@ -86,8 +86,8 @@ def fetch(
     """Fetches the closed candles that open in [from_ms, to_ms), up to now where `to_ms` is None, and writes them to
     `out` at once or not at all.
 
-    `progress(symbol, hours done, hours in all)` and `waiting(seconds)`, for long pauses that the exchange asked for,
-    are called on the way. Raises `UnreachableError`, `FetchError` or `CandleFileError`; the same call again resumes.
+    Calls `progress(symbol, hours done, hours in all)` on the way, and `waiting(seconds)` before long pauses that the
+    exchange asked for. Raises `UnreachableError`, `FetchError` or `CandleFileError`; the same call again resumes.
     """
     return asyncio.run(
         fetching(
@@ -115,7 +115,7 @@ async def fetching(
     waiting: Callable[[float], None] = lambda seconds: None,
     clock: Clock | None = None,
 ) -> Fetched:
-    """Does what `fetch` does inside a running event loop, by `clock`."""
+    """Does what `fetch` does, inside a running event loop and by `clock`."""
 
     machine = clock or Clock()
 

@@ -2,8 +2,8 @@
 
 Rules of this module:
 - A fit uses rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
-  on candles up to that row. tests/training/forecasters/test_forecasters.py alters the future and compares. It must fail
-  `rolling_mean_published`, which repeats a published leak and is named for it.
+  on candles up to that row. tests/training/forecasters/test_forecasters.py alters the future and compares. It must find
+  the leak of `rolling_mean_published`, which repeats a published one and is named for it.
 - Next 24 h means E[σ], a horizon √E[σ²]: whatever is fitted is scaled to that level inside its range, so that none
   loses by a constant.
 - Importing this package loads no TensorFlow, arch or LightGBM. A missing library is a one-line error before any fit.

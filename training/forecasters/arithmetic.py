@@ -31,7 +31,7 @@ class Persistence:
 
 @dataclass(frozen=True, slots=True)
 class Ewma:
-    """The EWMA of squared returns (half-life 72 h), for every quantity; in the rolling one it forecasts one return."""
+    """The EWMA of squared returns (half-life 72 h), for every quantity; the rolling one uses it for one hour."""
 
     name: str = "ewma"
     needs: tuple[str, ...] = ()

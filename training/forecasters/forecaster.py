@@ -55,7 +55,7 @@ class Forecaster(Protocol):
 
 
 _CURES = {"lightgbm": "; install OpenMP's library, libgomp1 on Debian"}
-#: These take seconds and need settings, so that the fit that uses them imports them.
+#: These take seconds to import and need settings first, so they are left to the fit that uses them.
 _LOADED_LATER = ("tensorflow", "keras")
 
 

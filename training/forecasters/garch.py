@@ -55,7 +55,8 @@ class GarchT:
 
 
 def fit_parameters(returns: Array) -> tuple[Parameters, tuple[str, ...]]:
-    """Fits by maximum likelihood on returns in per cent; adds a note where the optimiser did not converge."""
+    """Fits by maximum likelihood on returns in per cent; returns the parameters, and a note where the optimiser did not
+    converge."""
     from arch import arch_model
 
     model = arch_model(returns, mean="Zero", vol="GARCH", p=1, q=1, dist="t", rescale=False)

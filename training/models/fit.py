@@ -87,8 +87,8 @@ def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7
 def retransform(realized: Array, forecast: Array) -> Array:
     """Returns factors [5] on the outputs' σ, from out-of-fold rows [n, 5].
 
-    That of the expected σ is mean realized over mean forecast, which is right on average. A horizon's σ² is an expected
-    square, and its factor is the one that minimises QLIKE: the root of the mean of (realized / forecast)².
+    The factor of the expected σ is mean realized over mean forecast, which makes it right on average. A horizon's σ² is
+    an expected square, and its factor is the one that minimises QLIKE: the root of the mean of (realized / forecast)².
     """
     factors = [linear.mean_ratio(realized[:, 0], forecast[:, 0])]
     for k in range(1, realized.shape[1]):

@@ -35,7 +35,7 @@ def fit_unseen(
     for fold in folds:
         learnt, asked = data.rows(fold.start, fold.split), data.rows(fold.split, fold.end)
         if not all(np.isfinite(data.labels[part, 0]).any() for part in (learnt, asked)):
-            continue  # a fold without known labels can be neither trained on nor forecast
+            continue  # without known labels a fold can be neither trained on nor scored
         held_out.append(asked)
         before = _plain_fit(data, learnt, names)
         forecast.append(baselines.har(data.features.static[held_out[-1]], before))

@@ -47,7 +47,7 @@ class FalseAlarm(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """How a change is found: for the `share` of its starts within `within_days`, and in `median_days` of those.
+    """How a change is found: the `share` of its starts found within `within_days`, and the median of days to those.
 
     `once_share`: of the starts that raise any alarm within `REPORTED_DAYS`, the share that raises exactly one.
     """

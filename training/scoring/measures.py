@@ -2,7 +2,7 @@
 
 QLIKE is on variances: x - ln x - 1 with x = (realized / forecast)². It and the squared error of variances are the
 losses that are robust to a noisy outcome (Patton, J. Econometrics 160, 2011); errors of σ are given as well because
-people read them. σ are hourly. Nothing here depends on what was forecast, or on when it could have been known.
+people read them. σ are hourly. Nothing here knows which quantity was forecast, or when it could have been known.
 """
 
 from __future__ import annotations
