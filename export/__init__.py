@@ -1,1 +1,1 @@
-"""A Keras run becomes one ONNX bundle, checked against the run it came from. `models/` holds the shipped one."""
+"""Turns a Keras run into one ONNX bundle and checks it against the run. `models/` holds the bundle that is shipped."""

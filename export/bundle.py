@@ -1,9 +1,9 @@
-"""`volcast export`: a run directory in, one ONNX file out, with everything the daemon must know inside it.
+"""`volcast export`: turns a run directory into one ONNX file, with everything in it that the daemon must know.
 
 Rules of this module:
 - The run directory is the interface to training: `network.keras`, `contract.json`, `windows.npz`.
-- No clock and no chance: two exports of one run are the same bytes, and the model's version is their hash.
-- What does not load as the daemon loads it, or does not say what Keras says, does not come out.
+- No clock and no randomness: two exports of one run are the same bytes, and the model's version is their hash.
+- A bundle that does not load as the daemon loads it, or does not compute what Keras computes, is not written.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
     """Converts the run, checks it and writes the bundle to `out`, at once or not at all.
 
     `evaluation`: what `volcast evaluate --json` wrote about the run; its scores go into the bundle, and a model card
-    is written beside it, with the number of scorings in `ledger`.
-    `ValueError` with one line where the run is incomplete, contradicts this Volcast or fails the parity check.
-    Summary: bundle, version, sha256, bytes, parity (largest |Δ log σ|), windows (how many were compared), card.
+    is written next to it, with the number of scorings in `ledger`.
+    Raises `ValueError` with a one-line message where the run is incomplete, contradicts this Volcast or fails the
+    parity check. Returns a summary: bundle, version, sha256, bytes, parity (largest |Δ log σ|), windows (how many were
+    compared), card.
     """
     run, out = Path(run), Path(out)
     agreed, given = _read_run(run)

@@ -1,9 +1,9 @@
-"""Equal weights give equal bytes: an ONNX graph in a form that depends on what it computes and on nothing else.
+"""Brings an ONNX graph into a form that depends on what it computes and on nothing else: equal weights, equal bytes.
 
 tf2onnx numbers its tensors from a process-wide counter and walks sets, so names and order differ between two runs.
 Here every value gets a hash of how it is computed (operator, attributes, hashes of its inputs; a constant: its
-content). Values with one hash are one value; nodes stand in topological order, ties by hash; names are counted
-along that order; and what only tells about the maker (value infos, docs, producer) goes.
+content). Values with one hash are one value; nodes are in topological order, ties by hash; names are numbered in that
+order; and what only describes the converter (value infos, docs, producer) is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _IR_VERSION = 8
 
 
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model that computes the same. `ValueError` for graphs with subgraphs, which a bundle does not have."""
+    """Returns a new model that computes the same. Raises `ValueError` for a graph that has a cycle or operators with
+    subgraphs or of another domain, which a bundle does not have."""
     graph = model.graph
     constants = {t.name: _constant_hash(t) for t in graph.initializer}
     tensors = {constants[t.name]: t for t in graph.initializer}
@@ -50,7 +51,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         fresh.output.extend(given)
         fresh.attribute.extend(_bare(a) for a in sorted(node.attribute, key=lambda a: a.name))
     for digest in used:
-        # to_array and back: one representation of the bytes, whichever field the converter chose.
+        # To an array and back: one representation of the bytes, whichever field the converter chose.
         out.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensors[digest]), names[digest]))
     for values, target in ((graph.input, out.input), (graph.output, out.output)):
         for value in sorted(values, key=lambda v: v.name):
@@ -70,7 +71,8 @@ _Node = tuple[onnx.NodeProto, list[str], list[str]]
 
 
 def _unique_nodes(pending: list[onnx.NodeProto], hashes: dict[str, str]) -> dict[str, _Node]:
-    """Hash of each node to (node, hashes of its inputs, hashes of its outputs); `hashes` grows by its outputs."""
+    """Maps the hash of each node to (node, hashes of its inputs, hashes of its outputs), and adds the outputs to
+    `hashes`."""
     nodes: dict[str, _Node] = {}
     while pending:
         ready = [n for n in pending if all(i in hashes for i in n.input)]
@@ -87,7 +89,7 @@ def _unique_nodes(pending: list[onnx.NodeProto], hashes: dict[str, str]) -> dict
 
 
 def _needed(nodes: dict[str, _Node], outputs: list[str]) -> dict[str, tuple[set[str], _Node]]:
-    """The nodes that the outputs rest on, each with the nodes that must stand before it."""
+    """Returns the nodes that the outputs depend on, each with the nodes that must precede it."""
     kept: dict[str, tuple[set[str], _Node]] = {}
     todo = [value.split()[0] for value in outputs]
     while todo:
@@ -146,7 +148,7 @@ def _with_free_batch(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
 
 
 def _digest(*parts: bytes) -> str:
-    """sha256 over the parts, each with its length, so that no two lists of parts read the same."""
+    """Computes the sha256 of the parts, each with its length, so that no two lists of parts give the same bytes."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(len(part).to_bytes(8, "big") + part)

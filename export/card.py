@@ -1,7 +1,7 @@
-"""The model card: what a stranger must know before trusting a bundle, as Markdown beside it.
+"""The model card: what somebody must know before trusting a bundle, as a Markdown file next to it.
 
 Everything in it is read from the bundle's contract, from the figures that `volcast evaluate --json` wrote and from
-the ledger of scorings; nothing is typed by hand, so a card cannot praise another model than its own.
+the ledger of scorings; nothing is typed by hand, so a card cannot describe another model than its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ _HEADLINE = "next_24h"
 
 
 class CardError(InputError):
-    """The evaluation or the ledger is none, or is of another model: one line, with the path and the cure."""
+    """The evaluation or the ledger cannot be used, or is of another model. The message is one line, with the path and
+    the cure."""
 
 
 def read_evaluation(path: Path, contract: Contract) -> dict[str, Any]:
-    """What `volcast evaluate --json` wrote about the run that `contract` belongs to."""
+    """Reads what `volcast evaluate --json` wrote about the run of `contract`; raises `CardError` where it is no
+    evaluation, or of another model."""
     try:
         found = json.loads(path.read_bytes())
         trained = found["models"][0]["data_sha256"]
@@ -39,7 +41,7 @@ def read_evaluation(path: Path, contract: Contract) -> dict[str, Any]:
 
 
 def count_scorings(ledger: Path) -> int:
-    """How often the test year was looked at; never, where there is no ledger yet."""
+    """Returns the number of scorings on the test year; 0 where there is no ledger yet."""
     try:
         return sum(1 for line in ledger.read_text().splitlines() if line.strip())
     except FileNotFoundError:
@@ -49,7 +51,8 @@ def count_scorings(ledger: Path) -> int:
 
 
 def scores(evaluation: dict[str, Any]) -> dict[str, float]:
-    """The contract's form of an evaluation: "2024-01-01.next_24h.model.rmse" and the like; nulls are left out."""
+    """Returns an evaluation's figures as the contract has them, by names such as "2024-01-01.next_24h.model.rmse";
+    nulls are left out."""
     since = evaluation["start"]
     parts = {name: evaluation[name] for name in (_HEADLINE, "rolling_24h_next")}
     parts |= {f"horizon_{hours}": by_name for hours, by_name in evaluation["horizons"].items()}

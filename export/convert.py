@@ -15,16 +15,17 @@ from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPU
 from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
 from stream.errors import InputError
 
-#: The newest that tf2onnx writes for every operator of this graph; its LSTM becomes one native LSTM node.
+#: The newest opset that tf2onnx writes for every operator of this graph; the LSTM becomes one native LSTM node.
 OPSET = 17
 
 
 class ExportError(InputError):
-    """The run cannot become a bundle: the run's fault. One line, with the path and the cure."""
+    """The run cannot become a bundle: the run's fault. The message is one line, with the path and the cure."""
 
 
 def load_network(path: Path) -> keras.Model:
-    """The Keras network of a run, without its optimizer. Keras's safe mode refuses code in the file."""
+    """Loads the Keras network of a run, without its optimizer; raises `ExportError` where there is none. Keras's safe
+    mode refuses code in the file."""
     try:
         return keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -33,10 +34,10 @@ def load_network(path: Path) -> keras.Model:
 
 
 def to_onnx(network: keras.Model) -> onnx.ModelProto:
-    """The network as ONNX with the contract's names of inputs and output. Its bytes are not canonical yet."""
+    """Converts the network to ONNX with the contract's names of inputs and output. The bytes are not canonical yet."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
 
-    # A traced function instead of `from_keras`: it lets the output be named.
+    # A traced function instead of `from_keras`, because its output can be named.
     @tf.function  # type: ignore[untyped-decorator]
     def forward(sequence: Any, static: Any) -> dict[str, Any]:
         return {OUTPUT: network([sequence, static], training=False)[OUTPUT]}

@@ -1,4 +1,4 @@
-"""The gate of export: Keras and the bundle must say the same about the same windows."""
+"""The parity check of export: Keras and the bundle must compute the same for the same windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stream.core.deciding.replay import Predict
 from stream.core.forecasting.contract import OUTPUT
 
-#: Of log σ, a natural measure of the relative error: a hundredth of a thousandth.
+#: Largest difference in log σ that is allowed, which is about the relative error of σ.
 LIMIT = 1e-5
 RANDOM_WINDOWS = 256
 
@@ -18,7 +18,8 @@ Windows = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def windows(real: Windows) -> Windows:
-    """The run's windows, and as many again that no market made: noise to the clipping bounds, statics shuffled."""
+    """Returns the run's windows, and `RANDOM_WINDOWS` artificial ones: noise within the clipping bounds, statics
+    shuffled."""
     sequence, static = real
     chance = np.random.default_rng(0)
     noise = np.clip(chance.normal(0, 3, (RANDOM_WINDOWS, *sequence.shape[1:])), -8, 8).astype(np.float32)
@@ -27,7 +28,7 @@ def windows(real: Windows) -> Windows:
 
 
 def largest_gap(network: Any, predict: Predict, given: Windows) -> float:
-    """max |Δ log σ| between the Keras network and the bundle over the windows and outputs."""
+    """Computes the largest |Δ log σ| between the Keras network and the bundle, over all windows and outputs."""
     sequence, static = given
     keras_says = np.asarray(network([sequence, static], training=False)[OUTPUT], dtype=np.float64)
     bundle_says = predict(sequence, static).astype(np.float64)

@@ -1,6 +1,6 @@
-"""Facts become Prometheus metrics. Every name is in this file, in one registry that the caller owns.
+"""Turns facts into Prometheus metrics. Every name is in this file, in one registry that the caller owns.
 
-A gauge of an event is its time, not its age, so that a stuck updater shows. All label sets of the configured
+A gauge for an event holds its time, not its age, so that a stuck updater is noticed. All label sets of the configured
 symbols exist from the start. docs/contract.md §5 fixes the names.
 """
 
@@ -21,7 +21,7 @@ from stream.core.market.candle import HOUR_MS
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoreboard import WINDOW_DAYS
 
-# A second series per counter that says when the process first counted: of no use here, and twice the names.
+# Otherwise each counter has a second series, the time at which it was created: of no use here, and twice the names.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _DELIVERY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60)
@@ -31,14 +31,14 @@ _FORECAST_BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5,
 HORIZONS = ("next", "1h", "6h", "12h", "24h")
 BASELINES = ("persistence", "ewma", "har")
 PROVENANCES = ("live", "backfill")
-#: The causes that are known; the feed folds others into `http_other` and `closed_other`.
+#: The known causes; the feed reports others as `http_other` and `closed_other`.
 DISCONNECTS = (
     *("stall", "unreachable", "connection_lost", "rotated"),
     *(f"closed_{code}" for code in ("1000", "1001", "1006", "1008", "1011", "1012", "other")),
     *(f"http_{status}" for status in ("301", "302", "307", "308", "403", "404", "418", "429", "451")),
     *(f"http_{status}" for status in ("500", "502", "503", "other")),
 )
-#: `reason` of the dialect's `WireError`s that a frame can raise.
+#: The `reason` of every `WireError` that decoding a frame can raise.
 REJECTIONS = (
     *("not_json_object", "unknown_event", "kline_fields", "interval", "symbol", "off_grid", "time_range"),
     *("closed_early", "not_finite", "price_range", "volume_range", "trades_range", "ohlc_order"),
@@ -197,7 +197,7 @@ class Metrics:
             handler(fact)
 
     def text(self) -> bytes:
-        """Prometheus text format."""
+        """Returns the metrics in Prometheus text format."""
         return generate_latest(self.registry)
 
     def _feed_connected(self, fact: telemetry.FeedConnected) -> None:
@@ -213,7 +213,7 @@ class Metrics:
         self._took(fact)
 
     def _resumed(self, fact: telemetry.Resumed) -> None:
-        """Gauges say again what they said before the restart; nothing is counted twice."""
+        """Sets gauges to what they were before the restart; counts nothing twice."""
         self._took(fact)
         if fact.forecast is not None and fact.decision is not None:
             self._show(fact.forecast, fact.decision)

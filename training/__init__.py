@@ -1,1 +1,1 @@
-"""Fetch, dataset, model, fit, evaluate. Features and targets come from `stream.core`; there are no others."""
+"""Fetching, training, evaluation and backtest. Features and targets come from `stream.core`; there are no others."""

@@ -1,1 +1,1 @@
-"""Drift: the detection, and the periodic job in a process of its own."""
+"""Drift: its detection, and the periodic job in a process of its own."""

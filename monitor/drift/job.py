@@ -1,12 +1,12 @@
-"""The periodic drift run, in a process of its own: niced, bounded, timed, and gone with its memory when it is done.
+"""The periodic drift run, in a process of its own: niced, with bounded time and memory, and gone when it is done.
 
 Rules of this module:
-- The daemon never imports what the run needs. A run that fails, hangs, eats memory or says nothing is a counter and a
-  log line, and so is a clean-up that fails.
+- The daemon never imports what the run needs. A run that fails, hangs, eats memory or writes no result is counted and
+  logged; a clean-up that fails is logged.
 - The child leads a process group, which is killed as one: on time-out, and when the daemon stops.
-- What the child says is bounded too: the end of its stderr, and a result that a message can be.
-- Of a failed run no file is left, of the others the newest reports stay; what a run left that the daemon's own end
-  cut short goes with the next one. Files of other names are nobody's here.
+- What is read from the child is bounded too: the end of its stderr, and a result no larger than a message may be.
+- A failed run leaves no file, of the others the newest reports stay; what is left of a run that the daemon's own end
+  cut short is removed with the next one. Files of other names are not touched.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _TIMEOUT_S = 300.0
 _POLL_S = 1.0
 #: A run that failed (too few candles yet, say) is tried again after this much exchange time.
 _RETRY_HOURS = 1.0
-#: The least time of ours between two runs for a symbol: beside an exchange whose hours pass in seconds they would never
-#: stop.
+#: The least time by the machine's clock between two runs for a symbol: on a simulated exchange whose hours pass in
+#: seconds they would never stop.
 _LEAST_BETWEEN_S = 60.0
-#: HTML reports kept per symbol, and their .json beside them.
+#: HTML reports kept per symbol, each with its .json.
 KEEP_REPORTS = 30
-#: What the child may hold. It needs some 500 with one thread, which is what the environment below gives it, and stays
-#: with this under what a unit or container of 2 GB has left beside the daemon.
+#: The memory limit of the child. It needs some 500 MB with one thread, which is what the environment below gives it,
+#: and with this limit it fits next to the daemon into a unit or container of 2 GB.
 MEMORY_MB = 1_024
-#: A run is in no hurry, and whatever else the machine does comes first.
+#: A run is in no hurry: whatever else the machine does comes first.
 _NICE = 10
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
-    # Each thread of these reserves its own memory, and the run is short of neither time nor cores.
+    # Each thread of these libraries reserves its own memory, and one is fast enough.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "1",
@@ -60,7 +60,7 @@ _RESULT_BYTES = 256 * 1024
 
 
 class Listener(Protocol):
-    """What the schedule needs of the daemon."""
+    """What the schedule uses of the daemon."""
 
     @property
     def symbols(self) -> Sequence[str]: ...
@@ -75,7 +75,7 @@ class Listener(Protocol):
 class Schedule:
     """Runs drift for each symbol once the node is ready, then every `period_hours` of exchange time.
 
-    `state` is the function's of that name: anything but "on" keeps the schedule from running.
+    `state` is what the function of that name returns: anything but "on" keeps the schedule from running.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Schedule:
             await self._child(self._command(symbol, self._data_dir, self._model, html))
             drift = await asyncio.to_thread(_read, html.with_suffix(".json"), symbol)
             await self._listener.publish_drift(drift, int(3 * self._period_hours * 3_600))
-        # Whatever the child has written: no result of its own may end the daemon.
+        # Whatever the child has written, it must not end the daemon.
         except Exception as error:
             reason = _reason(error, self._timeout_s)
             await asyncio.to_thread(_clean, reports, symbol, html)
@@ -153,12 +153,12 @@ class Schedule:
             async with asyncio.timeout(self._timeout_s):
                 reading = asyncio.create_task(_end_of(process.stderr))
                 await process.wait()
-                # Who else holds its end open is not waited for.
+                # Another process that holds the pipe open is not waited for.
                 await asyncio.wait([reading], timeout=_LAST_WORDS_S)
         finally:
             if reading is not None:
                 reading.cancel()
-            # Also when the daemon stops, and where the child has ended but left children: nothing of ours outlives it.
+            # Also when the daemon stops, and where the child has ended but left children: no process of a run remains.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -169,7 +169,7 @@ class Schedule:
 
 
 def drift_command(symbol: str, data_dir: Path, model: Path, html: Path, *, nice: int = _NICE) -> list[str]:
-    """`volcast drift` as a child of this interpreter."""
+    """Returns the command line of `volcast drift` by this interpreter."""
     options = {
         "--symbols": symbol,
         "--data-dir": str(data_dir),
@@ -179,12 +179,12 @@ def drift_command(symbol: str, data_dir: Path, model: Path, html: Path, *, nice:
         "--nice": str(nice),
         "--memory-mb": str(MEMORY_MB),
     }
-    # -P: a folder named stream where the daemon happens to stand must not be imported.
+    # -P: a folder named stream in the daemon's working directory must not be imported.
     return [sys.executable, "-P", "-m", "stream", "drift", *(part for pair in options.items() for part in pair)]
 
 
 def state(period_hours: float) -> str:
-    """ "on", or why drift is off. Looks at the disk."""
+    """Returns "on", or why drift is off. Reads the disk."""
     if period_hours == 0:
         return "off: --drift-period-hours is 0"
     if missing(["evidently"]):
@@ -193,7 +193,7 @@ def state(period_hours: float) -> str:
 
 
 def verdicts(drift: Drift) -> str:
-    """What a run found, in one line: both signals, and Evidently's default beside them."""
+    """Describes in one line what a run found: both signals, and Evidently's default for comparison."""
     fast = "not judged" if drift.fast is None else _verdict(drift.fast.detected, drift.fast.features)
     return (
         f"drift of 30 days {_verdict(drift.detected, drift.features)} (reference: {drift.reference}), "
@@ -218,7 +218,7 @@ def _how_it_ended(code: int) -> str:
 
 
 async def _end_of(stream: asyncio.StreamReader) -> bytes:
-    """The last of what comes, until it ends."""
+    """Reads the stream to its end, and returns the last `_STDERR_BYTES`."""
     tail = b""
     while chunk := await stream.read(64 * 1024):
         tail = (tail + chunk)[-_STDERR_BYTES:]

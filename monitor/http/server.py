@@ -1,6 +1,6 @@
 """One HTTP port: metrics, health, the newest messages as JSON, and a page for people. Read-only.
 
-It asks `stream.ports.Status` and answers; the schemas in /openapi.json come from the records that go out on MQTT.
+Answers come from `stream.ports.Status`, the schemas in /openapi.json from the structs that are published by MQTT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PAGE = Path(__file__).with_name("page.html")
 
 
 class Health(msgspec.Struct):
-    """`heartbeat_age_s`: seconds since the pipeline last showed that it moves."""
+    """`heartbeat_age_s`: seconds since the pipeline's last heartbeat."""
 
     status: str
     heartbeat_age_s: float
@@ -41,13 +41,13 @@ class Ready(msgspec.Struct):
     reasons: list[str]
     halted: list[str]
     symbols: list[str]
-    #: Symbols for which `har` is served, and in `remarks` why.
+    #: Symbols for which `har` is served; `remarks` say why.
     serving_baseline: list[str]
     remarks: list[str]
 
 
 def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> Litestar:
-    """The ASGI app. `metrics` gives the Prometheus text, and is called in a thread."""
+    """Builds the ASGI app. `metrics` returns the Prometheus text, and is called in a thread."""
     page = _PAGE.read_bytes()
     scrape: asyncio.Future[bytes] | None = None
 
@@ -64,7 +64,7 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
 
     @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
     async def get_metrics() -> bytes:
-        # Of hundreds of symbols it takes a second, which the loop must not wait; nor must scrapes pile up.
+        # With hundreds of symbols it takes a second, for which the loop must not wait; nor must scrapes pile up.
         nonlocal scrape
         if scrape is None or scrape.done():
             scrape = asyncio.ensure_future(asyncio.to_thread(metrics))
@@ -124,7 +124,7 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
 
     app = Litestar(
         [*handlers, get_openapi],
-        # Only the document, under the name above too: the library's pages load their scripts from elsewhere.
+        # Only the JSON document, under the path above too: the library's pages load their scripts from elsewhere.
         openapi_config=OpenAPIConfig(title="Volcast", version=version, render_plugins=[JsonRenderPlugin()]),
         logging_config=None,
     )

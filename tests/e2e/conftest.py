@@ -1,4 +1,4 @@
-"""Real parts for the end-to-end tests: Mosquitto, our own commands as processes, a subscriber that keeps everything."""
+"""Real parts for the end-to-end tests: Mosquitto, `volcast` commands as processes, a subscriber that keeps all."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 120.0) -> Any:
-    """The condition's first true value; looks, and fails by name when it does not come."""
+    """Polls the condition and returns its first true value; fails, naming `what`, where none comes in time."""
     ends = time.monotonic() + deadline_s
     while time.monotonic() < ends:
         found = condition()
         if found:
             return found
-        # Not a wait for luck: the pause between two looks.
+        # The pause between two polls, not a fixed wait.
         select.select([], [], [], 0.02)
     pytest.fail(f"waited {deadline_s:g} s in vain for {what}")
 
 
 class Process:
-    """A command of ours, its output collected in files."""
+    """A `volcast` command as a process, its output collected in files."""
 
     def __init__(self, args: list[str], folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Process:
         return self._err.read_text()
 
     def find(self, pattern: str, deadline_s: float = 120.0) -> str:
-        """What the pattern's first group matched in the output, once it is there."""
+        """Waits until the output matches the pattern, and returns its first group."""
 
         def look() -> re.Match[str] | None:
             if self.popen.poll() is not None:
@@ -89,7 +89,7 @@ class Mosquitto:
     """A real broker that can be taken away and brought back, its state on disk."""
 
     def __init__(self, folder: Path, rules: str = "") -> None:
-        """`rules`: an access list; without one everybody may do everything."""
+        """`rules`: an access list; without one every client may do everything."""
         self._program = need("mosquitto")
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
@@ -102,7 +102,7 @@ class Mosquitto:
             (folder / "acl").write_text(rules)
             self._config.write_text(f"{self._config.read_text()}acl_file {folder}/acl\n")
         if os.geteuid() == 0:
-            # Started by root it would become its own user, who may not write into the test's folder.
+            # Started by root it would change to its own user, which may not write into the test's folder.
             self._config.write_text(self._config.read_text() + "user root\n")
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +129,7 @@ class Mosquitto:
 
 
 class Subscriber:
-    """`mosquitto_sub`: a client that is not ours, writing topic and payload line by line."""
+    """`mosquitto_sub`: an independent client, which writes topic and payload line by line."""
 
     def __init__(self, port: int, folder: Path, version: str, topic: str = "volcast/v1/#") -> None:
         program = need("mosquitto_sub")
@@ -141,7 +141,7 @@ class Subscriber:
             self.popen = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
 
     def messages(self, ending: str = "") -> list[tuple[str, dict[str, Any]]]:
-        """(topic, payload) of what came live, in order; retained copies from before are left out."""
+        """Returns (topic, payload) of the live messages in order; retained copies from before are left out."""
         found = []
         for line in self._file.read_text().splitlines():
             retained, topic, payload = line.split(" ", 2)
@@ -157,7 +157,7 @@ class Subscriber:
         try:
             self.popen.wait(10)
         except subprocess.TimeoutExpired:
-            # mosquitto_sub has been seen to sleep over it.
+            # mosquitto_sub has been seen to miss the signal.
             self.popen.kill()
             self.popen.wait()
 
@@ -174,7 +174,7 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
 
 @pytest.fixture
 def strict_mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
-    """Takes everything but events."""
+    """A broker that accepts everything but events."""
     folder = tmp_path / "strict"
     folder.mkdir()
     broker = Mosquitto(
@@ -201,7 +201,7 @@ def subscribe(tmp_path: Path) -> Iterator[Callable[..., Subscriber]]:
 
 @pytest.fixture
 def volcast(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts a volcast command; whatever is left of it at the end is killed."""
+    """Starts `volcast` commands; those that still run at the end are killed."""
     started: list[Process] = []
 
     def start(*args: object, **environment: str) -> Process:
@@ -217,7 +217,7 @@ def volcast(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 @pytest.fixture(scope="session")
 def long_market() -> dict[str, list[Candle]]:
     tape = simulate(["BTCUSDT", "ETHUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_600, 11)
-    # A hole in the played part: the exchange was down for three hours.
+    # A hole in the part that is played: the exchange was down for three hours.
     holes = {START + h * HOUR_MS for h in (60, 61, 62)}
     return {symbol: [c for c in series if c.open_time not in holes] for symbol, series in tape.items()}
 
@@ -230,7 +230,7 @@ def market(long_market: dict[str, list[Candle]]) -> dict[str, list[Candle]]:
 
 @pytest.fixture(scope="session")
 def long_candle_file(long_market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The market for tapes that are ended on order: more of it than is played until then."""
+    """The same market for tapes that a test ends itself: longer than any test plays until then."""
     path = tmp_path_factory.mktemp("candles") / "long.parquet"
     files.write(long_market["BTCUSDT"], path)
     return path
@@ -245,7 +245,7 @@ def candle_file(market: dict[str, list[Candle]], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def predicted(long_candle_file: Path, tmp_path: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
-    """`volcast predict` on the tests' market, by open time."""
+    """Runs `volcast predict` on the tests' market; returns its rows by open time."""
     import polars as pl
 
     def predict(since: str) -> dict[int, dict[str, Any]]:
@@ -260,7 +260,7 @@ def predicted(long_candle_file: Path, tmp_path: Path) -> Callable[[str], dict[in
 
 @pytest.fixture
 def same_numbers() -> Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], None]:
-    """A forecast and a decision from MQTT say what a row of `predict` says, to 1e-9."""
+    """Asserts that a forecast and a decision from MQTT have the values of a row of `predict`, to 1e-9."""
 
     def compare(forecast: dict[str, Any], decision: dict[str, Any], row: dict[str, Any]) -> None:
         volatility, baselines = forecast["volatility"], forecast["baselines"]

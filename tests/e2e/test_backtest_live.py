@@ -19,9 +19,9 @@ from training.data.dataset import of_grid
 
 START = 1_704_067_200_000
 HOURS = 90
-#: When it was said, and by which channel: the backtest replays.
+#: The time of issue and the provenance differ: the backtest replays.
 OWN = {"issued_at", "provenance"}
-#: Moves at every turn, so that there is something to compare.
+#: A policy that often changes the exposure, so that there is something to compare.
 NERVOUS = """
 name = "nervous"
 target_volatility_annualized = 0.2

@@ -1,4 +1,4 @@
-"""A model behind `har` for 30 days is not served, and everybody is told: messages, node, HTTP, metrics, batch."""
+"""A model behind `har` for 30 days is not served, and all outputs report it: messages, node, HTTP, metrics, batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FACTOR = 2.5
 
 @pytest.fixture(scope="module")
 def too_high(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packaged bundle, except that its graph answers `FACTOR` times as much: a real model that has gone wrong."""
+    """The packaged bundle with a graph whose output is `FACTOR` times as high: a real model that has gone wrong."""
     model = onnx.load(str(packaged_model()))
     (last,) = [node for node in model.graph.node if OUTPUT in node.output]
     last.output[list(last.output).index(OUTPUT)] = "right"
@@ -101,7 +101,7 @@ def test_the_baseline_is_served_and_said_everywhere(
 
 
 def _right(market: dict[str, list[Candle]]) -> dict[int, float]:
-    """What the packaged model says of the same hours."""
+    """Computes the packaged model's forecasts of the same hours, by open time."""
     bundle = predictor.load(packaged_model())
     grid, ohlcv = to_grid(market["BTCUSDT"])
     table = features.compute(grid, ohlcv)

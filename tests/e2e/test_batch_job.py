@@ -1,4 +1,4 @@
-"""The scheduled batch job of docs/batch.md, run as it stands there, against an exchange on this machine."""
+"""The scheduled batch job of docs/batch.md, run as it is printed there, against an exchange on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def as_cron_does(script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The job as cron starts it: a shell without a terminal in /, and nothing in the environment but what is given."""
+    """Runs the job as cron does: a shell in / without a terminal, and only the given variables in its environment."""
     return subprocess.run(
         ["/bin/sh", "-c", str(script)],
         cwd="/",
@@ -58,14 +58,14 @@ def test_the_documented_job_runs_under_cron_and_runs_again(
     # The tree under test, where it is not the one that is installed.
     job |= {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
     runs = []
-    # The second of them has no PATH either, as from some other schedulers.
+    # The second run has no PATH either, as under some other schedulers.
     for surroundings in (CRON, {}):
         done = as_cron_does(script, **surroundings, **job)
         assert done.returncode == 0, done.stderr
         runs.append(pl.read_parquet(folder / "forecasts.parquet"))
     first, second = runs
     assert first.height > 2_000
-    # The exchange's clock has moved on; what was said stays said.
+    # The exchange's clock has moved on; earlier forecasts stay as they were.
     assert second.head(first.height).equals(first)
 
     exchange.stop()
@@ -79,7 +79,7 @@ def test_the_documented_job_runs_under_cron_and_runs_again(
 def test_the_job_says_in_one_line_what_it_lacks(script: Path, tmp_path: Path, missing: str, word: str) -> None:
     job = {"VOLCAST_BIN": str(Path(sys.executable).parent), "VOLCAST_BATCH_DIR": str(tmp_path)}
     job[missing] = str(tmp_path / "nowhere")
-    # Wherever Volcast is installed on this machine.
+    # Volcast may be installed in these places on this machine.
     script.write_text(script.read_text().replace(":/usr/local/bin:/opt/volcast/bin", ""))
     done = as_cron_does(script, **CRON, **job)
     assert done.returncode == 1

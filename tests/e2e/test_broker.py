@@ -1,4 +1,4 @@
-"""A real broker on bad days: restarted empty, refusing, shared; and peers whose certificates are not good."""
+"""A real broker that misbehaves: restarted empty, refusing, shared; and peers whose certificates are not valid."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exchange(volcast: Callable[..., Any], long_candle_file: Path) -> list[str]:
 
 @pytest.fixture
 def start(volcast: Callable[..., Any], exchange: list[str], tmp_path: Path) -> Callable[..., Any]:
-    """A node of a name of its own, with its own data directory; the broker's URL comes from the environment."""
+    """Starts nodes, each with its own name and data directory; the broker's URL comes from the environment."""
 
     def start(url: str, instance: str = "volcast", *more: object) -> Any:
         return volcast(
@@ -57,7 +57,7 @@ def start(volcast: Callable[..., Any], exchange: list[str], tmp_path: Path) -> C
 
 @pytest.fixture
 def broker(mosquitto: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Another Mosquitto, with lines of one's own in its configuration."""
+    """Starts further Mosquittos, each with the given lines in its configuration."""
     started: list[Any] = []
 
     def broker(*lines: str) -> Any:
@@ -80,7 +80,7 @@ def broker(mosquitto: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def steady(volcast: Callable[..., Any], candle_file: Path, start: Callable[..., Any]) -> Callable[..., Any]:
-    """A node at an hour a second, so that it is ready also on a busy machine."""
+    """Starts a node at an hour a second, slow enough to become ready on a busy machine too."""
     slow = volcast(
         "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS,
         "--ws-port", 0, "--rest-port", 0, "--speed", 3_600,
@@ -90,12 +90,12 @@ def steady(volcast: Callable[..., Any], candle_file: Path, start: Callable[..., 
 
 
 def lines(subscriber: Any) -> list[list[str]]:
-    """Whether the broker had kept it ("1"), the topic and the payload, of all that came."""
+    """Returns of every message whether it was retained ("1"), its topic and its payload."""
     return [line.split(" ", 2) for line in subscriber._file.read_text().splitlines()]
 
 
 def topics(messages: list[list[str]]) -> set[str]:
-    """The last parts of the topics."""
+    """Returns the last parts of the topics."""
     return {topic.rpartition("/")[2] for _, topic, *_ in messages}
 
 
@@ -108,7 +108,7 @@ def test_a_broker_that_comes_back_empty_is_told_everything_that_is_current(
     subscribe: Callable[..., Any],
     until: Any,
 ) -> None:
-    # An hour a second: what is said must not be out of date, two hours on, because this machine is busy.
+    # An hour a second: messages expire after two hours, which must not pass because this machine is busy.
     slow = volcast(
         "exchange", "--candles", candle_file, "--from", "2024-01-01", "--hours", HOURS,
         "--ws-port", 0, "--rest-port", 0, "--speed", 3_600,
@@ -153,7 +153,7 @@ def test_wrong_credentials_are_waited_out_without_telling_the_password(
 def test_a_node_that_takes_our_name_ends_us_with_one_line_instead_of_a_fight(
     start: Callable[..., Any], mosquitto: Any, until: Any, tmp_path: Path
 ) -> None:
-    """This Mosquitto ends the older connection without a reason: what the other said of itself tells."""
+    """This Mosquitto ends the older connection without a reason; the other node's own messages show it."""
     older = start(mosquitto.url)
     older.find("(node volcast is ready)")
     newer = start(mosquitto.url, "volcast", "--data-dir", tmp_path / "other")
@@ -173,7 +173,7 @@ def remarks(node: Any) -> list[str]:
         with urllib.request.urlopen(f"{http}/readyz", timeout=5) as answer:
             return list(json.load(answer)["remarks"])
     except urllib.error.HTTPError as error:
-        # Behind for a moment, on a busy machine.
+        # Not ready for a moment, on a busy machine.
         return list(json.load(error)["remarks"])
 
 
@@ -212,7 +212,7 @@ def test_one_topic_that_the_access_list_denies_is_kept_and_the_others_go_past_it
 def test_who_may_publish_but_not_subscribe_publishes(
     steady: Callable[..., Any], broker: Callable[..., Any], until: Any, tmp_path: Path
 ) -> None:
-    # An access list only keeps messages from a subscriber; this plugin denies the subscription.
+    # An access list only withholds messages from a subscriber; this plugin denies the subscription itself.
     (plugin,) = Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")
     access = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": False}
     rules = tmp_path / "rules.json"
@@ -286,7 +286,7 @@ def test_a_node_that_stands_by_takes_over_and_no_hour_is_missing(
     issued = len(subscriber.payloads("event/decision.issued"))
     until(lambda: len(subscriber.payloads("event/decision.issued")) >= issued + 5, "decisions of the other")
     assert second.stop() == 0
-    # The same hour from both is the same forecast.
+    # Both nodes publish the same forecast for the same hour.
     found: dict[str, float] = {}
     for forecast in subscriber.payloads("event/forecast.issued"):
         value = forecast["volatility"]["hourly"]
@@ -319,7 +319,7 @@ def test_a_broker_without_a_trusted_certificate_hears_nothing_and_one_with_our_a
     serve(stranger)
     encrypted = broker(f"certfile {certificate}", f"keyfile {key}")
     url = encrypted.url.replace("mqtt://", "mqtts://")
-    # Nobody in the system's store vouches for it; our own authority does not vouch for a stranger.
+    # No authority of the system's store has issued it, nor has `authority`.
     for more in ((), ("--mqtt-ca-file", authority.ca)):
         running = start(url, "volcast", *more)
         running.find("(no connection to the MQTT broker, reconnecting: MqttError: .*certificate verify failed)")
@@ -336,8 +336,8 @@ def test_a_broker_without_a_trusted_certificate_hears_nothing_and_one_with_our_a
 
 
 class Encrypted:
-    """TLS in front of a port of this machine, at 127.0.0.2: to the node a host like any other. Its certificate can be
-    exchanged while it runs."""
+    """A TLS server in front of a port of this machine, at 127.0.0.2, which the node treats as any other host. Its
+    certificate can be exchanged while it runs."""
 
     def __init__(self, port: int, whose: Authority) -> None:
         self._behind = port

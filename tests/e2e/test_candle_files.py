@@ -1,4 +1,4 @@
-"""A candle file means the same to every command: what is left out of it, what is assumed, what a symbol is called."""
+"""A candle file means the same to every command: which rows are left out, what is assumed, how symbols are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stream.adapters.candles import files
 from stream.core.market.candle import HOUR_MS, Candle, grid_floor
 from stream.testing.market import simulate
 
-#: The commands that end by themselves, with what they ask for besides a candle file.
+#: The commands that end by themselves, with the options that they need besides a candle file.
 COMMANDS = {
     "predict": ["--out", "out.csv"],
     "drift": [],
@@ -30,7 +30,7 @@ COMMANDS = {
 }
 SYMBOL_FLAG = {"drift": "--symbols", "demo": "--symbols", "exchange": "--symbols"}
 SERVERS = {"demo": ["--http-port", "0"], "exchange": ["--ws-port", "0", "--rest-port", "0"]}
-#: As `curl` on REST: the newest row is the hour that is running.
+#: As `curl` gets them from REST: the newest row is the hour that is still running.
 HOURS = 60
 
 
@@ -47,8 +47,8 @@ def volcast_now(folder: Path, *args: object) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def dump(tmp_path: Path) -> tuple[Path, int]:
-    """A file as it comes from REST, with one row twice, one off the hour and one of next year; and the hour it was
-    written in."""
+    """A file as it comes from REST, with one row twice, one off the hour and one of next year; and the hour in which it
+    was written."""
     running = grid_floor(time.time_ns() // 1_000_000)
     tape = simulate(["BTCUSDT"], running - (HOURS - 1) * HOUR_MS, HOURS, seed=3)["BTCUSDT"]
     rows = [row(c) for c in tape]
@@ -81,7 +81,7 @@ def test_every_command_leaves_out_the_same_rows_and_says_so(name: str, dump: tup
         assert f"{path}: {line}" in done.stderr
     if name == "predict":
         assert done.returncode == 0, done.stderr
-        # The running hour has the daemon's own id, and is forecast by nobody.
+        # A forecast for the running hour would have the id of one by the daemon: there is none.
         assert pl.read_csv(tmp_path / "out.csv")["open_time"].max() == running - HOUR_MS
 
 
@@ -107,7 +107,7 @@ def test_another_symbol_than_the_files_is_refused_in_one_line_by_every_command(
         *(name, "--candles", "btc.csv", SYMBOL_FLAG.get(name, "--symbol"), spelling),
         *COMMANDS.get(name, SERVERS.get(name, [])),
     )
-    # What is no name is wrong usage; which names the file has is not known before it is read.
+    # A spelling that is no symbol is wrong usage; which symbols the file has is known only once it is read.
     assert done.returncode == (2 if ":" in spelling else 1)
     (line,) = done.stderr.splitlines()
     assert line.startswith("volcast: ")

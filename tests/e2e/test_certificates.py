@@ -1,4 +1,4 @@
-"""A broker that asks its clients for certificates: a real Mosquitto, with an authority of our own."""
+"""A broker that asks its clients for certificates: a real Mosquitto, with a test authority."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def demanding(mosquitto: Any, authority: Authority, tmp_path: Path) -> Iterator[Any]:
-    """Mosquitto over TLS; whoever has no certificate of our authority does not get in, and its name is the user's."""
+    """Mosquitto over TLS: clients need a certificate of the test authority, whose common name is the user."""
     folder = tmp_path / "demanding"
     folder.mkdir()
     (folder / "acl").write_text("user node-7\ntopic readwrite volcast/#\n")
@@ -68,7 +68,7 @@ def test_a_node_shows_the_certificate_that_a_broker_asks_for(
         metrics = urllib.request.urlopen(f"{http}/metrics", timeout=10).read().decode()
         return re.search(r"^volcast_mqtt_publishes_total [1-9]", metrics, re.MULTILINE) is not None
 
-    # Only the user of that name may.
+    # Only the user of that name may publish.
     until(published, "an acknowledged message")
     assert running.stop() == 0
     assert "Traceback" not in running.err

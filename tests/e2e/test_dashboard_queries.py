@@ -1,6 +1,6 @@
-"""Every query of the dashboard, asked of a real Prometheus that reads a real demo: each has an answer.
+"""Every query of the dashboard has data on a real Prometheus that scrapes a real demo.
 
-Also what our alert rules say to it: they load, evaluate, and stay silent about a demo.
+The alert rules are tested too: they load, evaluate, and do not fire for a demo.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VARIABLES = {"$__rate_interval": "30s", "$job": ".+", "$instance": ".+", "$symbo
 
 
 class Prometheus:
-    """Scrapes one node once a second, with our alert rules."""
+    """A Prometheus server that scrapes one node once a second, with Volcast's alert rules."""
 
     def __init__(self, target: str, folder: Path) -> None:
         program = need("prometheus")
@@ -54,7 +54,7 @@ class Prometheus:
             )
 
     def get(self, what: str, **parameters: str) -> Any:
-        """The answer's data; None while nobody answers."""
+        """Returns the answer's data; None while the server does not answer."""
         try:
             with urllib.request.urlopen(
                 f"{self._url}{what}?{urllib.parse.urlencode(parameters)}", timeout=30
@@ -69,7 +69,7 @@ class Prometheus:
             return None
 
     def numbers(self, query: str) -> list[float]:
-        """Values of the query's samples that are numbers: a quantile of nothing is none."""
+        """Returns the values of the query's samples that are numbers: a quantile of no observations is NaN."""
         answer = self.get("query", query=query)
         values = [float(sample["value"][1]) for sample in answer["result"]] if answer else []
         return [value for value in values if value == value]
@@ -104,7 +104,7 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
         for target in panel.get("targets", [])
     }
     assert len(queries) > 40
-    # The last to come: the first drift run, in a process of its own, and two samples for each rate.
+    # The last data to arrive: the first drift run, in a process of its own, and two samples for each rate.
     until(lambda: prometheus.numbers("volcast_drift_runs_total > 0"), "the first drift run")
     waiting = dict(queries)
 
@@ -121,11 +121,11 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
 
     for note in dashboard["annotations"]["list"]:
         if "expr" in note:
-            # Nothing needs to have happened; `get` fails on a query that Prometheus does not understand.
+            # There need be no data; `get` fails on a query that Prometheus does not understand.
             assert prometheus.get("query", query=_fill(note["expr"])) is not None
 
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert rules
     assert {rule["name"]: rule["health"] for rule in rules if rule["health"] != "ok"} == {}
-    # There is no job "volcast" here, which TargetMissing is about to say; the demo itself alarms nobody.
+    # There is no job "volcast" here, so TargetMissing is about to fire; the demo itself raises no alert.
     assert {rule["name"] for rule in rules if rule["state"] != "inactive"} <= {"TargetMissing"}

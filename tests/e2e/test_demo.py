@@ -28,7 +28,7 @@ EIGHT = "BTCUSDT,ETHUSDT,SOLUSDT,XRPUSDT,DOGEUSDT,LTCUSDT,ADAUSDT,BNBUSDT"
 
 
 class Screen:
-    """What a terminal shows of the bytes that it got: lines, and the cursor moves that a live table makes."""
+    """What a terminal shows of the bytes that it received: lines, and the cursor moves that a live table makes."""
 
     def __init__(self) -> None:
         self.lines = [""]
@@ -57,7 +57,7 @@ class Screen:
 
 
 class Terminal:
-    """A command of ours on a pseudo-terminal of that many columns."""
+    """A `volcast` command on a pseudo-terminal of that many columns."""
 
     def __init__(self, *args: object, columns: int) -> None:
         self._end, theirs = pty.openpty()
@@ -78,7 +78,7 @@ class Terminal:
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self._end], [], [], 120.0)
-        # EIO: the last of its other end was closed.
+        # EIO: the other end has been closed.
         with contextlib.suppress(OSError):
             text = os.read(self._end, 65_536).decode() if ready else ""
             self.screen.feed(text)
@@ -99,7 +99,7 @@ class Terminal:
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """Every core has something else to do, as much as the test has."""
+    """Keeps every core busy with something else."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     yield
     for loop in loops:
@@ -186,7 +186,7 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
         whole = re.compile(" .*".join(found))
 
         def all_parts(lines: list[str]) -> list[str] | None:
-            """The screen, once every part of the table is drawn."""
+            """Returns the screen once every part of the table is drawn."""
             return lines if whole.search(" ".join(line for line in lines if line.startswith("BTCUSDT"))) else None
 
         shown = [line.rstrip() for line in terminal.until(all_parts)]

@@ -1,4 +1,4 @@
-"""What the environment holds, for us and for others: `run` and `check` end alike, and never in a traceback."""
+"""Environment variables of Volcast and of its libraries: `run` and `check` end alike, and never in a traceback."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-#: To the system this machine, where nobody answers; to the rules of proxies a host like any other.
+#: For the system this machine, where nothing answers; for the rules of proxies any other host.
 AWAY = ["--ws-url", "wss://0.0.0.0:9", "--rest-url", "https://0.0.0.0:9", "--mqtt-url", "mqtt://127.0.0.1:9"]
 
 
 def ended(command: str, folder: Path, variables: dict[str, str]) -> tuple[int, str]:
-    """Exit code and what was said. A `run` that starts is told to stop."""
+    """Runs a command and returns its exit code and output. A `run` that starts is sent SIGTERM."""
     bare = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY") and not k.startswith("SSL_CERT")}
     with subprocess.Popen(
         [sys.executable, "-m", "stream", command, *AWAY, "--http-port", "0", "--data-dir", str(folder / "var")],

@@ -1,4 +1,4 @@
-"""The faults of docs/faults.md that reach a whole node, each held against the oracle of `fault_harness`."""
+"""The faults of docs/faults.md that reach a whole node, each checked by the oracle of `fault_harness`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DROP: dict[str, Any] = {"name": "drop", "at": hour(5)}
 
 @pytest.fixture
 def broker() -> Iterator[str]:
-    """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
+    """A broker that is empty for each test: the tapes differ, and on one broker an id names one value."""
     with stand.new_broker() as url:
         yield url
 
@@ -107,7 +107,8 @@ async def test_the_journal_is_the_tape(
 
 
 def once_live(exchange: Exchange, candles: int, *faults: dict[str, Any]) -> Callable[[stand.Watch], Any]:
-    """Orders the faults when the socket has brought so many candles: an hour of the tape may be over by then."""
+    """Returns a task that orders the faults once so many candles have come over the websocket: any hour that a test
+    would name might be over by then."""
 
     async def order(watch: stand.Watch) -> None:
         await watch.until(lambda: watch.live() >= candles)
@@ -118,7 +119,7 @@ def once_live(exchange: Exchange, candles: int, *faults: dict[str, Any]) -> Call
 
 
 def since_live(processed: list[CandleProcessed]) -> list[CandleProcessed]:
-    """From when the socket had brought something of each symbol."""
+    """Returns the candles since the websocket had brought at least one of each symbol."""
     first = {f.symbol: i for i, f in reversed(list(enumerate(processed))) if f.provenance == "live"}
     return processed[max(first.values()) :]
 
@@ -129,7 +130,7 @@ async def test_an_acknowledged_stream_that_says_nothing_is_given_up(
 ) -> None:
     async with Exchange.replaying(tape, START, HOURS, None) as exchange:
         exchange.fault("mute", at=hour(9))
-        # REST may have brought everything before the silence has lasted long enough.
+        # REST may have brought all candles before the silence has lasted long enough.
         watch, _ = await stand.run(exchange, broker, tmp_path, also=lambda watch: bool(watch.of(FeedDisconnected)))
     assert [f.reason for f in watch.of(FeedDisconnected)] == ["stall"]
 
@@ -206,7 +207,7 @@ async def test_a_network_that_swallows_cuts_or_drips(trouble: Any, broker: str, 
                 relay.reset()
             else:
                 relay.become(trouble)
-            # What swallows is given up; what drips is slow and stays.
+            # A connection on which nothing arrives is given up; a slow one is kept.
             before = len(watch.of(CandleProcessed))
             await watch.until(
                 lambda: (
@@ -271,7 +272,7 @@ async def test_rest_answers_late_while_the_socket_goes_on_and_disagrees(broker: 
 
 
 def corrected(watch: stand.Watch, wrong: list[int]) -> bool:
-    """Whether REST has had its say about the hours that the stream told wrong."""
+    """Returns whether all hours that the stream sent wrong have been backfilled or revised by REST."""
     backfilled = {(f.symbol, f.open_time) for f in watch.of(CandleProcessed) if f.provenance == "backfill"}
     revised = {(f.symbol, f.open_time) for f in watch.of(CandleRevised)}
     return backfilled | revised >= {(symbol, open_time) for symbol in SYMBOLS for open_time in wrong}
@@ -290,7 +291,7 @@ async def test_hours_that_nobody_has_are_declared_once(broker: str, tmp_path: Pa
 
 
 def flat(tape: dict[str, list[Candle]], symbol: str, hours: range) -> dict[str, list[Candle]]:
-    """Hours without a trade: the last price, and no volume."""
+    """Returns the tape with hours without a trade: the last price, and no volume."""
     found = []
     for candle in tape[symbol]:
         if (candle.open_time - START) // HOUR_MS in hours:
@@ -331,7 +332,7 @@ async def test_a_symbol_is_halted_or_delisted_and_comes_back(status: str, broker
 
         async def halt_and_come_back(watch: stand.Watch) -> None:
             await watch.until(lambda: watch.live() >= 6)
-            # Trading ends with the hour that runs, and goes on after one that runs when the halt has been seen.
+            # Trading ends with the running hour, and resumes after the hour that runs when the halt has been noticed.
             exchange.tape = Tape(tape | {"ETHUSDT": [c for c in series if c.open_time <= exchange.now_ms()]})
             end = exchange.tape.all("ETHUSDT")[-1].close_time
             exchange.fault("status", symbol="ETHUSDT", status=status)
@@ -391,7 +392,7 @@ async def test_an_exchange_that_is_away_for_hours_is_waited_for_and_said_to_be(b
             for relay in (socket, rest):
                 relay.become("closed")
                 relay.reset()
-            # Until both have been tried in vain, and so for hours of the exchange's time.
+            # Until both have been tried in vain, for hours of the exchange's time.
             await watch.until(
                 lambda: (
                     bool(watch.of(BackfillFailed))

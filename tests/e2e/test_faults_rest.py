@@ -1,7 +1,7 @@
-"""A REST that says less, or something else, than it knows: what it answers is believed only as far as it is proven.
+"""A REST API that answers less than it knows, or something wrong: an answer is believed only as far as it is proven.
 
-What is measured in the exchange's seconds vanishes at 3,600 times their speed, so what happens around a close runs here
-at the exchange's own speed, on a clock that begins just before or after one.
+A lag of seconds vanishes at 3,600 times the speed, so tests of what happens around a close run at the exchange's own
+speed, on a clock that begins just before or after one.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ async def test_a_rest_that_is_behind_changes_nothing_of_a_perfect_stream(
     tape = stand.market(hours=40)
     async with Exchange.replaying(tape, START, 40, PACED) as exchange:
         exchange.fault("rest_lag", seconds=behind_s, at=hour(2))
-        # Until it was asked about what the stream had brought.
+        # Until REST has been asked about candles that the stream had brought.
         watch, _ = await stand.run(
             exchange, broker, tmp_path, also=lambda w: len(w.of(BackfillRequested)) > 6 and w.live() > 30
         )
@@ -128,7 +128,7 @@ async def test_a_rest_that_is_behind_changes_nothing_of_a_perfect_stream(
 
 
 def just(seconds: float, tape: dict[str, list[Candle]]) -> Exchange:
-    """An exchange at its own speed, so many seconds after the close of hour 0."""
+    """Returns an exchange at its own speed, so many seconds after the close of hour 0."""
     return Exchange(tape, hour(1) + round(seconds * 1_000), hour(2), 1.0)
 
 
@@ -178,7 +178,7 @@ async def test_a_stream_that_is_cut_at_the_close_takes_no_half_formed_candle(
 async def test_a_close_that_is_sent_an_hour_early_waits_for_its_end(
     tape: dict[str, list[Candle]], broker: str, tmp_path: Path
 ) -> None:
-    # Long enough before the close for a busy machine to be listening when it comes.
+    # Early enough for a node on a busy machine to be connected before the close.
     async with just(-15.0, tape) as exchange:
         exchange.fault("early_close", at=START)
         watch, _ = await stand.run(
@@ -210,7 +210,7 @@ async def test_a_symbol_that_is_denied_once_is_no_reason_to_end(
         exchange.fault("status", symbol="ETHUSDT", status="DELISTED")
 
         async def relist() -> None:
-            while not any(  # noqa: ASYNC110 - the exchange's log tells no event
+            while not any(  # noqa: ASYNC110 - the exchange's log has no event to wait for
                 e.detail["params"] == {"symbol": "ETHUSDT"} for e in exchange.access_log.entries("request")
             ):
                 await asyncio.sleep(0.01)

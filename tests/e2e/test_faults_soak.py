@@ -24,7 +24,7 @@ RECONNECTS = 300
 
 @pytest.fixture
 def broker() -> Iterator[str]:
-    """Empty for each test: the tapes differ, and ids mean one value to all nodes of a broker."""
+    """A broker that is empty for each test: the tapes differ, and on one broker an id names one value."""
     with stand.new_broker() as url:
         yield url
 
@@ -79,7 +79,7 @@ async def test_reconnects_leave_no_task_and_no_file_behind_and_keep_to_the_excha
         rng = random.Random(4)
         feed = BinanceFeed(
             exchange.ws_url, SYMBOLS, clock=Clock(monotonic_s=monotonic_s, sleep=sleep), observe=facts.append, rng=rng,
-            # As if each failure were the first: the budget alone must hold.
+            # No backoff between failures: the budget alone must limit the connects.
             backoff=Backoff(rng, first_s=0.01, cap_s=0.01), stall_after_s=1e9,
         )  # fmt: skip
         running = asyncio.create_task(feed.run(listener))
@@ -90,7 +90,7 @@ async def test_reconnects_leave_no_task_and_no_file_behind_and_keep_to_the_excha
         while exchange.state()["connections"]:  # noqa: ASYNC110 - the other end of the socket follows
             await asyncio.sleep(0.01)
         assert exchange.limits()["broken"] == 0
-        # Our hundred, and the one that arrives as the window ends.
+        # The budget's hundred, and the one that arrives as the window ends.
         assert exchange.limits()["connects_in_5_min"] <= 101
         async with asyncio.timeout(60):
             while len(asyncio.all_tasks()) > before[0] or await asyncio.to_thread(open_files) > before[1] + 1:  # noqa: ASYNC110

@@ -1,4 +1,4 @@
-"""Whoever reads the log and stops reading: the node goes on, answers, and ends when it is told to."""
+"""A reader of the log that stops reading: the node goes on, answers, and ends when it is signalled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 @pytest.fixture
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that takes no more."""
+    """A pipe whose buffer is full."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4_096)
     os.set_blocking(writer, False)
@@ -33,7 +33,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 
 def get(url: str) -> int | None:
-    """The status; None where nobody answers."""
+    """Returns the HTTP status; None where there is no answer."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return int(answer.status)
@@ -66,7 +66,7 @@ def test_a_log_that_nobody_reads_stops_neither_the_node_nor_its_end(
     )  # fmt: skip
     try:
         until(lambda: get(f"http://127.0.0.1:{port}/healthz") == 200, "an answer", 30)
-        # The broker is told nothing through the log, and hears us.
+        # The node still runs without its log: it answers that it is not ready.
         until(lambda: get(f"http://127.0.0.1:{port}/readyz") == 503, "an answer", 30)
         node.terminate()
         assert node.wait(10) == 0
@@ -103,7 +103,7 @@ def test_what_was_logged_comes_before_the_last_line_and_what_was_dropped_is_coun
         assert child.stdout is not None
         assert child.stdout.readline() == "logged\n"
         text = b""
-        # Two lines behind the warning: before that the queue is still full.
+        # Until two lines follow the warning: before that the queue is still full.
         while text.partition(b"were dropped")[2].count(b"\n") < 3:
             text += os.read(reader, 65_536)
         child.stdin.write("\n")

@@ -1,4 +1,4 @@
-"""(id, revision) names one value for ever, whichever node says it: restored, new, or with another model."""
+"""(id, revision) names one value for ever, whichever node publishes it: restored, new, or with another model."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from stream.telemetry import CandleProcessed, CandleRevised, CommitFailed, Forec
 from stream.testing.exchange import Exchange
 
 BTC = ("BTCUSDT",)
-#: The hour that the exchange first says otherwise, and how many hours the tests play in all.
+#: The hour whose candle the exchange first sends with another value, and the hours that the tests play in all.
 WRONG, HOURS = 10, 40
 
 
 @pytest.fixture
 def broker() -> Iterator[str]:
-    """Empty for each test: what was said on it is what the test has said."""
+    """A broker that is empty for each test, so that it holds only what the test published."""
     with stand.new_broker() as url:
         yield url
 
@@ -56,7 +56,7 @@ def wrong(right: dict[str, list[Candle]]) -> dict[str, list[Candle]]:
 async def live(
     tape: dict[str, list[Candle]], first: int, last: int, broker: str, data_dir: Path, **changes: Any
 ) -> tuple[stand.Watch, stand.Ear]:
-    """A node beside an exchange on which `first` is the newest closed hour, until `last` is processed."""
+    """Runs a node on an exchange on which `first` is the newest closed hour, until `last` is processed."""
     async with Exchange.replaying(tape, hour(first), last - first + 1, PACED) as exchange:
         return await stand.run(exchange, broker, data_dir, **({"check": False, "settle": True} | changes))
 
@@ -64,7 +64,7 @@ async def live(
 async def a_former_life(
     wrong: dict[str, list[Candle]], right: dict[str, list[Candle]], broker: str, data_dir: Path, until_backup: int = 6
 ) -> None:
-    """Said WRONG and the hours after it once, and again when the exchange had revised it."""
+    """Runs a node that publishes WRONG and the hours after it, and again once the exchange has revised that hour."""
     await live(wrong, 0, until_backup, broker, data_dir)
     await asyncio.to_thread(backup.copy_journal, data_dir, data_dir.with_suffix(".backup"))
     await live(wrong, until_backup, 18, broker, data_dir)
@@ -73,7 +73,7 @@ async def a_former_life(
 
 
 def revisions(keys: Iterable[tuple[str, int]]) -> dict[int, set[int]]:
-    """By hour: the revisions that forecasts were issued with."""
+    """Returns by hour the revisions with which forecasts were issued."""
     found: dict[int, set[int]] = {}
     for identity, revision in keys:
         if len(parts := identity.split(":")) == 6:
@@ -95,7 +95,7 @@ async def test_who_goes_on_from_an_old_journal_uses_no_revision_for_another_valu
     former.with_suffix(".backup").rename(there / FILE_NAME)
     other = {"instance": "second", "standby": True} if how == "standby" else {}
     _, ear = await live(right, 23, 26, broker, there, check=True, **other)
-    # Equal values have the number that they had, and hours that nobody had spoken of begin with 0.
+    # Equal values keep their revision, and hours that no node had published begin with 0.
     assert revisions(ear.events) == {h: {newest.get(h, 0)} for h in range(7, 27)}
 
 
@@ -116,12 +116,12 @@ async def test_a_correction_that_a_backup_lacks_is_made_again_under_its_number(
 async def test_a_fresh_directory_uses_no_revision_for_another_value(
     broker: str, wrong: dict[str, list[Candle]], right: dict[str, list[Candle]], tmp_path: Path
 ) -> None:
-    """The former node has gone with a candle that the exchange revised afterwards."""
+    """The former node is gone, and published a candle that the exchange revised afterwards."""
     await live(wrong, 0, 18, broker, tmp_path / "former")
     _, ear = await live(right, 18, 22, broker, tmp_path / "fresh")
     assert revisions(ear.events) == {h: {1 if h == 18 else 0} for h in range(18, 23)}
     recent = await retained(broker, symbol_topic("BTCUSDT", "recent"))
-    # Late subscribers see what was said, whoever said it.
+    # Late subscribers see what was issued by both nodes.
     issued = {(line["open_time"] - START) // 3_600_000 for line in recent["forecasts"] if "issued" in line}
     assert issued == set(range(23))
 
@@ -162,7 +162,7 @@ async def test_a_journal_that_is_removed_under_the_node_is_put_back_before_the_n
         await watch.until(lambda: len(watch.of(CandleProcessed)) >= 5)
         await asyncio.to_thread(remove)
 
-    # The oracle: every word that was heard is in the journal, and every candle.
+    # The oracle: every message that was received is in the journal, and every candle.
     _, ear = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, check=True)
     kept = await asyncio.to_thread(stand._published, data_dir)
     assert {key for key in ear.events if len(key[0].split(":")) in (6, 7) and "scored" not in key[0]} <= kept.keys()
@@ -199,7 +199,7 @@ async def test_a_journal_that_is_replaced_under_the_node_is_left_alone_and_nothi
 async def test_what_a_former_model_said_is_corrected_by_it(
     broker: str, wrong: dict[str, list[Candle]], right: dict[str, list[Candle]], tmp_path: Path
 ) -> None:
-    # Another bundle of the same numbers: a comment makes its version.
+    # Another bundle with the same weights: appended bytes change its version.
     other = tmp_path / "other.onnx"
     bundle = await asyncio.to_thread(packaged_model().read_bytes)
     await asyncio.to_thread(other.write_bytes, bundle + b"\x32\x05later")
@@ -214,7 +214,7 @@ async def test_what_a_former_model_said_is_corrected_by_it(
     assert {f.revision for f in former.values()} == {1}
     assert {f.model.version for f in former.values()} == {first}
     assert {(f.id, 1) for f in former.values()} <= ear.events.keys()
-    # What it says now is what it says of the right candles.
+    # The new revisions are the former model's forecasts on the right candles.
     await asyncio.to_thread(stand.hold_forecasts, list(former.values()), right["BTCUSDT"])
 
 

@@ -1,4 +1,4 @@
-"""`make model`'s pipeline, small: data to bundle by DVC, twice from nothing, equal to the last byte."""
+"""The pipeline of `make model`, small: from data to bundle by DVC, twice from nothing, equal to the last byte."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUNDLE = Path("export/models/btcusdt-1h.onnx")
 
 
 def project(folder: Path) -> Path:
-    """A copy of what the pipeline reads, with parameters for half a year of simulated candles."""
+    """Copies what the pipeline reads, with parameters for half a year of simulated candles; returns the folder."""
     ignored = shutil.ignore_patterns("__pycache__", "*.onnx", "*.md", "cache", "tmp")
     for name in ("stream", "training", "export", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)

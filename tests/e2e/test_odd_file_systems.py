@@ -1,4 +1,4 @@
-"""Data directories on file systems without locks or syncs of folders, left by another user, or not there yet."""
+"""Data directories on file systems that cannot lock or sync folders, left by another user, or not there yet."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stream.adapters.data_dir import LOCK_NAME, DataDirLock
 from stream.adapters.journal.store import SqliteJournal
 from stream.errors import JournalError
 
-#: Where nobody answers, at once.
+#: Addresses where connections are refused at once.
 NOBODY = ["--rest-url", "http://127.0.0.1:9", "--ws-url", "ws://127.0.0.1:9", "--mqtt-url", "mqtt://127.0.0.1:9"]
 OTHER_USER = 65_534
 
 
 def volcast(*arguments: object, failing: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A command, to which the system answers as `failing` says: call:error."""
+    """Runs a command in which the system call of `failing` (call:error) fails with that error."""
     command = [sys.executable, "-m", "stream", *map(str, arguments)]
     if failing is not None:
         strace = need("strace")
@@ -33,7 +33,7 @@ def volcast(*arguments: object, failing: str | None = None) -> subprocess.Comple
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """With a journal in it."""
+    """A data directory with a journal in it."""
     path = tmp_path / "var"
     path.mkdir()
     SqliteJournal(path).close()
@@ -100,7 +100,7 @@ def test_check_still_says_who_holds_the_directory_and_where_none_can_be(data_dir
 
 
 def as_another_user(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs `code`; as root it becomes another user first, once everything is imported."""
+    """Runs `code`, as another user where the tests run as root; the change comes after all imports."""
     become = f"import os; os.geteuid() or (os.setgroups([]), os.setgid({OTHER_USER}), os.setuid({OTHER_USER}))\n"
     imports = "import sys; from pathlib import Path; from stream.adapters.data_dir import DataDirLock, try_lock\n"
     command = [sys.executable, "-c", f"{imports}{become}{code}", *map(str, arguments)]
@@ -109,7 +109,7 @@ def as_another_user(code: str, *arguments: object) -> subprocess.CompletedProces
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Path:
-    """Where another user may write, too."""
+    """A folder in which another user may write too."""
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(0o777)

@@ -1,4 +1,4 @@
-"""kill -9, a broker that is away, a start without anybody: nothing lost, nothing twice with another value."""
+"""kill -9, a broker that is away, a start without any peer: nothing lost, nothing published with two values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stream.core.market.candle import HOUR_MS
 from stream.errors import UnreachableError
 
 START = 1_704_067_200_000
-#: More than is played until a test has seen what it waits for and ends the tape.
+#: Longer than any test plays until it has seen what it waits for and ends the tape.
 HOURS = 1_500
 SPEED = 18_000
 HOLE = {START + h * HOUR_MS for h in (60, 61, 62)}
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def end_tape(rest_url: str) -> list[int]:
-    """Ends the exchange's tape with the hour that runs; the open times of all its candles."""
+    """Ends the exchange's tape with the running hour; returns the open times of all its candles."""
     order = urllib.request.Request(f"{rest_url}/control/fault", b'{"fault": "end"}')
     with urllib.request.urlopen(order, timeout=30) as answer:
         end_ms = json.load(answer)["end_ms"]
@@ -49,7 +49,7 @@ def end_tape(rest_url: str) -> list[int]:
 
 
 def all_decided(exchange: tuple[str, str], subscriber: Any, until: Any) -> list[int]:
-    """Ends the tape and waits for the decision on each of its candles; their open times."""
+    """Ends the tape and waits for the decision on each of its candles; returns their open times."""
     expected = end_tape(exchange[1])
     until(lambda: {p["open_time"] for p in subscriber.payloads("event/decision.issued")} >= set(expected), "all")
     return expected
@@ -57,7 +57,7 @@ def all_decided(exchange: tuple[str, str], subscriber: Any, until: Any) -> list[
 
 @pytest.fixture
 def exchange(volcast: Callable[..., Any], long_candle_file: Path) -> tuple[str, str]:
-    """`volcast exchange` as a process of its own: five candles a second from the moment a client asks the time."""
+    """`volcast exchange` as a process of its own: five candles a second from a client's first request for the time."""
     process = volcast(
         "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
@@ -92,7 +92,7 @@ def get(url: str) -> tuple[int, Any]:
 def check_values(
     subscriber: Any, rows: dict[int, dict[str, Any]], same_numbers: Callable[..., None], expected: list[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every candle has its forecast and decision, the same whenever it was said more than once."""
+    """Asserts that every candle has its forecast and decision, with one value however often it was published."""
     forecasts, decisions = subscriber.payloads("event/forecast.issued"), subscriber.payloads("event/decision.issued")
     first: dict[str, dict[str, Any]] = {}
     for message in (*forecasts, *decisions):
@@ -160,7 +160,7 @@ def test_kill_9_before_and_after_every_step_gives_the_same_journal_and_the_same_
     running = daemon()
     expected = all_decided(exchange, subscriber, until)
     assert running.stop() == 0
-    # What was said is what an unkilled run says, and never twice with two values, the time of issue included.
+    # The messages are those of a run that is not killed, and none has two values, the time of issue included.
     forecasts, decisions = check_values(subscriber, predicted("2024-01-01"), same_numbers, expected)
     check_journal(tmp_path / "var", forecasts, decisions, expected)
 
@@ -168,7 +168,7 @@ def test_kill_9_before_and_after_every_step_gives_the_same_journal_and_the_same_
 def check_journal(
     data_dir: Path, forecasts: list[dict[str, Any]], decisions: list[dict[str, Any]], expected: list[int]
 ) -> None:
-    """The journal holds what was published, all of it, and nothing is left to be said."""
+    """Asserts that the journal holds exactly what was published, and that the outbox is empty."""
     with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
         assert [c.open_time for c in journal.candles("BTCUSDT", START, 2**60)] == expected
         for table, published in (("forecasts", forecasts), ("decisions", decisions)):
@@ -193,10 +193,10 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     subscriber = subscribe(mosquitto.port, "5")
     running = daemon()
     until(lambda: len(subscriber.payloads("event/forecast.issued")) >= 40, "forty forecasts")
-    # All is said: damage takes what a killed node had still to say as it takes anything else.
+    # Stopped, so that the outbox is empty: damage would destroy what a killed node had still to publish.
     assert running.stop() == 0
     journal = tmp_path / "var" / "journal.sqlite"
-    # What the process left unmerged would mend the file: it is gone, too.
+    # A write-ahead log that the process left would repair the file: it is removed too.
     with contextlib.closing(sqlite3.connect(journal)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size = journal.stat().st_size
@@ -225,7 +225,7 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
         assert forecast["volatility"]["hourly"] == pytest.approx(rows[forecast["open_time"]]["volatility_hourly"])
     published = {f["open_time"] for f in forecasts}
     if damage == "no database":
-        # Nothing was left to tell where it had been: it begins anew, with the newest closed hour.
+        # Nothing was left to show how far it had come: it begins anew, with the newest closed hour.
         assert [t for t in expected if t >= min(published - before)] == sorted(
             t for t in published if t >= min(published - before)
         )
@@ -257,7 +257,7 @@ def test_a_backup_made_beside_the_running_daemon_can_be_put_in_its_place(
     with contextlib.closing(sqlite3.connect(copy)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         candles, forecasts = (db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("candles", "forecasts"))
-    # One moment: as many candles as were processed, none of them without its forecast.
+    # A snapshot of one moment: as many candles as were processed, none of them without its forecast.
     assert forecasts >= 19
     assert candles == 2_880 + forecasts - 1
     published = len(subscriber.payloads("event/forecast.issued"))
@@ -296,7 +296,7 @@ def test_a_full_disk_stops_the_messages_and_not_the_node(
     resource.prlimit(running.popen.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
     until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "degraded", "degraded")
     assert "cannot be written" in " ".join(subscriber.payloads("node/volcast/state")[-1]["reasons"])
-    # What was stored before is still said.
+    # What was stored before is still published.
     newest = f"{http}/api/v1/forecast/BTCUSDT"
     until(lambda: get(newest) == (200, subscriber.payloads("event/forecast.issued")[-1]), "the newest forecast")
     published = subscriber.payloads("event/forecast.issued")
@@ -342,7 +342,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
     until(lambda: len(subscriber.payloads("event/decision.issued")) >= 5, "five forecasts")
     assert running.stop() == 0
     first.end()
-    # A fortnight later: what happened meanwhile is the exchange's history.
+    # A fortnight later: the hours since then are the exchange's history.
     _, urls = play("2024-01-16", 1_000)
     since = 1_705_363_200_000
     running = volcast(*run_arguments(urls, mosquitto.url, tmp_path / "var"))
@@ -361,7 +361,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
     for forecast in forecasts:
         same_numbers(forecast, decisions[forecast["open_time"]], rows[forecast["open_time"]])
     progress = [f for f in subscriber.payloads("BTCUSDT/1h/feed") if f["state"] == "backfilling" and f["from"]]
-    # The first node asked REST too, for what closed while it warmed up.
+    # The first node asked REST too, for candles that closed while it warmed up.
     progress = [f for f in progress if f["from"] >= START + 5 * HOUR_MS]
     assert progress[0]["from"] == START + 5 * HOUR_MS
     assert progress[0]["to"] >= since - HOUR_MS
@@ -389,7 +389,7 @@ def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
 def test_sigterm_ends_in_time_when_broker_and_exchange_hang(
     volcast: Callable[..., Any], long_candle_file: Path, mosquitto: Any, tmp_path: Path
 ) -> None:
-    """Both have accepted the connection and then answer nothing any more."""
+    """Both have accepted the connection, and then stop answering."""
     exchange = volcast(
         "exchange", "--candles", long_candle_file, "--from", "2024-01-01", "--hours", HOURS, "--speed", SPEED,
         "--ws-port", 0, "--rest-port", 0,
@@ -497,7 +497,7 @@ def test_a_running_daemon_has_neither_training_nor_drift_libraries_in_memory(
 def test_sigterm_ends_within_ten_seconds_while_a_broker_swallows_every_packet(
     volcast: Callable[..., Any], tmp_path: Path
 ) -> None:
-    # A listener that never accepts and whose queue is full: connecting hangs, as with a host that drops packets.
+    # A listener that never accepts and whose queue is full: connecting hangs, as to a host that drops packets.
     with socket.socket() as deaf, socket.socket() as filler, socket.socket() as second:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -533,6 +533,6 @@ def test_a_message_the_broker_refuses_stays_in_the_outbox(
             lines = answer.read().decode().splitlines()
         return float(next(line for line in lines if line.startswith(f"volcast_{name} ")).split()[1])
 
-    # Nothing that was refused counts as said: two events a candle wait.
+    # Nothing that was refused counts as published: two events per candle wait.
     until(lambda: metric("outbox_messages") >= 10, "waiting events")
     assert running.stop() == 0

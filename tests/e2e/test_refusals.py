@@ -1,4 +1,4 @@
-"""What must not run says so in one line with exit code 1, and leaves nothing half-started."""
+"""A command that must not run reports it in one line with exit code 1, and leaves nothing half-started."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def volcast_now(*args: object, **environment: str) -> subprocess.CompletedProces
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> str:
-    """The one line of a refusal, checked."""
+    """Asserts a refusal in one line, with these words and that exit code; returns the line."""
     assert done.returncode == code, (done.stdout, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.startswith("volcast: ")]
     assert len(lines) == 1, done.stderr
@@ -52,7 +52,7 @@ def exchange(volcast: Callable[..., Any], candle_file: Path) -> list[str]:
 
 @pytest.fixture
 def run(mosquitto: Any, subscribe: Callable[..., Any], exchange: list[str], tmp_path: Path) -> Any:
-    """`volcast run` with everything in order; arguments after it win. Whatever it publishes is an error."""
+    """Runs `volcast run` with valid arguments, which later ones override. Whatever it publishes is an error."""
     subscriber = subscribe(mosquitto.port, "5")
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
@@ -82,7 +82,7 @@ def test_an_unreadable_model(run: Any, tmp_path: Path, content: bytes | None, wo
 
 
 def rewritten(path: Path, change: Callable[[str], str] | None) -> Path:
-    """The packaged bundle with its metadata changed, or without any."""
+    """Writes the packaged bundle with its metadata changed, or without any."""
     model = onnx.load(packaged_model())
     kept = {p.key: p.value for p in model.metadata_props}
     del model.metadata_props[:]
@@ -194,7 +194,7 @@ def test_fetch_writes_what_the_exchange_has_and_tells_what_it_has_not(
     done = volcast_now("fetch", "--from", "2023-09-01", "--to", "2024-01-04", "--out", out, *exchange[2:])
     assert done.returncode == 0, done.stderr
     fetched = files.read(out)["BTCUSDT"]
-    # The exchange's clock stands still until somebody asks the time: the first hour of 2024 is the newest closed one.
+    # The exchange's clock stands still until a client asks the time: the first hour of 2024 is the newest closed one.
     expected = [c for c in files.read(candle_file)["BTCUSDT"] if c.open_time <= START]
     expected = [c for c in expected if c.open_time >= 1_693_526_400_000]
     assert [c.ohlcv for c in fetched] == [c.ohlcv for c in expected]

@@ -1,4 +1,4 @@
-"""A replay through real sockets and a real broker says what batch prediction says, to subscribers that are not ours."""
+"""A replay through real sockets and a real broker publishes what batch prediction computes, to independent clients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_mosquittos_own_clients_read_what_predict_computes(
     assert demo.popen.wait(240) == 0, demo.err
     rows = predicted("2024-01-01")
     check_replay(subscribers, rows, 200, same_numbers, until)
-    # Whatever has all 24 returns after it; the hole at 60 to 62 takes those of 36 to 62.
+    # The hours with all 24 returns after them; those of 36 to 62 lack some because of the hole at 60 to 62.
     matured = [START + h * HOUR_MS for h in range(200 - 24) if h + 24 < 60 or h > 62]
     for subscriber in subscribers:
         scored = subscriber.payloads("event/forecast.scored")

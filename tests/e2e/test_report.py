@@ -52,7 +52,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.fixture(scope="module")
 def made(candle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a year of which candles exist from August on."""
+    """A report of a year for which candles exist from August on."""
     folder = tmp_path_factory.mktemp("made")
     done = report("--candles", candle_file, "--quarterly", 2023, "--out", "a/b", "--json", "all.json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_a_journal_is_reported_as_it_was_served(node: Path, tmp_path: Path) -> N
     figures = json.loads((tmp_path / "all.json").read_text())
     (drift,) = figures["drift"].values()
     assert (drift["hours"], drift["missing_hours"]) == (100, 3)
-    # 97 candles; the days of 24 are not over, and those of another 24 hold one of the three hours that never were.
+    # 97 candles; the days of 24 are not over, and those of another 24 hold one of the three missing hours.
     assert figures["regression"]["forecasts"] == 97 - 24 - 24
 
 
@@ -141,7 +141,7 @@ def test_ended_in_the_middle_it_leaves_no_half_report(
     process.stop(how)
     if how == signal.SIGKILL:
         assert [p.suffix for p in out.iterdir()] == [".part"]
-        # The next run clears up, even one that comes to nothing.
+        # The next run removes it, even one that is refused.
         refused(report("--candles", candle_file, "--quarterly", 2025, "--out", out), "2024-01-17 15:00")
         assert list(out.iterdir()) == []
     else:

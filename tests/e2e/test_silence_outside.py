@@ -1,7 +1,7 @@
-"""What our commands say to others and write into the user's home, as the system sees it: nothing.
+"""No command sends anything to another machine or writes into the user's home, as the system's calls show.
 
-Heard by strace, because libraries do this in native code, which no hook of Python hears; with a fresh home, and without
-the variables by which they tell that nobody is there (CI) or that they shall be quiet.
+strace records them, because libraries do this in native code, which no hook of Python sees. The home is empty, and the
+variables are unset by which libraries recognise an unattended run (CI) or are told not to report.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HISTORY = 3_360
 
 @dataclass
 class Watched:
-    """A command in a home of its own, every call of it and its children to the network written down."""
+    """A command in a home of its own; every network call of it and of its children is recorded."""
 
     folder: Path
     environment: dict[str, str] = field(init=False)
@@ -48,7 +48,7 @@ class Watched:
         self.environment = {**kept, **places, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        # -D: the command is our child, and strace its; signals and exit codes are the command's own.
+        # -D: the command is the test's child, and strace the command's; signals and exit codes are the command's own.
         strace = need("strace")
         trace = [strace, "-D", "-f", "-qq", "--seccomp-bpf", "-s", "64", "-o", self._calls]
         kinds = ["-e", "trace=connect,sendto,sendmsg,sendmmsg", "-e", "signal=none"]
@@ -74,11 +74,11 @@ class Watched:
         return (self.folder / "err.txt").read_text()
 
     def breaches(self) -> list[str]:
-        """Calls that reach for another machine, or ask for a name, wherever they ask."""
+        """Returns the calls that address another machine or a name server, wherever that is."""
         return [line for line in self._calls.read_text(errors="replace").splitlines() if _reaches_out(line)]
 
     def written(self) -> list[str]:
-        """What lies in the home, and what was forgotten in the folder for temporary files."""
+        """Returns the files in the home, and those left behind in the folder for temporary files."""
         places = [self.folder / "home", self.folder / "tmp"]
         return [str(p.relative_to(self.folder)) for place in places for p in place.rglob("*")]
 
@@ -91,7 +91,7 @@ def _reaches_out(line: str) -> bool:
 
 @pytest.fixture(scope="module")
 def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With as many hours after 2023 as a backtest needs."""
+    """A candle file with as many hours after 2023 as a backtest needs."""
     path = tmp_path_factory.mktemp("candles") / "btc.parquet"
     files.write(simulate(["BTCUSDT"], START - HISTORY * HOUR_MS, HISTORY + 1_000, 11)["BTCUSDT"], path)
     return path
@@ -136,7 +136,7 @@ def test_nor_is_there_anything_where_it_comes_in_with_a_part_of_us(watched: Watc
 def test_a_command_on_a_file_speaks_to_nobody_and_leaves_nothing(
     watched: Watched, candle_file: Path, arguments: list[str]
 ) -> None:
-    # Even where somebody wants the reports: what we promise does not hang on a variable.
+    # Even where telemetry is asked for: the promise does not depend on a variable.
     watched.environment["ORT_DISABLE_TELEMETRY"] = "0"
     command, *rest = arguments
     watched.run("-P", "-m", "stream", command, "--candles", candle_file, *rest)
@@ -170,7 +170,7 @@ def test_a_node_speaks_to_its_exchange_and_its_broker_alone(
 
 
 def _until_its_drift_run(node: subprocess.Popen[str], watched: Watched, until: Callable[..., Any]) -> None:
-    """It runs until drift has, whose process is niced and the last to get its turn on a busy machine; then SIGTERM."""
+    """Waits for the first drift run, whose process is niced and late on a busy machine; then sends SIGTERM."""
     try:
         until(lambda: node.poll() is not None or "drift of 30 days" in watched.errors, "the first drift run", 300.0)
         node.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A node as what starts it leaves it: by `nohup`, on a terminal that is closed, on a machine with many cores."""
+"""A node by the way it is started: by `nohup`, on a terminal that is closed, by a supervisor, on many cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fault(55)
 
 
 class Node:
-    """`volcast run`, started as the test wants it."""
+    """`volcast run`, started with the test's options."""
 
     def __init__(self, arguments: list[str], log: Any, **how: Any) -> None:
         command = [sys.executable, "-m", "stream", "run", *arguments]
@@ -63,12 +63,12 @@ def forecasts(metrics: str) -> float:
 
 
 def ignore_hangup() -> None:
-    """What `nohup` does."""
+    """Ignores SIGHUP, as `nohup` makes a process do."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def listening(pid: int) -> str | None:
-    """The address on which a process serves HTTP, from the system's own tables."""
+    """Returns the URL at which a process serves HTTP, from the system's own tables; None where it does not yet."""
     sockets = set()
     with contextlib.suppress(OSError):
         sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
@@ -85,7 +85,7 @@ def test_a_node_that_nohup_started_outlives_its_terminal(start: Callable[..., No
     os.close(slave)
     url = until(lambda: listening(node.popen.pid), "the node's HTTP")
     until(lambda: forecasts(node.get(f"{url}/metrics")) > 0, "its first forecast")
-    # The terminal goes: every line from now on is an error to who writes it, and the signal comes with it.
+    # The terminal is closed: from now on writing a line fails, and the process receives SIGHUP.
     os.close(master)
     node.popen.send_signal(signal.SIGHUP)
     count = forecasts(node.get(f"{url}/metrics"))
@@ -134,7 +134,7 @@ def test_a_node_has_as_many_threads_on_one_core_as_on_all(
         node = start(subprocess.DEVNULL, *where, preexec_fn=pin)
         url = until(lambda pid=node.popen.pid: listening(pid), "the node's HTTP")
         until(lambda url=url, node=node: forecasts(node.get(f"{url}/metrics")) > 0, "its first forecast")
-        # Threads that wait for a call come and go; those of a library's pool stay.
+        # Threads for single calls come and go; those of a library's pool stay.
         counts = [len(list(Path(f"/proc/{node.popen.pid}/task").iterdir())) for _ in range(50)]
         threads.append(min(counts))
         node.popen.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A task that is told to end ends, also where the word meets an answer of the network in one round of the loop."""
+"""A cancelled task ends, also where the cancellation meets an answer of the network in one round of the event loop."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
 START = 1_704_067_200_000
-#: Rounds of the loop between the network's answer and the word to end.
+#: Rounds of the loop between the network's answer and the cancellation.
 ROUNDS = range(4)
 
 
 class CancellingLoop(asyncio.SelectorEventLoop):
-    """Cancels a task some rounds after the n-th time that the network had something for it."""
+    """An event loop that cancels a task some rounds after the n-th time that the network had something for it."""
 
     victim: asyncio.Task[Any] | None = None
 
@@ -53,15 +53,15 @@ class CancellingLoop(asyncio.SelectorEventLoop):
 
 
 def close_forgotten() -> None:
-    """Python 3.11 forgets a socket that has just won the race of addresses when the race is cancelled in that round.
-    The collector closes it, and would say so."""
+    """Closes sockets that Python 3.11 forgets: such as have just won the race of addresses when the race is cancelled
+    in that round. The garbage collector closes them, and would warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
 
 def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool:
-    """Whether `work`, which would go on for ever, ends when it is told to."""
+    """Returns whether `work`, which would go on for ever, ends when it is cancelled."""
     loop = CancellingLoop(answers, rounds)
 
     async def main() -> bool:
@@ -70,7 +70,7 @@ def ends(answers: int, rounds: int, work: Callable[[], Awaitable[None]]) -> bool
         await asyncio.wait([loop.victim, cancelled], timeout=30, return_when=asyncio.FIRST_COMPLETED)
         cancelled.cancel()
         assert loop.cancelled.is_set(), "the network had less to say than that"
-        # Longer than a server of ours waits for the handshake of a connection that was given up.
+        # Longer than the shipped servers wait for the handshake of a connection that was given up.
         await asyncio.wait([loop.victim], timeout=30)
         ended = loop.victim.done()
         while not loop.victim.done():
@@ -95,7 +95,7 @@ def broker_url() -> Iterator[str]:
 @pytest.mark.fault(51)
 @pytest.mark.parametrize("answers", range(1, 9))
 def test_a_broker_connection_ends_whenever_it_is_told_to(answers: int, broker_url: str) -> None:
-    """CONNACK, SUBACK, what is retained, UNSUBACKs and PUBACKs: the answers of a broker in this order."""
+    """A broker answers CONNACK, SUBACK, retained messages, UNSUBACKs and PUBACKs, in this order."""
 
     async def session(publisher: Publisher) -> None:
         while True:
@@ -129,7 +129,7 @@ def test_standing_by_ends_whenever_it_is_told_to(answers: int, broker_url: str) 
 
 
 class Listener:
-    """Takes what the feed brings."""
+    """Accepts what the feed brings and ignores it."""
 
     def connected(self) -> None: ...
 

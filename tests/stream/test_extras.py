@@ -1,4 +1,4 @@
-"""What is said about an extra that is missing: a command for this interpreter that leaves this Volcast where it is."""
+"""The advice for a missing extra: a command for this interpreter that leaves the installed Volcast as it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTRAS = ("demo", "drift", "train", "research", "pipeline")
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """The words of the command for an extra, where Volcast was installed from `origin`."""
+    """Returns the arguments of the command for an extra, where Volcast was installed from `origin`."""
     text = metadata.distribution("volcast").read_text("METADATA")
     assert text is not None
 

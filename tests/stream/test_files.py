@@ -1,4 +1,4 @@
-"""The one writer of files: what is there is whole, whatever happens while it is written."""
+"""The one writer of files: a file is whole, whatever happens while it is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
 
     def write() -> None:
         with files.replacing(path) as temporary:
-            # Libraries choose a format by the suffix, and others look into the folder meanwhile.
+            # Libraries choose a format by the suffix, and other programs list the folder meanwhile.
             assert (temporary.suffix, temporary.parent, temporary.name[0]) == (".keras", tmp_path, ".")
             temporary.write_bytes(b"half")
             raise ValueError("the library gave up")

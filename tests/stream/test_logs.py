@@ -1,4 +1,4 @@
-"""Log lines for machines: one JSON object a line, with fields to filter by."""
+"""Log lines for machines: one JSON object per line, with fields to filter by."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_what_was_given_with_a_line_are_fields_of_its_object() -> None:
 
 
 def _lines_without_a_symbol(path: Path) -> list[str]:
-    """Log calls whose text begins with a symbol and that do not give it as a field."""
+    """Returns the log calls whose text begins with a symbol and that do not give it as a field."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -52,6 +52,6 @@ def _lines_without_a_symbol(path: Path) -> list[str]:
 def test_every_line_about_a_symbol_can_be_found_by_it() -> None:
     modules = [*(ROOT / "stream" / "pipeline").rglob("*.py"), *(ROOT / "stream" / "adapters").rglob("*.py")]
     modules += (ROOT / "monitor").rglob("*.py")
-    # A candle file has a name and not a symbol.
+    # Lines about candle files begin with the file's name, not with a symbol.
     of_files = ROOT / "stream" / "adapters" / "candles"
     assert [line for p in modules if not p.is_relative_to(of_files) for line in _lines_without_a_symbol(p)] == []

@@ -1,4 +1,4 @@
-"""Settings: precedence, one-line refusals, masks."""
+"""Settings: precedence, one-line refusals, masked secrets."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_empty_value_is_none_whatever_its_source(empty: str, tmp_path: Path) 
     config = tmp_path / "v.toml"
     config.write_text("".join(f"{name} = {empty!r}\n" for name in names if "'" not in empty))
     assert load({}, {}, config) == Settings()
-    # A source that says nothing leaves the word to the next one.
+    # Where a source is empty the next one decides.
     config.write_text('instance = "file"\n')
     assert load({"instance": empty}, {"VOLCAST_INSTANCE": empty}, config).instance == "file"
 
@@ -141,7 +141,7 @@ def test_a_mistyped_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
         load({}, {}, config)
 
 
-#: Passwords that are not percent-encoded, each in a URL that cannot be read as it was meant.
+#: Passwords that are not percent-encoded, so that their URLs cannot be parsed as they were meant.
 SECRETS = ["ge#heim", "ge/heim", "ge?heim", "ge[heim", "ge]heim", "ge heim", "#/?[@heim", "ge/@/heim", "9/heim"]
 
 

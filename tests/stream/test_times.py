@@ -1,4 +1,4 @@
-"""Times: every ISO spelling of a moment is the same number, and what is none is refused in words."""
+"""Times: every ISO spelling of a moment is the same number, and anything else is refused with a clear message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stream.web: a real app on a real socket, and nothing of the process touched."""
+"""stream.web: a real app on a real socket, and no change to the state of the process."""
 
 import asyncio
 import contextlib
@@ -103,7 +103,7 @@ async def test_an_idle_keepalive_connection_does_not_hold_up_the_end():
         await http.get(f"{base_url}/hello")
 
 
-# --- clients that say nothing, or do not listen ----------------------------------------------------------------
+# --- clients that send nothing, or do not read -----------------------------------------------------------------
 
 
 async def idle_client(url: str, first_words: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -119,7 +119,7 @@ async def test_hundreds_of_idle_clients_leave_room_for_one_that_asks(first_words
         clients = [await idle_client(base_url, first_words) for _ in range(300)]
         assert (await http.get("/hello", timeout=30)).status_code == 200
         gone = [asyncio.create_task(reader.read()) for reader, _ in clients]
-        # The oldest have made room; the server holds no more than its limit.
+        # The oldest were closed; the server holds no more than its limit.
         await asyncio.gather(*gone[:230], return_exceptions=True)
         for task, (_, writer) in zip(gone, clients, strict=True):
             task.cancel()

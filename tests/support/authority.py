@@ -1,4 +1,4 @@
-"""Certificates of our own, made by `openssl`, for brokers, exchanges and clients of this machine."""
+"""Test certificates, made by `openssl`, for brokers, exchanges and clients on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def openssl(*args: object) -> None:
 
 
 class Authority:
-    """A certificate authority of our own, and a server certificate for 127.0.0.1 that it vouches for."""
+    """A certificate authority for tests, and a server certificate for 127.0.0.1 and 127.0.0.2 that it has issued."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir()
@@ -26,7 +26,7 @@ class Authority:
         self.certificate, self.key = self.issue("server", "subjectAltName=IP:127.0.0.1,IP:127.0.0.2")
 
     def issue(self, name: str, extension: str = "extendedKeyUsage=clientAuth") -> tuple[Path, Path]:
-        """A certificate for `name` and its key."""
+        """Issues a certificate for `name`; returns its path and that of its key."""
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
         extensions.write_text(f"{extension}\n")

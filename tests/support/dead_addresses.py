@@ -1,4 +1,4 @@
-"""A name with a dozen addresses of which only the last lives; the others swallow what they are sent."""
+"""A name with a dozen dead addresses and a last one that works; connecting to a dead one hangs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DEAD = tuple(f"127.0.0.{n}" for n in range(2, 14))
 
 @contextlib.contextmanager
 def dead_addresses(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Gives the name. One address after the other would take longer than any of our timeouts: each has a listener
-    whose queue of unaccepted connections is full."""
+    """Yields the name. Trying one address after the other would take longer than any timeout of the node: each dead one
+    has a listener whose queue of unaccepted connections is full."""
     resolve = socket.getaddrinfo
 
     def every_address(host: Any, *args: Any, **options: Any) -> Any:

@@ -1,11 +1,11 @@
-"""A whole node on a real exchange and broker, and the oracle that every fault is held against.
+"""A whole node on a real exchange and broker, and the oracle that must hold under every fault.
 
 The oracle: the journal's candles are the tape's, each once, in order, with the right values, or differ by exactly the
 hours declared as gaps; each (id, revision) was published at least once, and never with two values by all nodes that
-ever spoke on a broker; the newest revision of each forecast is what a replay of the tape says; nothing is forecast of
-an hour before a fresh start's first, and no gap declared there; no candle is processed before its end; the first value
-published of a candle is its final one unless the exchange changed it; no limit of the exchange was broken in its own
-log.
+ever published on a broker; the newest revision of each forecast is what a replay of the tape computes; nothing is
+forecast for an hour before a fresh start's first, and no gap declared there; no candle is processed before its end; the
+first value published of a candle is its final one unless the exchange changed it; no limit of the exchange was broken
+by the exchange's own log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HISTORY = 1_100
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 #: Three hours of the tape in a second: what a node keeps up with on a busy machine, too.
 PACED = 12_000.0
-#: Hours of a tape that a test ends when it has seen what it waits for: more than any machine plays until then.
+#: Hours of a tape that the test ends once it has seen what it waits for: more than any machine plays until then.
 LONG = 1_500
 
 
@@ -65,7 +65,7 @@ def market(
 
 
 def without(tape: dict[str, list[Candle]], missing: dict[str, set[int]]) -> dict[str, list[Candle]]:
-    """The tape without these hours after START, by symbol."""
+    """Returns the tape without these hours, counted from START, by symbol."""
     gone = {s: {hour(h) for h in hours} for s, hours in missing.items()}
     return {s: [c for c in series if c.open_time not in gone.get(s, set())] for s, series in tape.items()}
 
@@ -77,7 +77,7 @@ class Watch:
     """Keeps every fact, and stops the node when each symbol's last candle is processed, everything is acknowledged
     and `also` holds."""
 
-    #: Who hears what the node publishes.
+    #: The subscriber to what the node publishes.
     ear: Ear
 
     def __init__(self, last: dict[str, int], also: Callable[[Watch], bool] = lambda watch: True) -> None:
@@ -85,7 +85,7 @@ class Watch:
         #: Kinds of facts to keep; None: all.
         self.kept: tuple[type[Any], ...] | None = None
         self.stop = asyncio.Event()
-        #: The exchange's own time, and the candles that were processed before their end by it.
+        #: The exchange's own time, and the candles that were processed before they ended by that time.
         self.exchange_now_ms: Callable[[], int] | None = None
         self.early: list[tuple[str, int]] = []
         self._news = asyncio.Event()
@@ -101,7 +101,7 @@ class Watch:
         now_ms = None if self.exchange_now_ms is None else self.exchange_now_ms()
         if isinstance(fact, CandleProcessed) and now_ms is not None and now_ms < fact.open_time + HOUR_MS - 1:
             self.early.append((fact.symbol, fact.open_time))
-        # A run that went on for a moment may have left the next one nothing to process.
+        # A run that continued for a moment may have left nothing to process for the next one.
         if isinstance(fact, CandleProcessed | Resumed):
             self.newest[fact.symbol] = fact.open_time
             if fact.open_time >= self._waiting.get(fact.symbol, _NEVER):
@@ -113,17 +113,17 @@ class Watch:
         self._news.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Looks with each fact whether the condition has come true."""
+        """Waits until the condition is true; it is checked after each fact."""
         while not condition():
             self._news.clear()
             await self._news.wait()
 
     def expect(self, last: dict[str, int]) -> None:
-        """From now on these are the last candles."""
+        """Sets the last candles to wait for."""
         self._waiting = {symbol: at for symbol, at in last.items() if self.newest.get(symbol, 0) < at}
 
     def live(self) -> int:
-        """Candles that the socket brought."""
+        """Returns the number of candles that came over the websocket."""
         return sum(f.provenance == "live" for f in self.facts if isinstance(f, CandleProcessed))
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -131,13 +131,13 @@ class Watch:
 
 
 class Ear:
-    """A subscriber that keeps what comes live."""
+    """A subscriber that keeps every message that is not a retained one."""
 
     def __init__(self, url: str) -> None:
         self._host, _, port = url.removeprefix("mqtt://").partition(":")
         self._port = int(port)
         self.events: dict[tuple[str, int], set[bytes]] = {}
-        #: Long runs remember that something was said, and by its hash whether it was said alike.
+        #: In long runs only hashes of payloads are kept, enough to see whether an event had two values.
         self.brief = False
         self.feed: list[tuple[str, str]] = []
         self._ready = asyncio.Event()
@@ -170,25 +170,25 @@ class Ear:
                     )
 
     async def settled(self, keys: set[tuple[str, int]]) -> None:
-        """Until all of these have come: an acknowledged message may reach a subscriber a moment later."""
-        while not keys <= self.events.keys():  # noqa: ASYNC110 - another process's broker tells us no event
+        """Waits until all of these have come: an acknowledged message may reach a subscriber a moment later."""
+        while not keys <= self.events.keys():  # noqa: ASYNC110 - another process's broker has no event to wait for
             await asyncio.sleep(0.01)
 
 
-#: By broker: what (id, revision) was first published as there, by whichever node.
+#: By broker: the message that was first published there for each (id, revision), by whichever node.
 PUBLISHED: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
 
 
 @contextlib.contextmanager
 def new_broker() -> Iterator[str]:
-    """Gives the URL of an empty broker of which nothing is remembered: a system hands out the same port again."""
+    """Yields the URL of an empty broker, and forgets what was published at that URL: the system reuses ports."""
     with EmbeddedBroker() as running:
         PUBLISHED[running.url] = {}
         yield running.url
 
 
 def one_value(broker: str, ear: Ear) -> None:
-    """Whoever spoke, ids and revisions mean what they meant."""
+    """Asserts that ids and revisions still name the same value, whichever node published them."""
     published = PUBLISHED[broker]
     for key, payloads in ear.events.items():
         for payload in payloads:
@@ -233,8 +233,8 @@ async def run(
     up_to: int | None = None,
     **changes: Any,
 ) -> tuple[Watch, Ear]:
-    """Runs a node over the exchange's tape from `since`, where its fresh start begins, and holds it against the oracle.
-    The tape ends when `until` has come true; only what closes before `up_to` is waited for and looked at."""
+    """Runs a node over the exchange's tape from `since`, where its fresh start begins, and asserts the oracle. The tape
+    ends once `until` is true; only candles that open before `up_to` are waited for and checked."""
     chosen = symbols or tuple(exchange.tape.symbols)
 
     def end_ms() -> int:
@@ -282,7 +282,7 @@ async def run(
             await asyncio.to_thread(hold, data_dir, tape, end_ms(), since)
             assert all(len(values) == 1 for values in ear.events.values())
             assert not watch.early
-            # A journal that was brought along may hold hours that the exchange has revised since.
+            # A journal of an earlier run may hold hours that the exchange has revised since.
             if not earlier and not any(e.method in _CHANGES for e in exchange.access_log.entries("fault")):
                 assert len({event_id for event_id, _ in ear.events}) == len(ear.events)
             once(watch)
@@ -290,7 +290,7 @@ async def run(
     return watch, ear
 
 
-#: Faults by which the exchange itself says something else of a candle than before.
+#: Faults by which the exchange itself changes a candle.
 _CHANGES = {"wrong_close", "revise"}
 
 
@@ -306,7 +306,7 @@ def _published(data_dir: Path) -> dict[tuple[str, int], bytes]:
 
 
 def once(watch: Watch) -> None:
-    """Each candle passed once, in order."""
+    """Asserts that each candle was processed once, in order."""
     for symbol in {f.symbol for f in watch.of(CandleProcessed)}:
         times = [f.open_time for f in watch.of(CandleProcessed) if f.symbol == symbol]
         assert times == sorted(set(times))
@@ -321,7 +321,7 @@ def limits(exchange: Exchange) -> None:
 
 
 def hold(data_dir: Path, tape: dict[str, list[Candle]], end_ms: int, since: int = START) -> None:
-    """The journal against the tape."""
+    """Asserts that the journal agrees with the tape."""
     predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
     with (
@@ -366,7 +366,7 @@ def version_of(bundle: Path) -> str:
 
 
 def hold_forecasts(forecasts: Iterable[Forecast], whole: list[Candle]) -> None:
-    """Forecasts of the packaged model against a replay of the tape."""
+    """Asserts that forecasts of the packaged model agree with a replay of the tape."""
     predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
     by_time = {f.open_time: f for f in forecasts}
@@ -404,7 +404,7 @@ def _numbers(message: Any) -> dict[str, float]:
 
 
 def draw(rng: random.Random, hours: int, count: int, symbols: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Faults from the table for a max-speed tape, at random hours; the last hours stay free, so that all can heal."""
+    """Draws faults for a max-speed tape, at random hours; the last hours stay free, so that all can recover."""
 
     def at() -> int:
         return hour(rng.randrange(2, hours - 6))
@@ -449,12 +449,12 @@ async def soak(
     timeout_s: float = 300.0,
     brief: bool = False,
 ) -> Watch:
-    """A node over `hours` of every symbol with so many faults, two holes that the exchange has, and the oracle."""
+    """Runs a node over `hours` of every symbol with so many faults and a hole of two hours, and asserts the oracle."""
     rng = random.Random(seed)
     first = rng.randrange(10, hours - 10)
     tape = without(market(symbols, hours, history, seed), {symbols[0]: {first, first + 1}})
     async with Exchange.replaying(tape, START, hours, None, seed=seed) as exchange:
-        # The exchange's hours go by in milliseconds: what is counted in minutes is counted in its minutes.
+        # The exchange's hours pass in milliseconds: what is limited per minute is counted in its minutes.
         feed = functools.partial(
             BinanceFeed,
             backoff=Backoff(rng, first_s=0.01, cap_s=0.1),

@@ -1,7 +1,7 @@
 """`volcast` that kills itself at a named step: `python killed.py STEP before|after N COMMAND ...`.
 
-The steps of a candle: receive (from the feed), commit (to the journal), publish (the packet leaves), acknowledge
-(the broker's answer is heard), prune (the outbox forgets the event). Nothing in the product knows of this.
+The steps of a candle: receive (from the feed), commit (to the journal), publish (the packet is sent), acknowledge
+(the broker's answer is received), prune (the outbox drops the event). The product itself has no code for this.
 """
 
 from __future__ import annotations

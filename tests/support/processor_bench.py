@@ -1,4 +1,4 @@
-"""A processor on a real journal, and what both say in the end, for laws that hold two of them against each other."""
+"""A processor on a real journal, and what both have produced in the end, for tests that compare two of them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Bench:
             await self.processor.process([Due(candle, "live", 0.0)])
 
     def recorded(self) -> dict[str, Any]:
-        """The journal's newest word on everything."""
+        """Returns the newest revision of everything in the journal."""
 
         def newest(table: str, kind: type[Any]) -> dict[str, Any]:
             rows = self.journal.messages(table, SYMBOL, None, None, 10_000)
@@ -100,7 +100,7 @@ class Bench:
         return [((a - START) // HOUR_MS, (b - START) // HOUR_MS) for a, b in rows]
 
     def published(self) -> dict[tuple[str, int], bytes]:
-        """(id, revision) of every event offered; each with one value only."""
+        """Returns the payload of every event offered by (id, revision), and asserts that each was offered once."""
         found: dict[tuple[str, int], bytes] = {}
         for event in self.offered:
             if "gap." in event.topic:

@@ -1,4 +1,4 @@
-"""A broker on a bad day: as much of MQTT 5 as a publisher needs, on a real socket, doing as it is told."""
+"""A broker that misbehaves by script: as much of MQTT 5 as a publisher needs, on a real socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUOTA_EXCEEDED, NOT_AUTHORIZED, TAKEN_OVER, SERVER_BUSY = 0x97, 0x87, 0x8E, 0x89
 
 
 class Scripted:
-    """As much of an MQTT 5 broker as a publisher needs, doing what it is told with each packet."""
+    """As much of an MQTT 5 broker as a publisher needs; its attributes say how it answers each packet."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, bytes]] = []
@@ -25,13 +25,13 @@ class Scripted:
         self.denied: dict[str, int] = {}
         self.poison: set[str] = set()
         self.says_why = True
-        #: What becomes of a subscription besides a SUBACK: "mute", or "hang_up".
+        #: How a subscription is answered if not by a SUBACK: "mute", or "hang_up".
         self.subscription = ""
         #: The properties of the next CONNACKs.
         self.welcome = b""
         #: Connections are accepted and closed before they are answered.
         self.slams = False
-        #: Nothing is answered. Set once a client has gone.
+        #: Nothing is answered. `left` is set once a client has gone.
         self.mute = False
         self.left = asyncio.Event()
         self.subscribed = asyncio.Event()

@@ -1,1 +1,1 @@
-"""`volcast backtest`: decisions over history, their execution, benchmarks, figures and report."""
+"""`volcast backtest`: decisions over history, their execution, benchmarks, measures, figures and report."""

@@ -1,9 +1,9 @@
-"""What decisions are held against, each as strong as it honestly is, and one that knows the future.
+"""The benchmarks of a backtest, each as strong as it honestly is, and one that knows the future.
 
 - Buy and hold; a constant weight with the same mean exposure, which takes no forecast at all.
-- The same policy on persistence, on EWMA and on `har`: what the model's forecast adds.
-- The reference project's rule as a policy, with our execution; and its figures as that project computes them.
-- The oracle: the same policy on the volatility that then came. Nobody can be it; it bounds what forecasts can buy.
+- The same policy on persistence, on EWMA and on `har`: they show what the model's forecast adds.
+- The reference project's rule as a policy, executed as all others; and its figures as that project computes them.
+- The oracle: the same policy on the realized volatility. Nobody can have it; it bounds what forecasts can achieve.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RIVALS: tuple[Source, ...] = ("persistence", "ewma", "har")
 
 
 def rivals(policy: Policy) -> tuple[Policy, ...]:
-    """The same policy on other forecasts."""
+    """Returns the same policy on each other forecast."""
     return tuple(
         msgspec.structs.replace(policy, name=f"{policy.name} on {source}", forecast=source)
         for source in RIVALS
@@ -37,12 +37,12 @@ def rivals(policy: Policy) -> tuple[Policy, ...]:
 
 
 def constant(weight: float, decided: Array) -> Array:
-    """One exposure wherever something was decided."""
+    """Returns one exposure wherever something was decided, NaN elsewhere, [n]."""
     return np.where(np.isfinite(decided), weight, np.nan)
 
 
 def oracle(policy: Policy, regimes: Regimes, open_time: NDArray[np.int64], next_24h: Array) -> Array:
-    """Exposures of the policy on what then came, [n]; NaN where that is not known."""
+    """Computes the exposures of the policy on the outcomes `next_24h`, [n]; NaN where the outcome is not known."""
     memory, out = risk.PolicyMemory(), np.full(len(open_time), np.nan)
     for t, sigma in enumerate(next_24h.tolist()):
         if sigma == sigma:
@@ -53,8 +53,8 @@ def oracle(policy: Policy, regimes: Regimes, open_time: NDArray[np.int64], next_
 
 
 def published(closes: Array, realized_24h: Array, steps: risk.Thresholds) -> dict[str, float | None]:
-    """The reference project's evaluation as it is: the same hour's volatility for a forecast, the same hour's return
-    earned with it, log returns added up, no fees. [n] each; hours without a return are left out."""
+    """Computes the reference project's evaluation as it is: the volatility of an hour is the forecast for that same
+    hour's return, log returns are added up, no fees. [n] each; hours without a return are left out."""
     returns = np.diff(np.log(closes), prepend=np.nan)
     known = np.isfinite(returns) & np.isfinite(realized_24h)
     held = exposures(realized_24h[known], steps)
@@ -63,16 +63,16 @@ def published(closes: Array, realized_24h: Array, steps: risk.Thresholds) -> dic
 
 
 def exposures(sigma: Array, steps: risk.Thresholds) -> Array:
-    """Exposure of each σ, hourly, without a memory."""
+    """Returns the exposure of each hourly σ, without a memory."""
     levels = steps.hourly
     index = np.searchsorted([levels.medium_from, levels.high_from], sigma, side="right")
     return np.array([steps.low_exposure, steps.medium_exposure, steps.high_exposure])[index]
 
 
 def reference_figures(returns: Array, held: Array) -> dict[str, float | None]:
-    """The reference project's four figures by their names and formulas: hourly mean and std, drawdown of the sum.
+    """Computes the reference project's four figures by its formulas: hourly mean and std, drawdown of the sum.
 
-    Null of fewer than two returns.
+    All are None where there are fewer than two returns.
     """
     if len(returns) < _LEAST_RETURNS:
         return dict.fromkeys(REFERENCE_FIGURES)
@@ -86,7 +86,7 @@ def reference_figures(returns: Array, held: Array) -> dict[str, float | None]:
 
 
 def unique(policies: Sequence[Policy]) -> tuple[Policy, ...]:
-    """Each once, by name; `ValueError` where two that differ share one."""
+    """Returns each policy once, by name; raises `ValueError` where two that differ share a name."""
     by_name: dict[str, Policy] = {}
     for policy in policies:
         if by_name.setdefault(policy.name, policy) != policy:

@@ -1,10 +1,10 @@
-"""The daemon's own operator over history: who forecast, and what every policy decided, hour by hour.
+"""Runs the daemon's own operator over history: the forecasts, and what every policy decides, hour by hour.
 
 Rules of this module:
-- A term is the time that one model is in charge of. Each begins as a daemon's start does, on the 120 days before it, so
+- A term is the time in which one model forecasts. Each begins as a daemon's start does, on the 120 days before it, so
   a walk forward is a daemon whose model is replaced each new year.
-- A term's model learns from what lies before it; where a bundle did not, `Term.note` says so.
-- All policies ride in one operator (`Rules.compared`): what each decides is what it decides alone.
+- A term's model is trained on what lies before the term; where a bundle was not, `Term.note` says so.
+- All policies run in one operator (`Rules.compared`): what each decides is what it decides alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _CALIBRATION_MS = 90 * 24 * HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One model's predictions by open time, from the look-back of its first decision on, and what goes with it."""
+    """The predictions of one model in [since, until), ms, and what goes with them. They are by open time, and begin
+    before `since` by the look-back of the first decision."""
 
     since: int
     until: int
@@ -50,27 +51,27 @@ class Term:
     #: The symbol that `regimes` is of.
     described: str
     note: str = ""
-    #: What else the model says of this symbol by what it learnt of others.
+    #: A note on what a bundle takes from other symbols; empty where it describes this one.
     borrowed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """Which regimes the first policy's decisions were found by, from the decision on the candle of `since` (ms) on.
+    """The regimes that the first policy's decisions used, from the decision on the candle of `since` (ms) on.
 
-    `source`: `policy` where it has steps of its own; else as `RegimesFrom`.
+    `source`: `policy` where it has thresholds of its own; else as `RegimesFrom`.
     """
 
     since: int
     source: RegimesFrom | Literal["policy"]
-    #: The symbol that they are of, none of a policy.
+    #: The symbol that the regimes are of; empty for a policy's.
     described: str
     regimes: Regimes
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """By hour of [since, until), [n] each. `exposure` by policy name, NaN where nothing was decided."""
+    """Decisions by hour of [since, until), [n] each. `exposure` by policy name, NaN where nothing was decided."""
 
     symbol: str
     open_time: NDArray[np.int64]
@@ -82,16 +83,16 @@ class Decided:
     #: The model's forecast and the upper end of its interval, hourly.
     volatility: Array
     high: Array
-    #: What came: σ of the next 24 hours, hourly; NaN where it is not complete.
+    #: The outcome: σ of the next 24 hours, hourly; NaN where they are not complete.
     next_24h: Array
-    #: The first policy's, all of it: what a daemon would have published.
+    #: All events of the first policy: what a daemon would have published.
     issued: tuple[Issued, ...]
-    #: Where the regimes' thresholds changed, the first included.
+    #: One for each change of the regimes, the first included.
     calibrated: tuple[Calibrated, ...]
 
 
 def of_bundle(data: Dataset, bundle: Bundle, since: int, until: int) -> Term:
-    """A bundle as it is, wherever its training range lies."""
+    """Returns the term of a bundle as it is, wherever its training range lies."""
     contract = bundle.model.contract
     rows = _rows(data, since, until, own=not contract.describes(data.symbol))
     predictions = predict_rows(data.symbol, data.features, rows, bundle.model, bundle)
@@ -124,7 +125,7 @@ def _borrowed(contract: Contract, symbol: str) -> str:
 
 
 def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since: int, until: int) -> Term:
-    """A forecaster that learns from [train_from, since), with regimes, `har` and calibration from there too."""
+    """Returns the term of a forecaster fitted on [train_from, since); regimes, `har` and calibration are from there."""
     learnt, rows = require_rows(data, train_from, since), _rows(data, since, until, own=False)
     fitted = forecaster.fit(data, train_from, since)
     coefficients, unseen = log_har.fit_unseen(data, learnt, walk_forward(train_from, since), log_har.WITH_CALENDAR)
@@ -158,14 +159,14 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
 
 
 def yearly(data: Dataset, forecaster: Forecaster, train_from: int, years: Sequence[int]) -> Iterator[Term]:
-    """A term per year, each learnt anew from all that lies before it."""
+    """Yields a term per year, each fitted anew on all that lies before it."""
     for year in years:
         since, until = times.parse(f"{year}-01-01"), times.parse(f"{year + 1}-01-01")
         yield of_forecaster(data, forecaster, train_from, since, until)
 
 
 def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], policies: Sequence[Policy]) -> Decided:
-    """What the policies decided in the terms, which follow each other without a hole."""
+    """Runs all policies over the terms, which must follow each other without a hole."""
     since, until = terms[0].since, terms[-1].until
     inside = (data.open_time >= since) & (data.open_time < until)
     grid = data.open_time[inside]
@@ -218,14 +219,15 @@ def _calibrated(event: Issued, rules: Rules) -> Calibrated:
 
 
 def _rows(data: Dataset, since: int, until: int, *, own: bool) -> NDArray[np.int64]:
-    """What a daemon that starts at `since` forecasts or has forecast: its fold and, where its regimes are its `own`,
-    hours before it, then its term."""
+    """Returns the rows that a daemon which starts at `since` forecasts: its accumulation and, where the regimes are the
+    symbol's `own`, hours before that, then its term."""
     asked = forecast_hours(data.open_time, anchor(since), own=own)
     return np.nonzero(asked & (data.open_time < until) & data.features.ready)[0]
 
 
 def _calibration(data: Dataset, forecaster: Forecaster, train_from: int, since: int) -> Calibration:
-    """Of the last 90 days before `since`, or a quarter of a short range, forecast by what learnt until then."""
+    """Calibrates on the last 90 days before `since`, or the last quarter of a short range, forecast by a fit on the
+    time before them."""
     split = since - min(_CALIBRATION_MS, (since - train_from) // 4 // HOUR_MS * HOUR_MS)
     rows = data.rows(split, since)
     return describe.calibration(data, rows, forecaster.fit(data, train_from, split).forecast(data, rows)[NEXT_24H])

@@ -1,4 +1,4 @@
-"""Execution: what decided exposures would have come to, with next-bar fills, fees and slippage. One book, hour by hour.
+"""Executes decided exposures, with next-bar fills, fees and slippage: one book, hour by hour.
 
 Rules of this module:
 - A decision on the candle of hour t is filled at the open of hour t + `delay_hours`, never at a price that it saw.
@@ -6,8 +6,8 @@ Rules of this module:
   what is held stays held, and across hours without a candle nothing can be traded.
 - No return exists across hours without a candle, here as in features and target: what is held is worth at the first
   price after them what it was worth before. A swap of tokens in a halt is no profit, and a crash in one is not seen.
-- Between fills units are held and the weight drifts. It is brought back once it is `drift_band` off.
-- No interest on cash, none on borrowed cash; an equity of nothing stays nothing.
+- Between fills units are held and the weight drifts. It is brought back once it is off by `drift_band`.
+- No interest on cash, none on borrowed cash; an equity of zero stays zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _BASIS_POINT = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """`fee_bp` and `slippage_bp`: of what is traded, each time, in hundredths of a percent."""
+    """Costs and limits of fills. `fee_bp` and `slippage_bp`: hundredths of a percent of the value traded, each time.
+
+    Raises `ValueError` where the delay is not 1 to `VALID_HOURS` hours, or another number is negative.
+    """
 
     fee_bp: float = 10.0
     slippage_bp: float = 0.0
@@ -46,10 +49,10 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """By hour of the grid, [n] each; equity starts at 1."""
+    """The account by hour of the grid, [n] each; equity starts at 1."""
 
     open_time: NDArray[np.int64]
-    #: At the hour's close, costs paid; where an hour has no candle, that of the last one.
+    #: At the hour's close, after costs; where an hour has no candle, that of the last one.
     equity: Array
     #: Share of the equity in the asset, at the hour's close; NaN where an hour has no candle.
     weight: Array
@@ -69,7 +72,7 @@ class Book:
 def execute(
     open_time: NDArray[np.int64], opens: Array, closes: Array, exposure: Array, costs: Costs | None = None
 ) -> Book:
-    """The book of these decisions. All [n] on the hourly grid.
+    """Computes the book of these decisions. All [n] on the hourly grid.
 
     `opens`, `closes`: NaN where an hour has no candle. `exposure`: decided at the hour's close; NaN where nothing was.
     """

@@ -28,7 +28,7 @@ _DAYS_A_YEAR = 366
 
 
 def overview(tested: Tested, form: str = "svg") -> bytes:
-    """The main figure: price with exposure, equity, drawdown, and realized against target volatility."""
+    """Draws the main figure: price with exposure, equity, drawdown, and realized against target volatility."""
 
     def draw(figure: Figure) -> None:
         first, second, third, fourth = figure.subplots(4, 1, sharex=True, height_ratios=(1.35, 1.2, 0.9, 0.9))
@@ -57,11 +57,11 @@ def overview(tested: Tested, form: str = "svg") -> bytes:
 
 
 def tradeoff(tested: Tested, form: str = "svg") -> bytes:
-    """Tracking error against turnover, a point per policy and benchmark: down and to the left is better."""
+    """Draws tracking error against turnover, a point per policy and benchmark: down and to the left is better."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        # Neighbours' names above and below in turn, so that they stay apart.
+        # The names of neighbours are above and below in turn, so that they do not overlap.
         for k, line in enumerate(sorted(tested.backtest.lines, key=lambda one: one.impact.turnover)):
             if line.impact.tracking_rmse is None:
                 continue
@@ -80,7 +80,7 @@ def tradeoff(tested: Tested, form: str = "svg") -> bytes:
 
 
 def turnover(tested: Tested) -> bytes:
-    """Turnover by month of the judged policy, and its fees to date."""
+    """Draws the turnover by month of the first policy, and its fees to date."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -100,7 +100,7 @@ def turnover(tested: Tested) -> bytes:
 
 
 def regimes(tested: Tested) -> bytes:
-    """A row per year, a stripe per day: the regime at the day's end."""
+    """Draws the regime at the end of each day: a row per year, a stripe per day."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -124,7 +124,7 @@ def regimes(tested: Tested) -> bytes:
 
 
 def drawdowns(equity: Array) -> Array:
-    """How far below the highest equity so far, [n], at most 0."""
+    """Computes how far each equity lies below the highest so far, as a share of that, [n], at most 0."""
     below: Array = equity / np.maximum(np.maximum.accumulate(equity), 1.0) - 1
     return below
 
@@ -142,7 +142,7 @@ def _exposure_over_price(axes: Axes, tested: Tested) -> None:
 
 
 def _logarithmic(axes: Axes, text: str) -> None:
-    """A logarithmic axis whose numbers are written out."""
+    """Makes the axis logarithmic, its numbers written out."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
@@ -154,7 +154,7 @@ def _judged(tested: Tested) -> str:
 
 
 def _shown(tested: Tested) -> Sequence[str]:
-    """The policies, the constant weight beside the first, and buy and hold."""
+    """Returns the names of the lines to draw: policies, the constant weight of the first one, buy and hold."""
     constants = [line.name for line in tested.backtest.lines if line.kind == "benchmark"]
     return [*constants, *(line.name for line in tested.backtest.lines if line.kind == "policy")][::-1]
 

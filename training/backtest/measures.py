@@ -1,12 +1,12 @@
-"""What a book was: impact on risk, cost and stability. Ratios are empyrical's, annualized with 8,760 hours.
+"""Measures of a book: impact on risk, cost and stability. Ratios are empyrical's, annualized with 8,760 hours.
 
 Rules of this module:
-- Returns are hourly and simple; CVaR and the bootstrap look at UTC days, whose returns are compounded.
-- Hours and days without a candle have no return. What is said of a year is of the calendar's, holes included.
+- Returns are hourly and simple; CVaR and the bootstrap are on UTC days, whose returns are compounded.
+- Hours and days without a candle have no return. Annual figures count calendar time, holes included.
 - A figure that does not exist, such as a ratio to an account that never moved, is None.
 - Tracking: σ (ddof 1) of the book's last 168 hourly returns, annualized, against the target, hour by hour.
-- Intervals come from a stationary bootstrap over days (Politis & Romano 1994), the constant weight drawn with the book,
-  so that their ratio keeps what they share.
+- Intervals come from a stationary bootstrap over days (Politis & Romano 1994). Book and constant weight are drawn on
+  the same days, so that their ratio keeps what they have in common.
 Importing this module loads pandas.
 """
 
@@ -32,21 +32,21 @@ DAY_HOURS = 24
 #: Mean length of the bootstrap's blocks.
 BLOCK_DAYS = 20
 REPETITIONS = 500
-#: Of fewer days there is nothing to draw orders from.
+#: With fewer days than this nothing is resampled.
 LEAST_DAYS = 10
 LEVEL = 0.9
 _DAYS_PER_YEAR = HOURS_PER_YEAR / DAY_HOURS
 
 
 class Impact(msgspec.Struct, frozen=True):
-    """Shares of the equity; σ, returns and turnover a year; null where a figure does not exist."""
+    """The figures of a book: shares of the equity; σ, returns and turnover per year; null where one does not exist."""
 
     cagr: float | None
     volatility_annualized: float | None
     #: RMSE of the 7-day volatility against the target, and mean realized / target.
     tracking_rmse: float | None
     realized_over_target: float | None
-    #: The same RMSE of the constant weight with the same mean exposure, and this book's over it.
+    #: The RMSE of the constant weight with the same mean exposure, and this book's over that.
     tracking_rmse_constant: float | None
     tracking_ratio: float | None
     sharpe: float | None
@@ -68,7 +68,7 @@ class Impact(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A year's or a regime's share of a book; null where a figure does not exist."""
+    """The figures of one year or regime of a book; null where one does not exist."""
 
     hours: int
     growth: float
@@ -84,8 +84,8 @@ Bounds = tuple[float, float] | None
 
 
 def realized_volatility(returns: Array) -> Array:
-    """σ of the last 168 hourly returns, annualized, [n]; NaN for the first 167, for hours that have no return and where
-    under half of the 168 have one."""
+    """Computes σ of the last 168 hourly returns, annualized, [n]; NaN for the first 167, for hours that have no return
+    and where under half of the 168 have one."""
     out, window = np.full(len(returns), np.nan), TRACKING_HOURS
     if len(returns) >= window:
         exists = np.isfinite(returns)
@@ -93,7 +93,7 @@ def realized_volatility(returns: Array) -> Array:
         count = np.lib.stride_tricks.sliding_window_view(exists, window).sum(axis=1)
         defined = exists[window - 1 :] & (2 * count >= window)
         number = np.where(defined, count, window)
-        # Means of views: a running sum of squares would lose the digits of quiet weeks.
+        # Sums over views: a running sum of squares would lose the digits of quiet weeks.
         mean = views.sum(axis=1) / number
         square = np.einsum("ij,ij->i", views, views)
         sigma = np.sqrt(np.maximum(square - number * mean * mean, 0.0) / (number - 1)) * ANNUAL
@@ -102,10 +102,11 @@ def realized_volatility(returns: Array) -> Array:
 
 
 def impact(book: Book, held: Array, constant: Book, target: float, cap: float) -> Impact:
-    """The figures of a book. `held` [n]: the decided exposure in force in each hour; `constant`: the book beside it."""
+    """Computes the figures of a book. `held` [n]: the decided exposure in force in each hour; `constant`: the book of
+    the constant weight that it is compared with."""
     exists = np.isfinite(book.returns)
     returns, years = book.returns[exists], len(exists) / HOURS_PER_YEAR
-    # What is of the calendar's years and days: an hour without a return adds nothing and takes its time.
+    # For what counts calendar time: an hour without a return adds nothing and still takes an hour.
     hourly = np.where(exists, book.returns, 0.0)
     realized = realized_volatility(book.returns)
     tracking, compared = (_rmse(sigma, target) for sigma in (realized, realized_volatility(constant.returns)))
@@ -137,7 +138,7 @@ def impact(book: Book, held: Array, constant: Book, target: float, cap: float) -
 
 
 def part(book: Book, target: float, inside: NDArray[np.bool_]) -> Part:
-    """The figures of some of the hours, put end to end. Tracking looks back over what came before them."""
+    """Computes the figures of some of the hours, put end to end. Tracking looks back on the hours before them."""
     returns = book.returns[inside]
     returns = returns[np.isfinite(returns)]
     realized = realized_volatility(book.returns)[inside]
@@ -154,12 +155,12 @@ def part(book: Book, target: float, inside: NDArray[np.bool_]) -> Part:
 
 
 def mean_exposure(book: Book) -> float:
-    """Mean weight of the hours that have a candle."""
+    """Computes the mean weight of the hours that have a candle."""
     return float(np.nanmean(book.weight)) if np.isfinite(book.weight).any() else 0.0
 
 
 def daily(book: Book) -> Array:
-    """Returns of whole UTC days, [days]; NaN of a day without a candle, and 0 once nothing is left."""
+    """Computes the returns of whole UTC days, [days]; NaN for a day without a candle, 0 once no equity is left."""
     first = _first(book)
     ends = book.equity[first + DAY_HOURS - 1 :: DAY_HOURS]
     before = np.concatenate([[1.0 if first == 0 else book.equity[first - 1]], ends[:-1]])[: len(ends)]
@@ -168,9 +169,9 @@ def daily(book: Book) -> Array:
 
 
 def intervals(book: Book, constant: Book, target: float, *, seed: int) -> dict[str, Bounds]:
-    """Central 90 % intervals by name: what other orders of the same days would have shown.
+    """Computes central 90 % bootstrap intervals by name: what other orders of the same days would have shown.
 
-    Null where there are fewer than `LEAST_DAYS`, or where the figure does not exist of a tenth of what was drawn.
+    None where there are fewer than `LEAST_DAYS`, or where the figure does not exist in over a tenth of the draws.
     """
     days, compared = daily(book), daily(constant)
     errors = [_squared_by_day(one, target) for one in (book, constant)]
@@ -230,10 +231,11 @@ def _worst(returns: Array) -> np.float64:
 
 
 def _squared_by_day(book: Book, target: float) -> Array:
-    """Mean over the hours of each whole day that have a 7-day volatility, NaN where none has."""
+    """Computes the mean squared tracking error of each whole day, over its hours with a 7-day volatility, [days]; NaN
+    where none has one."""
     squared = (realized_volatility(book.returns) - target) ** 2
     days = _by_day(squared, _first(book))
-    # Until the first 168 hours are full a day is not known in part.
+    # A day that begins before the first 168 hours are full is not counted in part.
     known = np.isfinite(days) & (np.arange(len(days)) >= (TRACKING_HOURS - 1 - _first(book)) / DAY_HOURS)[:, None]
     total, count = np.where(known, days, 0.0).sum(axis=1), known.sum(axis=1)
     means: Array = np.divide(total, count, out=np.full(len(days), np.nan), where=count > 0)
@@ -241,12 +243,12 @@ def _squared_by_day(book: Book, target: float) -> Array:
 
 
 def _by_day(values: NDArray[Any], first: int) -> NDArray[Any]:
-    """[days, 24], of whole UTC days."""
+    """Reshapes hourly values to [days, 24], whole UTC days only."""
     return values[first : first + max(len(values) - first, 0) // DAY_HOURS * DAY_HOURS].reshape(-1, DAY_HOURS)
 
 
 def _first(book: Book) -> int:
-    """Rows before the first midnight."""
+    """Returns the number of rows before the first midnight."""
     return int(-(int(book.open_time[0]) // HOUR_MS) % DAY_HOURS)
 
 
@@ -255,7 +257,7 @@ def _rmse(realized: Array, target: float) -> float | None:
 
 
 def _over(of: float | None, other: float | None) -> float | None:
-    """The ratio of two figures, where both and it exist."""
+    """Returns the ratio of two figures; None where one of them or the ratio does not exist."""
     if of is None or other is None or other == 0:
         return None
     value = of / other
@@ -274,7 +276,7 @@ def _ratio(of: Any, returns: Array) -> float | None:
 
 
 def _longest_drawdown(equity: Array) -> int:
-    """Hours from a peak to the next, or to the end."""
+    """Returns the length of the longest drawdown: hours from a peak to the next, or to the end."""
     below = equity < np.maximum(np.maximum.accumulate(equity), 1.0)
     edges = np.diff(np.concatenate([[0], below.astype(np.int8), [0]]))
     lengths = np.nonzero(edges == -1)[0] - np.nonzero(edges == 1)[0]

@@ -1,8 +1,8 @@
-"""`volcast backtest`: what the decisions would have come to, beside what they are held against.
+"""`volcast backtest`: the results of the decisions, compared with those of the benchmarks.
 
 The operator and the policies are the daemon's (training/backtest/decisions.py); a book executes what they decided
-(backtest_execution), measures say what it was (backtest_measures). No alpha is claimed: `findings` says in words what
-the forecast buys in risk against a constant weight and simpler forecasts, and where it buys nothing.
+(training/backtest/execution.py) and is measured (training/backtest/measures.py). No alpha is claimed: `findings` states
+what the forecast gains in risk over a constant weight and simpler forecasts, and where it gains nothing.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ SEED = 7
 #: Regime changes of the first policy are counted per year.
 _HOURS_PER_YEAR = 8_760
 _MATCHING_STEPS = 3
-#: 30 days: fewer hold four weeks of 7-day volatility, and a tail of one day.
+#: 30 days: a shorter period has hardly four 7-day volatilities without overlap, and a tail of a day or two.
 _LEAST_HOURS = 720
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One policy or benchmark."""
+    """The results of one policy or benchmark."""
 
     name: str
-    #: Of a policy: the version that a decision's id carries.
+    #: Of a policy: the version in the ids of its decisions.
     version: str
     kind: str
     impact: Impact
-    #: 90 %, by measure; null where there is none.
+    #: Of 90 %, by measure; null where there is none.
     intervals: dict[str, Bounds]
     years: dict[str, Part]
     regimes: dict[str, Part]
 
 
 class RegimesFrom(msgspec.Struct, frozen=True):
-    """Thresholds that decisions of the first policy were found by, from the candle of `since` (ISO time) on.
+    """Regime thresholds that decisions of the first policy used, from the candle of `since` (ISO time) on.
 
-    `source`: `bundle`, `own` (the symbol's own 180 days before the fold), `uncalibrated` (the bundle's for want of
-    those) or `policy` (steps of its own). `symbol`: whose they are, empty of a policy's.
+    `source`: `bundle`, `own` (the symbol's own 180 days before the accumulation), `uncalibrated` (the bundle's for want
+    of those) or `policy` (thresholds of its own). `symbol`: whose they are, empty for a policy's.
     """
 
     since: str
@@ -64,7 +64,7 @@ class RegimesFrom(msgspec.Struct, frozen=True):
 
 
 class Backtest(msgspec.Struct, frozen=True):
-    """All figures; shares of the equity unless named otherwise."""
+    """All figures of a backtest; shares of the equity unless named otherwise."""
 
     symbol: str
     start: str
@@ -76,10 +76,10 @@ class Backtest(msgspec.Struct, frozen=True):
     slippage_bp: float
     #: Thresholds of the regimes at the end of the period, by unit.
     regime_thresholds: dict[str, dict[str, float]]
-    #: All that were used in it, whose they are, and since when.
+    #: All thresholds that were used in it, whose they are, and since when.
     regimes_used: list[RegimesFrom]
     regime_flips: float
-    #: How often each reason stood in the first policy's decisions, as a share of them.
+    #: The share of the first policy's decisions that have each reason.
     reasons: dict[str, float]
     lines: list[Line]
     #: The reference project's own evaluation, look-ahead included, on these candles.
@@ -95,7 +95,7 @@ class Backtest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """The figures, what was decided, and the books by line name."""
+    """A finished backtest: the figures, what was decided, and the books by line name."""
 
     backtest: Backtest
     decided: Decided
@@ -114,10 +114,11 @@ def run(
     *,
     seed: int = SEED,
 ) -> Tested:
-    """The first of `policies` is the one that is judged: benchmarks are built around it. `references`: further
-    policies that are shown as benchmarks (the reference project's rule).
+    """Runs a backtest. The first of `policies` is the one that is judged: benchmarks are built around it. `references`:
+    further policies that are shown as benchmarks (the reference project's rule).
 
-    `ValueError` with one line where two policies share a name, or no hour of the terms has a decision.
+    Raises `ValueError` with a one-line message where two different policies share a name, or fewer than 720 hours of
+    the terms have a decision.
     """
     costs = costs or Costs()
     judged = policies[0]
@@ -141,7 +142,7 @@ def run(
     books = {name: booked(plan) for name, plan in plans.items()}
 
     def match(book: Book) -> tuple[Array, Book]:
-        """The constant weight that comes to the same mean exposure: what is held drifts a little above its plan."""
+        """Finds the constant weight with the same mean exposure, and its book: it drifts a little above the plan."""
         wanted = weight = measures.mean_exposure(book)
         for _ in range(_MATCHING_STEPS):
             plan = constant(weight, own)
@@ -220,7 +221,7 @@ def _groups(policies: Sequence[Policy], references: Sequence[Policy]) -> list[tu
 
 
 def _in_force(plan: Array) -> Array:
-    """What was decided last, in the row of the hour that decided it, [n]; nothing before the first decision."""
+    """Returns what was decided last, from the row of the deciding hour on, [n]; 0 before the first decision."""
     known = np.where(np.isfinite(plan), np.arange(len(plan)), -1)
     last = np.maximum.accumulate(known)
     return np.where(last >= 0, plan[np.maximum(last, 0)], 0.0)
@@ -232,7 +233,7 @@ def _used(one: Calibrated) -> RegimesFrom:
 
 
 def _borrowed(decided: Decided) -> list[str]:
-    """That some regimes are of another symbol."""
+    """Returns a note where regimes of another symbol were used."""
     borrowed = [one for one in decided.calibrated if one.source == "uncalibrated"]
     if not borrowed:
         return []
@@ -253,7 +254,7 @@ def _reasons(decided: Decided) -> dict[str, float]:
 
 
 def _findings(lines: Sequence[Line], name: str, compared: str) -> list[str]:
-    """What the forecast buys and what it does not, from the figures and nothing else."""
+    """States what the forecast gains and what it does not, a line each, from the figures alone."""
     by_name = {line.name: line for line in lines}
     own, other = by_name[name].impact, by_name[compared].impact
     band = by_name[name].intervals

@@ -1,1 +1,1 @@
-"""What a bundle carries beside its network, and `volcast train`, which gathers it."""
+"""What a bundle carries besides its network, and `volcast train`, which computes it."""

@@ -1,4 +1,4 @@
-"""What a bundle tells about its training range: interval calibration and regimes."""
+"""Interval calibration and regimes of a bundle's training range."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ RESIDUAL_HOURS = 90 * 24
 
 
 def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
-    """Of out-of-fold forecasts [n] of the next 24 h (hourly σ) for `rows`, in time order.
+    """Computes the interval calibration from out-of-fold forecasts [n] of the next 24 h (hourly σ) for `rows`, in time
+    order.
 
-    `DatasetError` where no outcome of them is known.
+    Raises `DatasetError` where none of their outcomes is known.
     """
     realized = data.labels[rows, 0]
     known = np.isfinite(realized)
@@ -39,6 +40,6 @@ def calibration(data: Dataset, rows: Rows, forecast: Array) -> Calibration:
 
 
 def regimes(data: Dataset, start_ms: int, end_ms: int) -> Regimes:
-    """A third of the hours of the range is low, a fifth high."""
+    """Computes the regimes of the range: a third of its hours is low, a fifth high."""
     inside = (data.open_time >= start_ms) & (data.open_time < end_ms) & (data.features.returns_24h == 24)
     return Regimes.of(data.features.realized_24h[inside])

@@ -1,12 +1,12 @@
 """The drift reference of a bundle, and thresholds under which its training range was mostly quiet.
 
 Rules of this module:
-- The reference is the training range's quantiles; 30 days of the same range are held against it, a week further each
-  time, and 10 days against the 90 before them. What those distances usually reach is what is usual.
+- The reference is the training range's quantiles. Each week, the last 30 days of the same range are compared with it,
+  and the last 10 days with the 90 before them; the distances that come of it are the usual ones.
 - A signal alarms where any measure reaches its threshold, so the thresholds are set together: each measure's 95 %
   quantile, all times the one factor under which `QUIET_SHARE` of the weeks have no alarm.
-- Stored numbers are rounded, and the distances are taken to the rounded reference: the bundle is the same wherever
-  and with however many threads it is made.
+- Stored numbers are rounded, and the distances are taken to the rounded reference: the bundle is the same on whatever
+  machine and with however many threads it is made.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from training.data.dataset import Dataset
 STEP_HOURS = 7 * 24
 #: Share of the training range's weeks in which a signal stays quiet.
 QUIET_SHARE = 0.95
-#: No threshold is lower: weeks are few, and a tenth of a deviation is nothing.
+#: No threshold is lower: weeks are few, and a distance of a tenth of a deviation is no drift.
 MIN_THRESHOLD = 0.1
-#: Of a range with fewer weeks than this nothing can be calibrated: one deviation.
+#: A range with fewer weeks than this cannot calibrate a threshold, which is then one deviation.
 MIN_WEEKS = 20
 UNCALIBRATED_THRESHOLD = 1.0
 _REFERENCE_DIGITS = 6
@@ -33,7 +33,8 @@ _THRESHOLD_DIGITS = 4
 
 
 def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]:
-    """Of the hours of [start, end), by measure."""
+    """Computes the drift reference of the hours of [start, end), by measure. Raises `ValueError` where none of them has
+    the look-back that drift needs."""
     rows = slice(*np.searchsorted(data.open_time, (start_ms, end_ms)))
     values = drift.measures(data.features, data.ohlcv)[rows]
     known = drift.measured(values)
@@ -49,7 +50,7 @@ def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]
 
 
 def thresholds(scores: Array) -> Array:
-    """One for each measure, from the distances of past weeks [n, k]."""
+    """Computes one threshold for each measure, [k], from the distances of past weeks [n, k]."""
     if len(scores) < MIN_WEEKS:
         return np.full(scores.shape[-1], UNCALIBRATED_THRESHOLD)
     usual = np.maximum(np.quantile(scores, QUIET_SHARE, axis=0), MIN_THRESHOLD)
@@ -59,17 +60,17 @@ def thresholds(scores: Array) -> Array:
 
 
 def against(values: Array, marks: Array) -> Array:
-    """Distances of 30 days to `marks` [m, k], for each week of `values` [T, k] that has them: [n, k]."""
+    """Computes the distances of 30 days to `marks` [m, k], for each week of `values` [T, k] that has them: [n, k]."""
     return _scored(values, drift.WINDOW_HOURS, lambda end: drift.slow_distances(values, end, marks))
 
 
 def against_before(values: Array) -> Array:
-    """Distances of 10 days to the 90 before, for each week of `values` [T, k] that has them: [n, k]."""
+    """Computes the distances of 10 days to the 90 before, for each week of `values` [T, k] that has them: [n, k]."""
     return _scored(values, drift.FAST_HOURS + drift.FAST_REFERENCE_HOURS, lambda end: drift.fast_distances(values, end))
 
 
 def weeks(first: int, end: int) -> Iterator[int]:
-    """Rows at which a week ends: `first`, and every 168 hours on, up to `end`."""
+    """Iterates over the rows at which a week ends: `first`, and every 168 hours on, up to `end`."""
     return iter(range(first, end + 1, STEP_HOURS))
 
 

@@ -1,9 +1,9 @@
 """`volcast train`: from a candle file to a run directory that `volcast export` turns into a bundle.
 
 Rules of this module:
-- The run directory is the interface to export: `network.keras`, `contract.json`, `windows.npz`. It becomes a whole
-  run at once or stays what it was: files are written beside their places and renamed at the end, the contract last.
-  A run that was cut short cannot be exported.
+- The run directory is the interface to export: `network.keras`, `contract.json`, `windows.npz`. It becomes a complete
+  run at once or stays what it was: files are written under temporary names and renamed at the end, the contract last.
+  An interrupted run cannot be exported.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def train(
 ) -> dict[str, Any]:
     """Fits the model on the candles of [train_from, train_until), labels included, and writes the run to `out`.
 
-    `pool`: candle file whose other pairs are learnt from too. `ValueError` with one line where a file or the range
-    does not serve. The summary's scores are flat names to numbers, of the folds.
+    `pool`: candle file whose other pairs are trained on too. Raises `ValueError` with a one-line message where a file
+    or the range cannot be used. Returns a summary; its scores are those of the folds, by flat names.
     """
     began = time.monotonic()
     start, end = times.parse(train_from), times.parse(train_until)
@@ -100,7 +100,7 @@ def _contract(
     held_out, sigma = model.held_out
     start, end = folds[0].start, folds[-1].end
     har, (har_rows, har_sigma) = log_har.fit_unseen(data, rows, folds, log_har.WITH_CALENDAR)
-    # Both are asked about the held-out rows of the same folds.
+    # Both have forecast the held-out rows of the same folds.
     assert np.array_equal(har_rows, held_out)
     agreed = contract.Contract(
         contract=contract.CONTRACT_VERSION,
@@ -125,7 +125,7 @@ def _contract(
 
 
 def _fold_scores(data: Dataset, folds: tuple[Fold, ...], rows: Rows, sigma: Array) -> dict[str, float]:
-    """ "folds.2.next_24h.rmse" and the like: the walk-forward's own figures, retransform taken from all of it."""
+    """Returns the scores of each validation fold, as "folds.2.next_24h.rmse"; the retransform is that of all folds."""
     out = {}
     for k, fold in enumerate(folds, 1):
         inside = (data.open_time[rows] >= fold.split) & (data.open_time[rows] < fold.end)
@@ -136,7 +136,7 @@ def _fold_scores(data: Dataset, folds: tuple[Fold, ...], rows: Rows, sigma: Arra
 
 
 def _require_writable(out: Path) -> None:
-    """Before minutes are spent: the directory is made, and takes a file."""
+    """Makes the directory and checks that a file can be written there, before minutes are spent on training."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -145,7 +145,7 @@ def _require_writable(out: Path) -> None:
 
 
 def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contract.Contract) -> None:
-    """The run's files, complete or not there; the older run's stay where they cannot be written."""
+    """Writes the run's files, each complete or absent; where they cannot be written, those of the older run stay."""
     sequence, static = windows
     text = msgspec.json.format(msgspec.json.encode(agreed, order="sorted"), indent=1)
     writers: dict[str, Callable[[Path], Any]] = {
@@ -157,7 +157,7 @@ def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contr
         with contextlib.ExitStack() as stack:
             for name, write in writers.items():
                 write(stack.enter_context(replacing(out / name)))
-            # From here on the older run is none: its contract goes first, the new one comes last.
+            # From here on the older run is invalid: its contract is removed first, the new one is written last.
             (out / "contract.json").unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from None

@@ -1,4 +1,4 @@
-"""What errors are usual for a sound model, from forecasts that it made unseen."""
+"""The usual errors of a sound model, from its out-of-fold forecasts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from stream.core.forecasting.windows import Array
 from training.data.dataset import Dataset, DatasetError, Rows, walk_forward
 from training.models import log_har
 
-#: Training on another number of threads moves a forecast in its last digits; what is stored shall not show it.
+#: Training on another number of threads moves a forecast in its last digits; the stored numbers shall not show it.
 _DIGITS = 4
-#: Errors are held against their usual deviation: of a price that never moves that would be nothing.
+#: Errors are divided by their usual deviation, which would be zero for a price that never moves.
 _LEAST_DEVIATION = 1e-3
 
 
 def usual(data: Dataset, rows: Rows, model: Array, har: Array) -> Usual:
-    """Of out-of-fold forecasts [n] of the next 24 h for `rows`, hourly σ, to four digits.
+    """Computes the usual errors of out-of-fold forecasts [n] of the next 24 h for `rows`, hourly σ, to four digits.
 
-    `DatasetError` where not two days of them are known.
+    `model` is compared with `har`, on one forecast a day. Raises `DatasetError` where fewer than two days are known.
     """
     realized = data.labels[rows, 0]
     daily = np.array([serving.is_daily(int(t)) for t in data.open_time[rows]], np.bool_)
@@ -37,9 +37,9 @@ def usual(data: Dataset, rows: Rows, model: Array, har: Array) -> Usual:
 
 
 def of_range(data: Dataset, start_ms: int, end_ms: int, rows: Rows, model: Array) -> Usual:
-    """`usual` of a model that learnt from [start, end), beside `har` fitted on the same folds of it.
+    """Computes `usual` of a model trained on [start, end), compared with `har` fitted on the same folds.
 
-    rows, model: the folds' held-out parts and σ [n] for them, as `training.models.fit.Fitted.held_out` has them.
+    rows, model: the rows of the validation folds and σ [n] for them, as in `training.models.fit.Fitted.held_out`.
     """
     every, folds = data.rows(start_ms, end_ms), walk_forward(start_ms, end_ms)
     _, (har_rows, har) = log_har.fit_unseen(data, every, folds, log_har.WITH_CALENDAR)

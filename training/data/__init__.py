@@ -1,1 +1,1 @@
-"""Candles from the exchange or a file, as rows that can be learnt from and forecasts that can be scored."""
+"""Candles from the exchange or a file, as rows to train on; and the panel of forecasts to be scored."""

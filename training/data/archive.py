@@ -1,8 +1,8 @@
-"""The bulk archive's dialect, pure: which zips a period has, what their names, checksums and rows say.
+"""The format of the exchange's bulk archive, without I/O: which zips cover a period, and how to read them.
 
 Source: binance-public-data, README and python/utility.py. Rows are those of REST, in ms or (since 2025) µs; spot files
-have no header, but one is passed over. A zip is what its checksum says and holds one CSV of its own name, or it is
-refused: `ArchiveError` says whose fault that is.
+have no header, but one is skipped if there. A zip must match its checksum and hold one CSV of its own name, or it is
+refused with an `ArchiveError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY_MS = 24 * HOUR_MS
 #: A month of 1h candles has some 100 KB of text; a zip that claims or unpacks to more is a bomb.
 MAX_CSV_BYTES = 4 * 1024 * 1024
 _CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](\S+)\s*")
-#: All that reading a zip has been seen to raise on bytes that are none, or are packed in a way that is not known.
+#: All that `zipfile` has been seen to raise on bytes that are no zip, or that are packed in an unknown way.
 _NO_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
@@ -40,7 +40,7 @@ _NO_ZIP = (
 
 
 class ArchiveError(ValueError):
-    """A file of the archive is not what it should be: the archive's fault."""
+    """A file of the archive is malformed or does not match its checksum: the archive's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Part:
 
 
 def plan(symbol: str, start_ms: int, end_ms: int, now_ms: int) -> list[Part]:
-    """The months that are over, then the days of this month that are over, as far as they touch [start_ms, end_ms).
+    """Returns the months that are over, then the past days of the current month, that touch [start_ms, end_ms).
 
-    The day that is not over, and what the archive turns out to lack, is for REST.
+    The current day, and whatever the archive turns out to lack, is left to REST.
     """
     today_ms = now_ms - now_ms % DAY_MS
     parts: list[Part] = []
@@ -89,7 +89,7 @@ def plan(symbol: str, start_ms: int, end_ms: int, now_ms: int) -> list[Part]:
 
 
 def days(month: Part, start_ms: int, end_ms: int) -> list[Part]:
-    """The days of a month that touch [start_ms, end_ms)."""
+    """Returns the days of a month that touch [start_ms, end_ms)."""
     return _days(month.symbol, month.from_ms, month.to_ms, start_ms, end_ms)
 
 
@@ -110,7 +110,8 @@ def sha256(content: bytes) -> str:
 
 
 def parse_checksum(body: bytes, part: Part) -> str:
-    """The sha256 that a `.CHECKSUM` file (`sha256sum`'s format) gives for the part."""
+    """Returns the sha256 in a `.CHECKSUM` file (`sha256sum`'s format); raises `ArchiveError` where it is no checksum
+    of the part."""
     found = _CHECKSUM.fullmatch(body[:300].decode("utf-8", "replace"))
     if found is None or found[2] != part.name:
         raise ArchiveError(f"{part.name}.CHECKSUM is no checksum of {part.name}")
@@ -119,20 +120,20 @@ def parse_checksum(body: bytes, part: Part) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Closed candles of a part in order, and how many rows were set aside, by reason (`off_grid`, ...)."""
+    """The closed candles of a part in order, and the number of rows set aside, by reason (`off_grid`, ...)."""
 
     candles: tuple[Candle, ...]
     set_aside: Counter[str]
 
 
 def decode(content: bytes, part: Part) -> Rows:
-    """The candles of a zip whose checksum was right."""
+    """Decodes a zip whose checksum was right; raises `ArchiveError` where its content is not the part's."""
     text = _csv(content, part)
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if lines and not lines[0][:1].isdigit():
         del lines[0]
-    # The rows are those of a REST page, and mean the same: one reader for both.
+    # The rows are those of a REST page and mean the same, so one decoder reads both.
     body = b"[" + b",".join(b"[" + line + b"]" for line in lines) + b"]"
     try:
         page = binance.decode_klines(body, part.symbol, LATEST_MS)
@@ -156,7 +157,7 @@ def _csv(content: bytes, part: Part) -> bytes:
             if members[0].file_size > MAX_CSV_BYTES:
                 raise ArchiveError(f"{part.name}: it unpacks to {members[0].file_size} bytes, {MAX_CSV_BYTES} at most")
             with zipped.open(members[0]) as file:
-                # What the directory says of the size need not be true.
+                # The size in the zip's directory need not be true.
                 text = file.read(MAX_CSV_BYTES + 1)
                 if len(text) > MAX_CSV_BYTES:
                     raise ArchiveError(f"{part.name}: it unpacks to over {MAX_CSV_BYTES} bytes")

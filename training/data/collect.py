@@ -1,11 +1,11 @@
-"""One symbol's candles for a period: from the archive, and from REST what the archive lacks.
+"""Collects one symbol's candles for a period: from the archive, and from REST what the archive lacks.
 
 Rules of this module:
-- Where both have an hour the archive wins: it is what gets repaired. That they differ is told.
-- A zip's checksum is asked for first: one that was revised is noticed, one that is in hand is not fetched again.
-- An hour that neither has is a hole once two of REST's answers, some time apart, have a candle before and after it and
-  not it. An answer that is merely short proves nothing, and is asked for again.
-- Each answer is in hand (`Parts`) before it counts, so whatever a killed fetch had finished is not asked for again.
+- Where both have an hour the archive wins, because it is what the exchange repairs. Differences are reported.
+- A zip's checksum is fetched first, so that a revised zip is noticed and one that is stored is not fetched again.
+- An hour that neither has is a hole once two REST answers, some time apart, lack it between two of their candles. An
+  answer that is merely short proves nothing, and the request is repeated.
+- Each answer is stored (`Parts`) before it counts, so whatever a killed fetch had finished is not requested again.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from training.data.parts import FetchError, Parts
 T = TypeVar("T")
 
 ATTEMPTS = 5
-#: A zip that is wrong or will not come so many times is replaced by REST.
+#: A zip that is wrong or unreachable this many times is replaced by REST.
 ZIP_ATTEMPTS = 3
 _RETRY_S = 0.5
-#: Longer than this nobody should sit and wait for a ban to end.
+#: A fetch does not wait longer than this for a ban to end.
 _LONGEST_SILENCE_S = 900.0
-#: An hour that REST does not have may still come for this long after its end; it is left out and not waited for.
+#: REST may still publish an hour for this long after its end. Such an hour is left out instead of being waited for.
 _SETTLED_AFTER_MS = HOUR_MS
-#: So far apart are the two answers that prove a hole.
+#: Pause between the two answers that prove a hole.
 _APART_S = 2.0
-#: As many as one page has room for, with a witness after the last.
+#: Hours per request: as many as one page holds along with later candles, which prove that the last hour is absent.
 _HOURS_A_QUESTION = KLINES_PAGE - 20
 
 
 class Replaced(msgspec.Struct, frozen=True):
-    """A part of the archive that could not be used; REST has its hours."""
+    """A part of the archive that could not be used and why; its hours come from REST."""
 
     part: str
     reason: str
 
 
 class Disagreement(msgspec.Struct, frozen=True):
-    """An hour of which archive and REST say different things, each as open, high, low, close, volume."""
+    """An hour in which archive and REST differ; each as open, high, low, close, volume."""
 
     open_time: int
     archive: tuple[float, float, float, float, float]
@@ -61,11 +61,11 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct):
-    """What is worth knowing about how a symbol's candles came."""
+    """What to report about how a symbol's candles were collected."""
 
     revised: list[str] = []
     replaced: list[Replaced] = []
-    #: Parts in hand that the archive could not be asked about, or no longer has.
+    #: Stored parts that could not be compared with the archive, or that it no longer has.
     unchecked: list[Replaced] = []
     disagreements: list[Disagreement] = []
     #: Rows of the archive that are no candle of this grid, by reason (off_grid, ohlc_order, ...).
@@ -73,8 +73,8 @@ class Facts(msgspec.Struct):
 
 
 class _Page(msgspec.Struct):
-    """An answer of REST about candles that open in [from_ms, to_ms] and were closed at `asked_at_ms`; `holes` are hours
-    among them that are proven not to exist."""
+    """One REST answer: the candles that open in [from_ms, to_ms] and were closed at `asked_at_ms`. `holes` are hours
+    of that range that are proven not to exist."""
 
     asked_at_ms: int
     from_ms: int
@@ -84,7 +84,8 @@ class _Page(msgspec.Struct):
 
 
 async def patiently(question: Callable[[], Awaitable[T]], history: BinanceHistory, clock: Clock) -> T:
-    """The answer, asked for up to `ATTEMPTS` times; the last `UnreachableError` where none came."""
+    """Awaits `question()` up to `ATTEMPTS` times and returns its answer. Raises the last `UnreachableError` where none
+    came, and `FetchError` where the exchange demands a pause that is too long to wait for."""
     for attempt in range(ATTEMPTS - 1):
         try:
             return await question()
@@ -111,7 +112,7 @@ class Collector:
         clock: Clock,
         progress: Callable[[int], None],
     ) -> None:
-        """`progress` hears how many hours are settled."""
+        """`progress` is called with the number of hours that are settled."""
         self.symbol = symbol
         self.facts = Facts()
         self.from_archive: dict[int, Candle] = {}
@@ -120,14 +121,15 @@ class Collector:
         self._archive, self._history, self._parts = archive, history, parts
         self._clock, self._progress = clock, progress
         self._hours = range(start_ms, end_ms, HOUR_MS)
-        #: Hours that do not exist, or that are too young to be waited for.
+        #: Hours that do not exist, or that are so recent that they are left out.
         self._settled: set[int] = set()
-        #: Hours that one answer lacked.
+        #: Hours that one answer lacked between two of its candles.
         self._lacked: set[int] = set()
         self._set_aside: Counter[str] = Counter()
 
     async def collect(self) -> list[Candle]:
-        """The candles in order. `FetchError` or `UnreachableError` where REST will not say what is missing."""
+        """Returns the candles in order. Raises `FetchError` or `UnreachableError` where REST neither has a missing hour
+        nor proves its absence."""
         await self._each(plan(self.symbol, self._start_ms, self._end_ms, self._now_ms))
         await self._ask_rest()
         self._conclude()
@@ -184,7 +186,7 @@ class Collector:
     def _keep(self, part: Part, content: bytes) -> None:
         self._parts.put(part.name, content)
         if part.monthly:
-            # A month that was not published yet came as days.
+            # A month that was not published yet was fetched as days.
             for day in self._parts.names(f"{part.name.removesuffix('.zip')}-"):
                 self._parts.drop(day)
 
@@ -223,7 +225,7 @@ class Collector:
         fruitless = 0
         while missing := [h for h in self._hours if not (self._has(h) or h in self._settled)]:
             last = missing[-1]
-            # A page costs the same whatever its length: one that is full shows where archive and REST differ.
+            # A page costs the same whatever its length, and a full one shows where archive and REST differ.
             first = max(self._start_ms, last - _HOURS_A_QUESTION * HOUR_MS)
             question = partial(self._history.candles, self.symbol, first, last)
             answer = await patiently(question, self._history, self._clock)
@@ -250,7 +252,7 @@ class Collector:
         return len(self._lacked) + len(self._settled) + len(self.from_rest)
 
     def _is_of_use(self, page: _Page) -> bool:
-        """Whether it says something of an hour that the archive lacks, here or before the period asked for."""
+        """Returns whether the page covers an hour that the archive lacks or that lies outside the period asked for."""
         hours = range(page.from_ms, page.to_ms + 1, HOUR_MS)
         return any(h not in self.from_archive for h in hours)
 
@@ -275,4 +277,4 @@ def _page(content: bytes) -> _Page | None:
     try:
         return msgspec.json.decode(gzip.decompress(content), type=_Page)
     except (OSError, msgspec.DecodeError):
-        return None  # another version's
+        return None  # written by another version

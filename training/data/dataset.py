@@ -1,10 +1,10 @@
-"""From a candle file to rows that can be learnt from, and their splits in time.
+"""From a candle file to rows with features and labels, and their splits in time.
 
 Rules of this module:
 - A row belongs to a range only if its candle and all 24 hours of its label do: between the rows of a range and the
   next range lies an embargo of 24 h, so no label reaches over a split.
-- The look-back may reach before a range: it is past wherever the row is.
-- A label that touches a missing hour is NaN, and each output is learnt from the rows that have it.
+- The look-back of a row may reach before the range: it lies in the past wherever the row is.
+- A label that touches a missing hour is NaN, and each output is trained on the rows that have it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from stream.errors import InputError
 
 Rows = NDArray[np.int64]
 LABEL_HOURS = max(HORIZON_HOURS)
-#: A range with fewer rows than this teaches nothing: a linear model has 40 coefficients.
+#: A range with fewer rows than this is not trained on: a linear model alone has 40 coefficients.
 MIN_ROWS = 500
 
 
 class DatasetError(InputError):
-    """The candles do not hold what was asked for: the caller's choice of file or range."""
+    """The candles do not hold what was asked for: the fault of the chosen file or range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One symbol on the hourly grid: candles, features, and labels [T, 5].
 
-    `labels` are what the network's outputs mean: σ of the next 24 h, then √(mean squared return) per horizon.
+    `labels` are the targets of the network's outputs: σ of the next 24 h, then √(mean squared return) per horizon.
     """
 
     symbol: str
@@ -52,13 +52,14 @@ class Dataset:
     labels: Array
 
     def rows(self, start_ms: int, end_ms: int) -> Rows:
-        """Rows that may be forecast, whose candle and whole label lie in [start, end), and that have a label."""
+        """Returns the rows that may be forecast, whose candle and whole label lie in [start, end), with a known label
+        for at least one output."""
         last = end_ms - (LABEL_HOURS + 1) * HOUR_MS
         inside = (self.open_time >= start_ms) & (self.open_time <= last)
         return np.nonzero(inside & self.features.ready & np.isfinite(self.labels).any(axis=1))[0]
 
     def sha256(self, start_ms: int, end_ms: int) -> str:
-        """Of the candles that rows of [start, end) can touch, look-back and labels included."""
+        """Returns the sha256 of the candles that rows of [start, end) can touch, look-back and labels included."""
         used = (self.open_time >= start_ms - (LOOKBACK_HOURS - 1) * HOUR_MS) & (self.open_time < end_ms)
         used &= np.isfinite(self.ohlcv[:, 3])
         digest = hashlib.sha256(self.symbol.encode())
@@ -68,13 +69,14 @@ class Dataset:
 
 
 def load(path: Path, symbol: str) -> Dataset:
-    """The symbol's candles in `path` with their features and labels."""
+    """Reads the symbol's candles from `path` and computes their features and labels."""
     symbol = symbol.upper()
     return of_grid(symbol, *files.read(path, asked=symbol).grid(symbol))
 
 
 def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
-    """The datasets of every other symbol in `path`, in alphabetical order. `DatasetError` where there is none."""
+    """Returns the datasets of every other symbol in `path`, in alphabetical order. Raises `DatasetError` where there
+    is none."""
     table = files.read(path, default_symbol=None)
     others = [name for name in table.symbols if name != symbol.upper()]
     if not others:
@@ -83,13 +85,13 @@ def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
 
 
 def sha256(data: Sequence[Dataset], start_ms: int, end_ms: int) -> str:
-    """Of the candles of one symbol (`Dataset.sha256`), or of several in their order."""
+    """Returns the sha256 of one symbol's candles (`Dataset.sha256`), or a combined one of several in their order."""
     digests = [one.sha256(start_ms, end_ms) for one in data]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:
-    """The same from an hourly grid (`stream.adapters.candles.files.CandleTable.grid`)."""
+    """Computes the dataset of an hourly grid (`stream.adapters.candles.files.CandleTable.grid`)."""
     targets = target.labels(ohlcv[:, 3])
     labels = np.stack([targets.next_24h, *(np.sqrt(targets.mean_square[h]) for h in HORIZON_HOURS)], axis=-1)
     assert labels.shape[-1] == OUTPUT_WIDTH
@@ -98,7 +100,7 @@ def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One step of a walk forward: learn from [start, split), be scored on [split, end). ms."""
+    """One step of a walk forward: trained on [start, split), scored on [split, end). ms."""
 
     start: int
     split: int
@@ -106,7 +108,7 @@ class Fold:
 
 
 def walk_forward(start_ms: int, end_ms: int) -> tuple[Fold, ...]:
-    """Three folds over [start, end): the last three fifths, each learnt from all that lies before it.
+    """Returns three folds over [start, end): each of the last three fifths is scored after training on all before it.
 
     Of five years these are the last three years.
     """
@@ -116,7 +118,7 @@ def walk_forward(start_ms: int, end_ms: int) -> tuple[Fold, ...]:
 
 
 def require_rows(data: Dataset, start_ms: int, end_ms: int) -> Rows:
-    """`Dataset.rows`, or `DatasetError` naming what the file holds where they are too few."""
+    """Returns `Dataset.rows`; raises `DatasetError`, which names what the file holds, where they are too few."""
     rows = data.rows(start_ms, end_ms)
     if len(rows) < MIN_ROWS:
         first, last = (times.day(t) for t in data.open_time[[0, -1]].tolist())

@@ -1,7 +1,8 @@
-"""Fetch: closed candles of several symbols in one candle file. What the exchange never published is told, not filled.
+"""Fetches closed candles of several symbols into one candle file. Hours that the exchange never published are reported,
+not filled.
 
-The file is a function of the parts beside it (`<file>.parts`), which outlive every interruption, and of what it held
-outside the period asked for, which stays in it. So a fetch resumes, extends and repairs by the same way it begins.
+The file is a function of the parts alongside it (`<file>.parts`), which survive every interruption, and of the candles
+that it held outside the period asked for, which it keeps. So the same call begins, resumes, extends and repairs it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ __all__ = ["ARCHIVE_URL", "REST_URL", "FetchError", "Fetched", "Hole", "fetch", 
 
 ARCHIVE_URL = "https://data.binance.vision"
 REST_URL = "https://api.binance.com"
-#: Others behind the same address, the daemon among them, need weight too.
+#: Share of a minute's request weight at which a fetch pauses: other clients behind the same address, the daemon among
+#: them, need weight too.
 _WEIGHT_SHARE = 0.5
-#: Pauses from here on are told.
+#: Pauses of this length and more are reported.
 _LONG_PAUSE_S = 5.0
 
 
@@ -44,7 +46,7 @@ class Hole(msgspec.Struct, frozen=True):
 
 
 class Series(msgspec.Struct, frozen=True):
-    """What was found of a symbol in the period that was asked for."""
+    """What was found of a symbol in the period asked for."""
 
     symbol: str
     first_open_time: int
@@ -53,12 +55,12 @@ class Series(msgspec.Struct, frozen=True):
     rest_hours: int
     holes: list[Hole]
     facts: Facts
-    #: Candles that the file held in this period and the exchange does not have (any more): left out.
+    #: Candles of this period that the file held and the exchange does not have (any more); they are left out.
     withdrawn: int
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """Candles in the file, how many of them it held before outside of what was asked for, and what was found."""
+    """The number of candles in the file, how many of them were kept from outside the request, and what was found."""
 
     rows: int
     kept: int
@@ -66,7 +68,7 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 def parts_of(out: Path) -> Path:
-    """The folder beside `out` that makes a fetch resumable; without it everything is fetched anew."""
+    """Returns the folder alongside `out` that makes a fetch resumable; without it everything is fetched anew."""
     return out.with_name(f"{out.name}.parts")
 
 
@@ -81,10 +83,11 @@ def fetch(
     progress: Callable[[str, int, int], None] = lambda symbol, done, total: None,
     waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Fetched:
-    """Candles that open in [from_ms, to_ms) and are closed, written to `out` at once or not at all.
+    """Fetches the closed candles that open in [from_ms, to_ms), up to now where `to_ms` is None, and writes them to
+    `out` at once or not at all.
 
-    `progress(symbol, hours done, hours in all)`; `waiting(seconds)` hears pauses that the exchange asked for.
-    `UnreachableError`, `FetchError` or `CandleFileError`; the same call again resumes.
+    Calls `progress(symbol, hours done, hours in all)` on the way, and `waiting(seconds)` before long pauses that the
+    exchange asked for. Raises `UnreachableError`, `FetchError` or `CandleFileError`; the same call again resumes.
     """
     return asyncio.run(
         fetching(
@@ -112,7 +115,7 @@ async def fetching(
     waiting: Callable[[float], None] = lambda seconds: None,
     clock: Clock | None = None,
 ) -> Fetched:
-    """`fetch` inside a running loop, with its clock."""
+    """Does what `fetch` does, inside a running event loop and by `clock`."""
 
     machine = clock or Clock()
 
@@ -125,7 +128,7 @@ async def fetching(
     for symbol in symbols:
         if not SYMBOL_PATTERN.fullmatch(symbol):
             raise FetchError(f"--symbols: {symbol!r} is no symbol; they look like BTCUSDT")
-    # Before anything is asked: hours of fetching must not end at a file that is none, or at a place that is none.
+    # Before the first request: hours of fetching must not end at a file or a place that cannot be used.
     before = await asyncio.to_thread(_held, out, symbols[0] if len(symbols) == 1 else None)
     parts = Parts(parts_of(out))
     found: dict[str, tuple[list[Candle], Collector]] = {}
@@ -138,7 +141,7 @@ async def fetching(
         start_ms = -(-from_ms // HOUR_MS) * HOUR_MS
         if start_ms >= end_ms:
             raise FetchError("there is no closed candle in that period: choose an earlier --from or a later --to")
-        # All of them first: a wrong name must not show after hours.
+        # All symbols are looked up first: a wrong name must not show only after hours of fetching.
         listed = {symbol: await _listed(symbol, start_ms, history, clock) for symbol in symbols}
         for symbol, first_ms in listed.items():
             if first_ms is None or first_ms >= end_ms:
@@ -167,7 +170,7 @@ async def fetching(
 
 
 async def _listed(symbol: str, start_ms: int, history: BinanceHistory, clock: Clock) -> int | None:
-    """The hour from which on the exchange has the symbol, at or after `start_ms`."""
+    """Returns the first hour at or after `start_ms` for which the exchange has the symbol; None where it has none."""
     try:
         await patiently(partial(history.exchange_info, symbol), history, clock)
         first_ms = await patiently(partial(history.first_open_time, symbol, start_ms), history, clock)
@@ -181,8 +184,9 @@ def _report_progress(progress: Callable[[str, int, int], None], symbol: str, tot
 
 
 def _held(out: Path, symbol: str | None) -> dict[str, list[Candle]]:
-    """What `out` holds by now, of `symbol` where it does not say of which; `CandleFileError` where it is there and no
-    candle file, or can never be written. `FetchError` where it holds what a candle file written anew would not."""
+    """Returns the candles that `out` holds, by symbol; those of a file that names no symbol are `symbol`'s. Raises
+    `CandleFileError` where `out` exists and is no candle file, or can never be written, and `FetchError` where it holds
+    candles that writing it anew would lose."""
     files.refuse_place(out)
     if not out.exists():
         return {}
@@ -208,7 +212,7 @@ def _write(
         own, collector = found.get(symbol, ([], None))
         here = {c.open_time for c in own}
         held = before.get(symbol, [])
-        # What was not asked for stays as it is.
+        # Candles outside of the request stay as they are.
         others = [c for c in held if collector is None or not start_ms <= c.open_time < end_ms]
         kept += len(others)
         rows += sorted([*others, *own], key=lambda c: c.open_time)

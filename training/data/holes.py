@@ -1,4 +1,4 @@
-"""Hours without a candle, and what the price did over them: a return across them does not exist, so it is told."""
+"""Hours without a candle, and how the price moved over them. No return exists across them, so a jump is reported."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from stream import times
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 
-#: A price that is half as much again, or so much less, has jumped whatever it usually does.
+#: A change by a factor of 1.5, up or down, is a jump whatever the symbol's volatility.
 _JUMP = math.log(1.5)
-#: Nearer to 1 it has where its own hourly σ would not bring it: so many σ × √hours, and a percent at least.
+#: A smaller change is a jump where it reaches this many of the symbol's own hourly σ × √hours, and at least a percent.
 _JUMP_DEVIATIONS = 6.0
 _LEAST_JUMP = math.log(1.01)
 
 
 class Hole(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Missing hours between two candles. `from_`, `to`: the first and the last of them, ISO times (UTC)."""
+    """Missing hours between two candles. `from_`, `to`: the first and the last missing hour, ISO times (UTC)."""
 
     from_: str
     to: str
     hours: int
-    #: The open after it over the close before it.
+    #: The open after the hole over the close before it.
     factor: float
-    #: Whether that is more than the pair would have moved in these hours: a swap of tokens, or news.
+    #: Whether that is more than the pair usually moves in so many hours: a swap of tokens, or news.
     jump: bool
 
 
 def holes(open_time: NDArray[np.int64], opens: Array, closes: Array) -> list[Hole]:
-    """Of an hourly grid, [n] each, NaN where an hour has no candle."""
+    """Returns the holes of an hourly grid; arrays are [n], NaN where an hour has no candle."""
     there = np.flatnonzero(np.isfinite(closes))
     returns = np.diff(np.log(closes))
     returns = returns[np.isfinite(returns)]
@@ -57,7 +57,7 @@ def holes(open_time: NDArray[np.int64], opens: Array, closes: Array) -> list[Hol
 
 
 def jump_notes(found: Sequence[Hole]) -> list[str]:
-    """A line for each jump."""
+    """Returns one line for each jump."""
     return [
         f"the price is {hole.factor:.4g} times itself after {hole.hours} hour(s) without a candle, {hole.from_} to "
         f"{hole.to}: a swap of tokens or news; no return exists across missing hours, so it counts as none"

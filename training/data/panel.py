@@ -1,7 +1,7 @@
-"""The panel: what happened beside what was said, hour by hour, for every forecaster and every quantity.
+"""The panel: outcomes and forecasts, hour by hour, for every forecaster and every quantity.
 
-The one thing that evaluation passes around: the walk (training/evaluation/walk.py) fills it, the measures read it.
-Rows are forecast origins in time order; an outcome that is not known is NaN, and so is a forecast that was not made.
+It is what evaluation passes around: the walk (training/evaluation/walk.py) fills it, the measures read it. Rows are
+forecast origins in time order; an outcome that is not known is NaN, and so is a forecast that was not made.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class IntervalSeries:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a daemon would watch of one forecaster while one fit of it serves: one forecast a day, of the next 24 h.
+    """What a daemon would monitor for decay while one fit of a forecaster serves: one forecast a day, of the next 24 h.
 
-    [n] each, σ hourly, in time order. `open_time` begins before the hours that are scored, by what the choice of who is
-    served looks back on (stream/core/forecasting/serving.py).
+    [n] each, σ hourly, in time order. `open_time` begins before the hours that are scored, by the look-back of the
+    choice between model and `har` (stream/core/forecasting/serving.py).
     """
 
     usual: Usual
@@ -54,8 +54,8 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """σ hourly. `realized[quantity]` is [n]; `forecasts[quantity][name]` is [n], and not every name says every
-    quantity."""
+    """Outcomes and forecasts as hourly σ: `realized[quantity]` is [n], `forecasts[quantity][name]` is [n]. Not every
+    forecaster has every quantity."""
 
     symbol: str
     open_time: NDArray[np.int64]
@@ -63,7 +63,7 @@ class Panel:
     forecasts: Mapping[str, Mapping[str, Array]]
     #: By name: "adaptive", "static"; where several bundles are scored, a further one's are "static of NAME".
     intervals: Mapping[str, IntervalSeries] = field(default_factory=dict)
-    #: What a reader must know before the figures, one line each: leaks, fits that did not converge, who is left out.
+    #: Caveats to read before the figures, one line each: leaks, fits that did not converge, forecasters left out.
     notes: tuple[str, ...] = ()
-    #: By forecaster, one per fit; of those that know their usual errors, and only beside `har`.
+    #: By forecaster, one per fit; only of forecasters with known usual errors, and only where `har` is fitted too.
     watches: Mapping[str, tuple[Watch, ...]] = field(default_factory=dict)

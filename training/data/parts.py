@@ -1,8 +1,8 @@
-"""What a fetch has in hand: verified answers as files in a folder beside the output, each with its checksum.
+"""The parts of a fetch: verified answers as files in a folder alongside the output, each with its checksum.
 
 Rules of this module:
-- A part counts once its `.CHECKSUM` (`sha256sum`'s format) is there and right. It is written after the part, and both
-  appear at once or not at all: whatever moment a fetch is killed at, what counts is whole.
+- A part counts once its `.CHECKSUM` (`sha256sum`'s format) exists and is right. It is written after the part, and each
+  of the two files appears complete or not at all: whenever a fetch is killed, every part that counts is whole.
 - Nothing here knows what a part means.
 """
 
@@ -16,17 +16,17 @@ from training.data.archive import sha256
 
 
 class FetchError(VolcastError, RuntimeError):
-    """Nothing could be written; one line for people."""
+    """The fetch failed and no candle file was written; the message is one line for people."""
 
 
 class Parts:
-    """Named bytes in `folder`, which exists from the first `put` on. `FetchError` where the disk refuses."""
+    """Named bytes in `folder`, which the first `put` makes. Methods raise `FetchError` where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def get(self, name: str) -> bytes | None:
-        """The part; None where it was never finished, or is not what it was."""
+        """Returns the part; None where it was never finished, or no longer matches its checksum."""
         try:
             content = (self.folder / name).read_bytes()
             line = (self.folder / f"{name}.CHECKSUM").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ class Parts:
             raise self._refused(name, "written", error) from None
 
     def names(self, prefix: str) -> list[str]:
-        """The parts, finished or not, whose name begins so."""
+        """Returns the names of the parts, finished or not, that begin with `prefix`."""
         try:
             found = sorted(p.name for p in self.folder.iterdir() if p.name.startswith(prefix))
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class Parts:
             raise self._refused(name, "removed", error) from None
 
     def _write(self, name: str, content: bytes) -> None:
-        # One name per part: what a killed fetch leaves is overwritten by the next.
+        # One temporary name per part: what a killed fetch leaves behind is overwritten by the next.
         with replacing(self.folder / name, temporary=self.folder / f".{name}") as temporary:
             temporary.write_bytes(content)
 

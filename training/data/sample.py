@@ -1,11 +1,11 @@
-"""What a model learns from: every hour of the symbol that it is for, and a thinned, lighter share of other pairs.
+"""The training sample of a model: every hour of the symbol that it is for, and a thinned, lighter share of other pairs.
 
 Rules of this module:
-- Features are free of scale, so that hours of other pairs teach the same law; they say what one pair's few years
-  cannot (Bollerslev, Hood, Huss & Pedersen, Review of Financial Studies 31, 2018). All of them together weigh
+- Features are free of scale, so that hours of other pairs follow the same law, and they show what one pair's few years
+  cannot (Bollerslev, Hood, Huss & Pedersen, Review of Financial Studies 31, 2018). All other pairs together weigh
   `POOL_SHARE` of the symbol itself.
-- An hour weighs half as much as one that is `HALF_LIFE_YEARS` younger: the weekend has grown quieter by the year.
-- A pair's first month after its listing teaches nothing: its 30-day windows are not full.
+- An hour weighs half as much as one that is `HALF_LIFE_YEARS` younger: weekends have grown quieter by the year.
+- Another pair's first month after its listing is left out: its 30-day windows are not full.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from training.data.dataset import Dataset, Rows, require_rows
 
-#: Chosen by walk-forward over 2021-2023 (docs/decisions), as all that is chosen here.
+#: Chosen by walk-forward over 2021-2023 (docs/decisions), as are the other constants here.
 POOL_SHARE = 0.3
 HALF_LIFE_YEARS = 3.0
-#: Neighbouring hours of a pair share 23 of the 24 hours of their labels. 7 and 24 have no common divisor, so that
-#: every hour of the day comes up.
+#: Of another pair every seventh hour is used: labels of neighbouring hours share 23 of their 24 hours. 7 and 24 have no
+#: common divisor, so that every hour of the day occurs.
 POOL_EVERY_HOURS = 7
 _YEAR_MS = 365.25 * 24 * HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of one or more symbols, the first of them the one that a model is for, with a weight each; mean 1."""
+    """Rows of one or more symbols, the first of them the one that the model is for; one weight per row, mean 1."""
 
     parts: tuple[tuple[Dataset, Rows], ...]
     weight: Array
 
     @property
     def sequence(self) -> NDArray[np.float32]:
-        """[n, 48, F]."""
+        """Sequence inputs [n, 48, F]."""
         return np.concatenate([data.features.sequences(rows) for data, rows in self.parts])
 
     @property
     def static(self) -> NDArray[np.float32]:
-        """[n, S]."""
+        """Static inputs [n, S]."""
         return np.concatenate([data.features.static[rows] for data, rows in self.parts])
 
     @property
     def labels(self) -> Array:
-        """[n, 5], NaN where unknown."""
+        """Labels [n, 5], NaN where unknown."""
         return np.concatenate([data.labels[rows] for data, rows in self.parts])
 
     @property
@@ -58,9 +58,9 @@ class Sample:
 
 
 def of_range(data: Sequence[Dataset], start_ms: int, end_ms: int) -> Sample:
-    """The rows of [start, end), labels included: `data[0]` is the symbol that the model is for.
+    """Returns the rows of [start, end), labels included; `data[0]` is the symbol that the model is for.
 
-    Of the others those that have rows there. `DatasetError` where the first has too few.
+    Other symbols without rows there are left out. Raises `DatasetError` where `data[0]` has too few.
     """
     scored, others = data[0], data[1:]
     parts = [(scored, require_rows(scored, start_ms, end_ms))]

@@ -1,1 +1,1 @@
-"""`volcast evaluate`: walk-forward and single periods, and the log of looks at the test year."""
+"""`volcast evaluate`: walk-forward and single periods, and the ledger of scorings on the test year."""

@@ -1,5 +1,5 @@
-"""The intervals that a daemon would have given around a model's forecasts, for any stretch of rows at once: its fold,
-its restarts, its delay. Whether `har` is served meanwhile changes nothing here."""
+"""The intervals that a daemon would have published around a model's forecasts, for any stretch of rows at once: with
+its accumulation, its anchors and its delayed outcomes. Whether `har` is served meanwhile changes nothing here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from training.data.panel import IntervalSeries
 
 
 def adaptive(data: Dataset, rows: Rows, forecast: Callable[[Rows], Array], calibration: Calibration) -> IntervalSeries:
-    """Intervals of the next 24 h for `rows`, in time order. `forecast`: σ of the next 24 h for any rows, hourly.
+    """Computes intervals of the next 24 h for `rows`, in time order. `forecast` returns hourly σ for any rows.
 
-    It is asked for the rows of the fold before the first of them too, as a daemon that starts there is.
+    It is called for the rows since the anchor before the first of them too, as a daemon that starts there does.
     """
     start = int(data.open_time[0])
     first = max((anchor(int(data.open_time[rows[0]])) - start) // HOUR_MS, 0)

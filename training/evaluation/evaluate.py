@@ -1,7 +1,7 @@
-"""`volcast evaluate`: what is scored, on what, and how it came about. The walk fills a panel, `scores` reads it.
+"""`volcast evaluate`: which models are scored, on what, and how. The walk fills a panel, `scores` reads it.
 
-Two protocols (training/evaluation/walk.py): bundles as they are, on any period, or a walk forward in which everyone
-learns anew for each year. The figures are of hourly origins; what is tested is tested on one origin a day.
+Two protocols (training/evaluation/walk.py): bundles as they are, on any period, or a walk forward in which every
+forecaster is fitted anew for each year. Measures are on hourly origins, tests on one origin a day.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.models.run import Run, load_run
 from training.scoring import scores
 from training.scoring.scores import Evaluation, Protocol, ScoredModel
 
-#: What each quantity is, for whoever reads the figures.
+#: What each quantity is, for the reader of the figures.
 MEANINGS = {
     NEXT_24H: "headline: standard deviation (ddof 1) of the next 24 hourly log returns, none of them known",
     "horizons": "root of the mean squared hourly log return over the next 1, 6, 12 and 24 hours",
@@ -35,7 +35,7 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The figures, and the panel that they are of."""
+    """The figures, and the panel that they were computed from."""
 
     panel: Panel
     evaluation: Evaluation
@@ -52,10 +52,10 @@ def fixed(
     tests: bool = True,
     progress: walk.Progress = lambda _what, _done, _total: None,
 ) -> Scored:
-    """Bundles, or one run directory, over [start, end) of the candle file, beside `baselines` by name.
+    """Scores bundles, or one run directory, and `baselines` by name over [start, end) of the candle file.
 
-    The baselines learn from the first model's training range, out of the same file.
-    `ValueError` with one line where a file, a name or the range does not serve.
+    The baselines are fitted on the first model's training range, from the same file.
+    Raises `ValueError` with a one-line message where a file, a name or the range cannot be used.
     """
     start_ms, end_ms = _range(start, end)
     chosen = forecasters.named(baselines)
@@ -85,10 +85,10 @@ def walk_forward(
     tests: bool = True,
     progress: walk.Progress = lambda _what, _done, _total: None,
 ) -> Scored:
-    """Each of `years` forecast by what learnt from `train_from` until that year began, everyone anew for each year.
+    """Scores each of `years` after fitting every forecaster on the hours from `train_from` until that year began.
 
-    `pool`: a candle file of other symbols that the model learns from as well.
-    `ValueError` with one line where a file, a name or the range does not serve.
+    `pool`: a candle file of other symbols that the model is trained on as well.
+    Raises `ValueError` with a one-line message where a file, a name or the range cannot be used.
     """
     if not years:
         raise DatasetError("a walk forward needs years, such as 2021,2022,2023")
@@ -112,7 +112,7 @@ def walk_forward(
 
 
 def scorings(scored: Scored) -> list[Scoring]:
-    """A line for the ledger per model."""
+    """Returns a line for the ledger per model."""
     of = scored.evaluation
     lines = []
     for k, model in enumerate(of.models):
@@ -135,7 +135,8 @@ def scorings(scored: Scored) -> list[Scoring]:
 
 
 def _coverage(of: Evaluation, name: str, *, first: bool) -> float | None:
-    """Of the model's headline interval; those of further models bear their names (training/evaluation/walk.py)."""
+    """Returns the coverage of the model's headline interval; intervals of further models bear their names
+    (training/evaluation/walk.py)."""
     keys = [kind if first else f"{kind} of {name}" for kind in scores.INTERVALS]
     return next((of.intervals[key].coverage for key in keys if key in of.intervals), None)
 

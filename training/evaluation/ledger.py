@@ -1,7 +1,8 @@
-"""Every look at the test year, one JSON line each: what the model card counts, so that nobody looks for free.
+"""The ledger of all scorings on the test year, one JSON line each. The model card counts them: each one costs some of
+the year's worth as a test.
 
 Rules of this module:
-- A line is added by each scoring whose period touches the test year, whatever comes of it, and none is ever removed.
+- Each scoring whose period touches the test year adds a line, whatever its result, and none is ever removed.
 - The same scoring again is the same line, and the file stays as it is: a pipeline may be repeated.
 - The file is replaced whole, under a lock: a crash leaves the old one, two writers leave both lines.
 """
@@ -24,13 +25,13 @@ _DIGITS = 6
 
 
 class LedgerError(InputError):
-    """The ledger cannot be read or written: the file's fault. One line, with the path and the cure."""
+    """The ledger cannot be read or written: the file's fault. The message is one line, with the path and the cure."""
 
 
 class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Who was scored on what, and the figures of the next 24 h. `start`, `end`: ISO, the period scored."""
+    """A model, what it was scored on, and its figures for the next 24 h. `start`, `end`: ISO, the period scored."""
 
-    #: Version of the bundle, or what names a model that is refitted on the way.
+    #: Version of the bundle, or a name for a model that is fitted anew on the way.
     model: str
     symbol: str
     start: str
@@ -46,12 +47,13 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 def touches_test_year(start_ms: int, end_ms: int) -> bool:
-    """Whether [start, end), ms, shares an hour with the test year."""
+    """Returns whether [start, end), ms, shares an hour with the test year."""
     return start_ms < times.parse(TEST_YEAR[1]) and end_ms > times.parse(TEST_YEAR[0])
 
 
 def read(path: Path) -> list[Scoring]:
-    """All scorings, oldest first; none where there is no file. `LedgerError` names the line that is none."""
+    """Returns all scorings, oldest first; none where there is no file. Raises `LedgerError`, which names the line that
+    is no scoring."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -70,12 +72,12 @@ def read(path: Path) -> list[Scoring]:
 
 
 def count(path: Path) -> int:
-    """How often the test year was looked at."""
+    """Returns the number of scorings on the test year."""
     return len(read(path))
 
 
 def append(path: Path, scorings: Sequence[Scoring]) -> int:
-    """Adds those that are not in it yet, figures to six digits; how many that were."""
+    """Adds the scorings that are not in the ledger yet, figures to six digits; returns how many that were."""
     path = Path(path)
     try:
         with _locked(path.absolute().parent):
@@ -92,7 +94,7 @@ def append(path: Path, scorings: Sequence[Scoring]) -> int:
 
 
 def _rounded(scoring: Scoring) -> Scoring:
-    """Sums differ in their last digits from machine to machine; that is no other scoring."""
+    """Rounds the figures: sums differ in their last digits from machine to machine, which is no other scoring."""
 
     def short(value: float | None) -> float | None:
         return None if value is None else float(f"{value:.{_DIGITS}g}")

@@ -1,10 +1,11 @@
-"""The honest protocol: who learns from what, who is asked about what, and all of it on the same rows.
+"""The evaluation protocol: which forecaster is fitted on what, and forecasts what, all of them on the same rows.
 
 Rules of this module:
-- Two ways. `fixed`: bundles as they are, beside baselines that learn from the first bundle's own training range.
-  `walk_forward`: for each fold everyone learns anew from all that lies before its split, labels included (embargo).
-- Everyone is asked about the same rows. Who makes no forecast of a quantity, or of a row, has NaN or no column there.
-- Whatever a reader must know (a leak, a fit that did not converge, a baseline left out) is in `Panel.notes`.
+- Two protocols. `fixed`: bundles as they are, and baselines fitted on the first bundle's own training range.
+  `walk_forward`: for each fold every forecaster is fitted anew on all that lies before its split, labels included
+  (embargo).
+- All forecast the same rows. Where a forecaster has no forecast of a row it has NaN, of a quantity no column.
+- Every caveat (a leak, a fit that did not converge, a baseline left out) is in `Panel.notes`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT
 from training.evaluation.adaptive import adaptive
 from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
 
-#: What is done next, how many steps are done, of how many.
+#: The next step, the number of steps done, and the number of all steps.
 Progress = Callable[[str, int, int], None]
-#: Which of the scored rows, and who was fitted for them.
+#: A mask over the scored rows, and the forecasters that were fitted for them, by name.
 Step = tuple[NDArray[np.bool_], Mapping[str, Fitted]]
 _DAY_MS = 24 * HOUR_MS
-#: The name of the model where there is one.
+#: The name of the model where there is only one.
 MODEL = "model"
 
 
 def bundles(paths: Sequence[Path]) -> dict[str, predictor.Predictor]:
-    """Bundles by name: one alone is `model`, several are called by their files' stems, or where two stems are equal
-    by their versions. `ContractError` for a file that is none, `ForecasterError` for one that is there twice."""
+    """Loads bundles by name: one alone is `model`, several are called by their files' stems, or where two stems are
+    equal by their versions. Raises `ContractError` for a file that is no bundle, `ForecasterError` for a bundle that is
+    given twice."""
     loaded = [predictor.load(Path(path)) for path in paths]
     stems = [MODEL] if len(loaded) == 1 else [Path(path).stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else [p.model.version for p in loaded]
@@ -55,11 +57,12 @@ def fixed(
     *,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Panel:
-    """Bundles scored on [start, end), beside `forecasters` that are fitted on the first bundle's training range.
+    """Forecasts [start, end) by bundles, and by `forecasters` that are fitted on the first bundle's training range.
 
-    `har` is not fitted: it is the first bundle's own, which it is served beside. A forecaster for which the file
-    does not hold enough of the training range is left out, and a note says so.
-    `DatasetError` where the period has too few rows.
+    `har` is not fitted: it is the first bundle's own, which a daemon serves in its place. A forecaster for which the
+    file does not hold enough of the training range is left out, with a note.
+    Raises `DatasetError` where the period has too few rows, `ForecasterError` where a name occurs twice, a library is
+    missing or there is no model.
     """
     forecasters = tuple(forecasters)
     if not models:
@@ -96,11 +99,12 @@ def walk_forward(
     *,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Panel:
-    """Each fold's [split, end) forecast by what was fitted on its [start, split), joined to one panel.
+    """Forecasts each fold's [split, end) by what was fitted on its [start, split), and joins them to one panel.
 
     Where one fold begins at the end of the one before, no row is lost between them: an outcome may reach into the
-    next fold, since nobody learns from it who is asked about it.
-    `DatasetError` where a fold has too few rows to learn from, or all of them too few to be scored.
+    next fold, since no forecaster that forecasts it is trained on it.
+    Raises `DatasetError` where folds overlap or are not in order, where one has too few rows to be trained on, or a
+    stretch of them too few to be scored, and `ForecasterError` where a name occurs twice or a library is missing.
     """
     forecasters = tuple(forecasters)
     _refuse_same_names([f.name for f in forecasters])
@@ -127,13 +131,13 @@ def walk_forward(
 
 
 def years(names: Sequence[int], *, start_ms: int) -> tuple[Fold, ...]:
-    """One fold per calendar year (UTC), learnt from [start, the year's first hour)."""
+    """Returns one fold per calendar year (UTC), trained on [start, the year's first hour)."""
     marks = [(times.parse(f"{year}-01-01"), times.parse(f"{year + 1}-01-01")) for year in names]
     return tuple(Fold(start_ms, split, end) for split, end in marks)
 
 
 def _scored(data: Dataset, folds: Sequence[Fold]) -> Rows:
-    """Rows of all folds; those that touch are one stretch, whose last row's label ends within it."""
+    """Returns the rows of all folds; adjacent folds are one stretch, whose last row's label ends within it."""
     stretches: list[tuple[int, int]] = []
     for fold in folds:
         if stretches and stretches[-1][1] == fold.split:
@@ -144,7 +148,7 @@ def _scored(data: Dataset, folds: Sequence[Fold]) -> Rows:
 
 
 def _forecasts(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, dict[str, Array]]:
-    """By quantity and name, [n]; a quantity that nobody says is absent."""
+    """Returns forecasts [n] by quantity and name; a quantity that no forecaster has is absent."""
     out: dict[str, dict[str, Array]] = {quantity: {} for quantity in QUANTITIES}
     for inside, fitted in steps:
         for name, forecaster in fitted.items():
@@ -156,8 +160,8 @@ def _forecasts(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, di
 def _intervals(
     data: Dataset, rows: Rows, steps: Sequence[Step], name: str, forecasts: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, IntervalSeries]:
-    """Of the next 24 h of `name`, as every step's model knew its errors: `adaptive` is what a daemon gives, that learns
-    from the outcomes on the way; `static` is σ · exp(low), σ · exp(high) of the calibration that it starts from."""
+    """Computes intervals of the next 24 h of `name`, from each step's own calibration: `adaptive` as a daemon publishes
+    them, updated by the outcomes on the way; `static` are σ · exp(low), σ · exp(high) of the starting calibration."""
     forecast = forecasts[NEXT_24H][name]
     parts: dict[str, list[IntervalSeries]] = {"adaptive": [], "static": []}
     for inside, fitted in steps:
@@ -177,9 +181,9 @@ def _intervals(
 
 
 def _watches(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, tuple[Watch, ...]]:
-    """Of every forecaster that knows its usual errors, where `har` is there to be measured against.
+    """Returns what decay is studied on, for every forecaster with usual errors, where `har` is there to compare with.
 
-    The days before a step are forecast by who was fitted for it, as a daemon does that starts there.
+    The days before a step are forecast by what was fitted for that step, as a daemon does that starts there.
     """
     out: dict[str, tuple[Watch, ...]] = {}
     daily = data.features.ready & np.array([serving.is_daily(int(t)) for t in data.open_time], np.bool_)
@@ -214,7 +218,7 @@ def _panel(
 
 
 def _notes(fitted: Sequence[tuple[str, Mapping[str, Fitted]]]) -> list[str]:
-    """What every step's fit noted is said once, what only some did with their dates."""
+    """Collects the notes of all fits: a note of every step once, one of only some steps with their dates."""
     by_note: dict[str, list[str]] = {}
     for when, forecasters in fitted:
         for note in (note for f in forecasters.values() for note in f.notes):
@@ -226,7 +230,7 @@ def _notes(fitted: Sequence[tuple[str, Mapping[str, Fitted]]]) -> list[str]:
 
 
 def _range_notes(models: Mapping[str, Bundle], data: Dataset, start_ms: int) -> list[str]:
-    """What makes a bundle's scores something else than a test on its own symbol's future."""
+    """Returns notes on what makes a bundle's scores something else than a test on its own symbol's future."""
     notes = []
     (first, *others) = ((name, bundle.model.contract.training) for name, bundle in models.items())
     begins = int(data.open_time[0])

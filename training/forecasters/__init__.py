@@ -1,12 +1,12 @@
-"""Whatever can be scored: the baselines, each as strong as it can honestly be made, and the model beside them.
+"""Forecasters that can be scored: the baselines, each as strong as it can honestly be made, and the model.
 
 Rules of this module:
-- A fit sees rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
+- A fit uses rows whose labels end within its range (`Dataset.rows`) and no later candle; a forecast for a row depends
   on candles up to that row. tests/training/forecasters/test_forecasters.py alters the future and compares. It must find
-  `rolling_mean_published` guilty, which repeats a published leak and is named for it.
-- Next 24 h means E[σ], a horizon √E[σ²]: whatever is fitted is brought to that level inside its range, so that
-  none loses by a constant.
-- Importing this package loads no TensorFlow, arch or LightGBM. A library that is absent is one line, before any fit.
+  the leak of `rolling_mean_published`, which repeats a published one and is named for it.
+- Next 24 h means E[σ], a horizon √E[σ²]: whatever is fitted is scaled to that level inside its range, so that none
+  loses by a constant.
+- Importing this package loads no TensorFlow, arch or LightGBM. A missing library is a one-line error before any fit.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ __all__ = [
     "require_installed",
 ]
 
-#: Need nothing beyond a plain installation, and seconds.
+#: Those that need only a plain installation, and seconds.
 CORE = ("persistence", "ewma", "rolling_mean_published", "rolling_mean", "log_har", "har", "linear")
-#: All that a model is held against; the last two need TensorFlow and minutes.
+#: All that a model is compared with; the last two need TensorFlow and minutes.
 BASELINES = (*CORE, "garch_t", "lightgbm", "reference_lstm", "reference_lstm_24h")
 NAMES = (*BASELINES, "model")
 
@@ -56,9 +56,9 @@ NAMES = (*BASELINES, "model")
 def named(
     names: Sequence[str], *, seed: int = 7, pool: Sequence[Dataset] = (), save_reference_to: Path | None = None
 ) -> tuple[Forecaster, ...]:
-    """Forecasters by name, in that order; `ForecasterError` for a name that there is not, or is there twice.
+    """Returns forecasters by name, in that order; raises `ForecasterError` for a name that is unknown or given twice.
 
-    `pool`: other symbols that `model` learns from. `save_reference_to`: a .keras file for `reference_lstm`.
+    `pool`: other symbols that `model` is trained on. `save_reference_to`: a .keras file for `reference_lstm`.
     """
     every: dict[str, Forecaster] = {
         forecaster.name: forecaster

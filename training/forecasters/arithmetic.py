@@ -19,7 +19,7 @@ _LEAK = "rolling_mean_published includes the value that it forecasts, as it was 
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """What was: σ of the last 24 h, for every quantity."""
+    """Persistence: σ of the last 24 h, for every quantity."""
 
     name: str = "persistence"
     needs: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Persistence:
 
 @dataclass(frozen=True, slots=True)
 class Ewma:
-    """The EWMA of squared returns (half-life 72 h), for every quantity; of the rolling one it says the coming hour."""
+    """The EWMA of squared returns (half-life 72 h), for every quantity; the rolling one uses it for one hour."""
 
     name: str = "ewma"
     needs: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def _rolling_mean_published(data: Dataset, rows: Rows) -> Forecasts:
 
 
 def _mean(data: Dataset) -> Array:
-    """[T]; NaN where there are not yet 24 values."""
+    """Computes the mean of the newest 24 values, [T]; NaN where there are not yet 24."""
     out = Trailing(data.features.realized_24h).sum(_MEAN_HOURS) / _MEAN_HOURS
     out[: _MEAN_HOURS - 1] = np.nan
     return out

@@ -1,11 +1,11 @@
-"""Gradient boosted trees (LightGBM) on what the network sees.
+"""Gradient boosted trees (LightGBM) on the inputs of the network.
 
 Inputs: the static features, and the four measured channels of the sequence (return, range, realized, volume) for all
 48 hours. Left out are the sequence's calendar, which repeats that of the static features, and its `missing`, which a
 tree could use in 60 hours out of 50,000.
-Trees cannot say a level that they never saw, so they learn σ relative to that of 30 days, itself an input: as a
-logarithm for the next 24 h, brought to E[σ] by a factor from out-of-fold forecasts; by the Gamma deviance of σ²,
-which is QLIKE, for the horizons.
+Trees cannot forecast a level that was not in their training data, so they are trained on σ relative to that of 30 days,
+itself an input: on its logarithm for the next 24 h, scaled to E[σ] by a factor from out-of-fold forecasts; with the
+Gamma deviance of σ², which is QLIKE, for the horizons.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SETTINGS: dict[str, Any] = {
     "num_leaves": 8,
     "max_bin": 63,
     "feature_fraction": 0.2,
-    # Neighbouring labels share 23 of 24 hours: a tree learns as much from a third of them.
+    # Neighbouring labels share 23 of 24 hours: a third of them serves a tree as well.
     "bagging_fraction": 0.33,
     "bagging_freq": 1,
     "lambda_l2": 5.0,
     "deterministic": True,
     "force_row_wise": True,
-    # The trees are the same with more, and threads that wait for each other made a busy machine three times slower.
+    # More threads give the same trees, and by waiting for each other took three times as long on a busy machine.
     "num_threads": 1,
     "verbose": -1,
 }
@@ -93,6 +93,6 @@ class _Boosted:
 
 
 def inputs(data: Dataset, rows: Rows) -> NDArray[np.float32]:
-    """[n, S + 48 × 4]."""
+    """Returns the inputs of the trees, [n, S + 48 × 4]."""
     sequence = data.features.sequences(rows)[..., _CHANNELS]
     return np.concatenate([data.features.static[rows], sequence.reshape(len(rows), -1)], axis=1)

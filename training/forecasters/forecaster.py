@@ -1,4 +1,4 @@
-"""What every forecaster is: a name and a fit, and after it forecasts of any rows of a dataset."""
+"""The interface of every forecaster: a name and a fit, which returns something that forecasts any rows of a dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Forecasts = Mapping[str, Array]
 
 
 class ForecasterError(InputError):
-    """A forecaster cannot be had: it has no such name, or what it needs is not installed or not writable."""
+    """A forecaster is not available: its name is unknown, or what it needs is not installed or not writable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Fitted:
     """A forecaster after its fit."""
 
     forecast: Callable[[Dataset, Rows], Forecasts]
-    #: What a reader of its figures must know, one line each.
+    #: Caveats for the reader of its figures, one line each.
     notes: tuple[str, ...] = ()
-    #: Of its next 24 h, from out-of-fold forecasts inside its range; most baselines have none.
+    #: Of its intervals for the next 24 h, from out-of-fold forecasts inside its range; most baselines have none.
     calibration: Calibration | None = None
-    #: What its errors are like when it is sound, from the same forecasts: who has it can be watched for decay.
+    #: Its errors while it is sound, from the same forecasts; a forecaster that has them can be studied for decay.
     usual: Usual | None = None
 
 
@@ -43,7 +43,7 @@ class Forecaster(Protocol):
     @property
     def name(self) -> str: ...
 
-    #: Modules that the fit imports and a plain installation lacks, and the extra that brings them.
+    #: Modules that the fit imports and a plain installation lacks, and the extra that installs them.
     @property
     def needs(self) -> tuple[str, ...]: ...
 
@@ -51,17 +51,17 @@ class Forecaster(Protocol):
     def extra(self) -> str: ...
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
-        """Learns from the rows of [start, end), whose labels end within it; `DatasetError` where they are too few."""
+        """Fits on the rows of [start, end), whose labels end within it; `DatasetError` where they are too few."""
 
 
 _CURES = {"lightgbm": "; install OpenMP's library, libgomp1 on Debian"}
-#: These are loaded with settings of their own, by what uses them, and take seconds.
+#: These take seconds to import and need settings first, so they are left to the fit that uses them.
 _LOADED_LATER = ("tensorflow", "keras")
 
 
 def require_installed(forecasters: Iterable[Forecaster]) -> None:
-    """`ForecasterError` with one line for the first forecaster whose libraries are absent or cannot be loaded: before
-    any fit begins."""
+    """Raises `ForecasterError`, one line, for the first forecaster whose libraries are absent or cannot be loaded.
+    Called before any fit."""
     for forecaster in forecasters:
         lacking = missing(forecaster.needs)
         if lacking:
@@ -74,7 +74,7 @@ def require_installed(forecasters: Iterable[Forecaster]) -> None:
                 if name not in _LOADED_LATER:
                     importlib.import_module(name)
             except (ImportError, OSError) as error:
-                # Such as LightGBM without the system's OpenMP.
+                # For example LightGBM without the system's OpenMP.
                 raise ForecasterError(
                     f"{forecaster.name} needs {name}, which is installed and cannot be loaded: {error}"
                     f"{_CURES.get(name, '')} (or leave it out by name)"
@@ -82,7 +82,7 @@ def require_installed(forecasters: Iterable[Forecaster]) -> None:
 
 
 def of_outputs(data: Dataset, rows: Rows, sigma: Array) -> dict[str, Array]:
-    """Every quantity from σ [n, 5] in the order of the network's outputs, as a forecast message says them."""
+    """Returns every quantity from σ [n, 5] in the order of the network's outputs, as forecast messages have them."""
     usable = np.all(np.isfinite(sigma) & (sigma > 0), axis=1)
     sigma = np.where(usable[:, None], np.maximum(sigma, SIGMA_FLOOR), np.nan)
     out = {NEXT_24H: sigma[:, 0]}
@@ -92,6 +92,6 @@ def of_outputs(data: Dataset, rows: Rows, sigma: Array) -> dict[str, Array]:
 
 
 def qlike_factors(realized: Array, forecast: Array) -> Array:
-    """What makes each horizon's σ [n, k] right in QLIKE: √(mean of (realized / forecast)²), where it is known."""
+    """Returns the factors [k] on σ [n, k] that minimise QLIKE: √(mean of (realized / forecast)²), where it is known."""
     factors: Array = np.sqrt(np.nanmean((realized / forecast) ** 2, axis=0))
     return factors

@@ -2,8 +2,8 @@
 
 h(t+1) = ω + α r(t)² + β h(t). The parameters are fitted once, on at most the last two years of the range, and stay;
 h is then filtered over the whole file. The expected h of the hours to come follows by h(k+1) = ω + (α + β) h(k).
-A return that does not exist moves h by its expectation. The means of the path are brought to E[σ] and to the
-horizons' σ by factors from the same range: hourly returns have heavier tails than the model's forecasts allow for.
+A missing return enters with its expected square. The means of the path are scaled to E[σ] and to the horizons' σ by
+factors from the same range: hourly returns have heavier tails than the model's forecasts allow for.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from training.forecasters.forecaster import Fitted, of_outputs, qlike_factors
 from training.models.linear import mean_ratio
 
 FIT_HOURS = 2 * 365 * 24
-#: arch's optimiser wants returns of the size of 1: per cent.
+#: arch's optimiser needs returns of the order of 1, so they are in per cent.
 _PER_CENT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """In per cent². `start`: h of the first hour of a file, the mean square of the fitted returns."""
+    """GARCH parameters for returns in per cent. `start`: h of the first hour of a file, the mean square of the fitted
+    returns."""
 
     omega: float
     alpha: float
@@ -54,12 +55,13 @@ class GarchT:
 
 
 def fit_parameters(returns: Array) -> tuple[Parameters, tuple[str, ...]]:
-    """Maximum likelihood on returns in per cent, and a note where the optimiser did not converge."""
+    """Fits by maximum likelihood on returns in per cent; returns the parameters, and a note where the optimiser did not
+    converge."""
     from arch import arch_model
 
     model = arch_model(returns, mean="Zero", vol="GARCH", p=1, q=1, dist="t", rescale=False)
     with warnings.catch_warnings():
-        # Everything that the optimiser warns of ends in its flag, and that is said in one line.
+        # All that the optimiser warns of is in its convergence flag, which becomes a note.
         warnings.simplefilter("ignore")
         result = model.fit(disp="off", show_warning=False)
     omega, alpha, beta = (float(result.params[name]) for name in ("omega", "alpha[1]", "beta[1]"))
@@ -71,7 +73,7 @@ def fit_parameters(returns: Array) -> tuple[Parameters, tuple[str, ...]]:
 
 
 def variance_next_hour(returns: Array, p: Parameters) -> Array:
-    """h of the hour after each return [T], per cent²; NaN returns count as their expectation."""
+    """Computes h of the hour after each return, [T], per cent²; a NaN return enters with its expected square."""
     out = np.empty(len(returns))
     h = p.start
     for t, square in enumerate((returns * returns).tolist()):
@@ -81,7 +83,7 @@ def variance_next_hour(returns: Array, p: Parameters) -> Array:
 
 
 def _path(data: Dataset, p: Parameters) -> Array:
-    """σ [T, 5] in the order of the network's outputs: √ of the mean expected h over 24 h, and over each horizon."""
+    """Computes σ [T, 5] in the order of the network's outputs: √ of mean expected h over 24 h and over each horizon."""
     h = variance_next_hour(_returns(data), p)
     total, means = np.zeros_like(h), {}
     for k in range(1, max(HORIZON_HOURS) + 1):
@@ -93,7 +95,7 @@ def _path(data: Dataset, p: Parameters) -> Array:
 
 
 def _returns(data: Dataset) -> Array:
-    """Hourly log returns in per cent, of the hour that each row's candle closes [T]; NaN where there is none."""
+    """Computes hourly log returns in per cent, up to the close of each row's candle, [T]; NaN where there is none."""
     out = np.full(len(data.open_time), np.nan)
     out[1:] = _PER_CENT * np.diff(np.log(data.ohlcv[:, 3]))
     return out

@@ -19,7 +19,7 @@ _BATCH_ROWS = 8_192
 
 
 class Bundle(Protocol):
-    """What `stream.adapters.predictor.load` gives."""
+    """What `stream.adapters.predictor.load` returns."""
 
     @property
     def model(self) -> BundleModel: ...
@@ -29,12 +29,12 @@ class Bundle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The model of training/models/fit.py; `pool`: other symbols that it learns from as well, of the same range."""
+    """The model of training/models/fit.py; `pool`: other symbols that it is trained on as well, over the same range."""
 
     name: str = "model"
     pool: Sequence[Dataset] = ()
     seed: int = 7
-    #: None: as many as were chosen for the model.
+    #: None: the model's own number (`training_loop.EPOCHS`).
     epochs: int | None = None
     needs: tuple[str, ...] = ("tensorflow", "keras")
     extra: str = "train"
@@ -50,7 +50,7 @@ class Network:
 
 
 def of_bundle(bundle: Bundle) -> Fitted:
-    """A bundle: in every quantity the numbers of its forecast messages while it is served."""
+    """Returns a bundle as a forecaster: in every quantity the numbers of its forecast messages while it is served."""
 
     def forecast(data: Dataset, rows: Rows) -> Forecasts:
         parts = [rows[first : first + _BATCH_ROWS] for first in range(0, len(rows), _BATCH_ROWS)]

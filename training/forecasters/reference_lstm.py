@@ -1,9 +1,9 @@
-"""The reference project's network, rebuilt from its description: what Volcast's job was done with before.
+"""The reference project's network, rebuilt from its description.
 
-48 hours of the 24 h σ in, min-max scaled by the training range; LSTM(64), dropout 0.2, one dense unit; mean squared
-error on the scaled level one hour ahead; Adam 1e-3, batches of 32, 15 epochs. Unlike the original it never sees the
-scored period, not even as validation. Its quantity shares 23 of 24 hours with what is known; `reference_lstm_24h`
-is the same network asked for the next 24 h.
+Its inputs are 48 hours of the 24 h σ, min-max scaled by the training range; LSTM(64), dropout 0.2, one dense unit; mean
+squared error on the scaled level one hour ahead; Adam 1e-3, batches of 32, 15 epochs. Unlike the original it never sees
+the scored period, not even as validation. Its quantity shares 23 of 24 hours with what is known; `reference_lstm_24h`
+is the same network trained on the next 24 h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _PREDICT_ROWS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLstm:
-    """`save_to`: a .keras file that takes and gives hourly σ, its scaling inside; of several fits the last one's."""
+    """The reference project's LSTM. `save_to`: a .keras file for the network, from hourly σ to hourly σ with scaling
+    inside; of several fits it holds the last."""
 
     name: str = "reference_lstm"
     quantity: str = ROLLING_24H_NEXT
@@ -62,7 +63,7 @@ class ReferenceLstm:
                 np.asarray(network(windows[first : first + _PREDICT_ROWS], training=False), dtype=np.float64)[:, 0]
                 for first in range(0, len(windows), _PREDICT_ROWS)
             ]
-            # Nothing keeps a network on levels from saying a negative σ.
+            # Nothing keeps a network trained on levels from forecasting a negative σ.
             out[whole] = np.maximum(np.concatenate([*predicted, np.empty(0)]), SIGMA_FLOOR)
             return {self.quantity: out}
 
@@ -70,15 +71,15 @@ class ReferenceLstm:
 
 
 def _windows(data: Dataset, rows: Rows) -> NDArray[np.float32]:
-    """σ of the 24 h that end with each of the 48 hours up to each row: [n, 48, 1]."""
+    """Returns σ of the 24 h that end with each of the 48 hours up to each row: [n, 48, 1]."""
     windows = np.lib.stride_tricks.sliding_window_view(data.features.realized_24h, LOOKBACK_HOURS)
     return windows[rows - (LOOKBACK_HOURS - 1)][..., None].astype(np.float32)
 
 
 def _trained(windows: NDArray[np.float32], sigma: Array, *, seed: int, epochs: int) -> Any:
-    """The network from hourly σ to hourly σ. TensorFlow is loaded here and not before."""
+    """Trains the network from hourly σ to hourly σ. TensorFlow is loaded here and not before."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it says so on stderr
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it warns of that on stderr
     import keras
     import tensorflow as tf
 
@@ -104,7 +105,7 @@ def _trained(windows: NDArray[np.float32], sigma: Array, *, seed: int, epochs: i
 
 
 def _require_place(path: Path) -> None:
-    """Before minutes of training, not after them."""
+    """Raises `ForecasterError` where the network could not be saved: before minutes of training, not after them."""
     if path.suffix != ".keras":
         raise ForecasterError(f"{path}: a Keras network is saved as .keras; rename it")
     if not path.parent.is_dir():

@@ -18,7 +18,7 @@ from training.models import linear, log_har
 
 @dataclass(frozen=True, slots=True)
 class LogHar:
-    """log-HAR on `names` of the static features; it says the next 24 h and nothing else."""
+    """log-HAR on `names` of the static features; it forecasts the next 24 h and nothing else."""
 
     name: str
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class LogHar:
 
 
 def of_har(coefficients: Har) -> Fitted:
-    """The HAR whose coefficients travel in a bundle."""
+    """Returns the HAR with the coefficients of a bundle as a forecaster."""
 
     def forecast(data: Dataset, rows: Rows) -> Forecasts:
         return {NEXT_24H: core_baselines.har(data.features.static[rows], coefficients)}
@@ -41,7 +41,7 @@ def of_har(coefficients: Har) -> Fitted:
 
 @dataclass(frozen=True, slots=True)
 class LinearModel:
-    """The linear part of the network alone, on exactly its static inputs, with retransforms out of fold."""
+    """The linear model on the network's static inputs alone, with retransforms from out-of-fold forecasts."""
 
     name: str = "linear"
     needs: tuple[str, ...] = ()

@@ -1,1 +1,1 @@
-"""What is fitted: the network, its linear base and log-HAR."""
+"""The models that are fitted: the network, its linear base and log-HAR."""

@@ -1,8 +1,8 @@
-"""What a range of hours teaches: the model, and what it would have said inside that range unseen.
+"""Fits the model on a training range, and makes its out-of-fold forecasts inside that range.
 
 Rules of this module:
-- Whatever is fitted is fitted inside the range: retransforms come from folds that walk forward in it. What lies
-  after it is not looked at: scoring is `volcast evaluate`'s.
+- Everything is fitted inside the range: retransforms come from folds that walk forward in it. What lies after it is
+  not used; scoring it is the task of `volcast evaluate`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A model that has learnt from one range. `sigma` says what it forecasts, for any symbol and time."""
+    """A model trained on one range. `sigma` forecasts for any symbol and time."""
 
     network: keras.Model
-    #: Factors [5] that were taken into the network.
+    #: Factors [5] that are part of the network.
     retransform: Array
-    #: Rows of the symbol that the model is for in the folds' held-out parts, in time order, and σ [m, 5] that models
-    #: said for them which had learnt only from what lies before their part; times `retransform`.
+    #: Rows of the validation folds of the symbol that the model is for, in time order, and out-of-fold σ [m, 5] for
+    #: them: by models trained only on what lies before their fold, times `retransform`.
     held_out: tuple[Rows, Array]
-    #: Symbols that it learnt from, the one that it is for first, and the number of their rows.
+    #: Symbols that it was trained on, the one that it is for first, and the number of their rows.
     symbols: tuple[str, ...]
     rows: int
 
     def sigma(self, data: Dataset, rows: Rows) -> Array:
-        """Hourly σ [n, 5] for rows of any symbol: the next 24 h, then each horizon."""
+        """Returns hourly σ [n, 5] for rows of any symbol: the next 24 h, then each horizon."""
         return load_training_loop().predict(self.network, data, rows)  # type: ignore[no-any-return]
 
 
 def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7, epochs: int | None = None) -> Fitted:
-    """The model that the hours of [start, end) teach. `data[0]` is the symbol that it is for; it learns from the
-    others as well (training/data/sample.py). `epochs`: passes over the data; None for what was chosen.
+    """Fits the model on the hours of [start, end). `data[0]` is the symbol that it is for; it is trained on the others
+    as well (training/data/sample.py). `epochs`: passes over the data; None for `training_loop.EPOCHS`.
 
-    Nothing outside of the range is looked at, labels included, but the look-back before it.
-    `DatasetError` where the range or a fold of it holds too few rows, or a symbol is there twice.
+    Nothing outside of the range is used, labels included, except the look-back before it.
+    Raises `DatasetError` where the range or a fold of it holds too few rows, or a symbol occurs twice.
     """
     symbols = [one.symbol for one in data]
     if len(set(symbols)) < len(symbols):
@@ -85,10 +85,10 @@ def fitted(data: Sequence[Dataset], start_ms: int, end_ms: int, *, seed: int = 7
 
 
 def retransform(realized: Array, forecast: Array) -> Array:
-    """Factors [5] on the outputs' σ, from out-of-fold rows [n, 5].
+    """Returns factors [5] on the outputs' σ, from out-of-fold rows [n, 5].
 
-    The expected σ is right on average: mean over mean. A horizon's σ² is an expected square, and the factor is the
-    one that QLIKE wants: the mean of realized square over forecast square.
+    The factor of the expected σ is mean realized over mean forecast, which makes it right on average. A horizon's σ² is
+    an expected square, and its factor is the one that minimises QLIKE: the root of the mean of (realized / forecast)².
     """
     factors = [linear.mean_ratio(realized[:, 0], forecast[:, 0])]
     for k in range(1, realized.shape[1]):
@@ -98,10 +98,10 @@ def retransform(realized: Array, forecast: Array) -> Array:
 
 
 def load_training_loop() -> Any:
-    """`training.models.training_loop`. TensorFlow is loaded here and not before: refusing a bad file must not take five
-    seconds."""
+    """Imports `training.models.training_loop`. TensorFlow is loaded here and not before: refusing a bad file must not
+    take five seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it says so on stderr
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its kernels reorder sums, and it warns of that on stderr
     from training.models import training_loop
 
     return training_loop

@@ -1,8 +1,8 @@
-"""Linear models of log volatility in closed form or by Newton's method: what the network starts from.
+"""Linear models of log volatility, fitted in closed form or by Fisher scoring: the base that the network starts from.
 
 The expected σ is fitted by least squares on log σ. The horizons' σ are roots of an expected mean square, so they
 are fitted by QLIKE, the loss that has that expectation as its optimum (Patton 2011): a Gamma-type model with
-logarithmic link, minimised by Fisher scoring. A ridge on standardised columns settles collinear calendars.
+logarithmic link, minimised by Fisher scoring. A ridge on standardised columns copes with collinear calendar columns.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from stream.core.forecasting.windows import Array
 from training.data.dataset import Dataset, DatasetError, Rows
 from training.data.sample import Sample
 
-#: Chosen by walk-forward over 2021-2023 (docs/decisions): less lets two years' accidents into the coefficients.
+#: Chosen by walk-forward over 2021-2023 (docs/decisions): a smaller one fits the accidents of two years.
 RIDGE = 0.05
-#: The base's, which has more columns.
+#: For the network's base, which has more columns.
 BASE_RIDGE = 0.1
-#: The 30-day level keeps the smaller ridge: pulled to its mean, it forecasts too much in every calm year.
+#: The 30-day level keeps the smaller ridge: shrunk to its mean, it forecasts too much in every calm year.
 LEVEL_RIDGE = 0.05
 _LEVEL = STATIC_NAMES.index("log_sigma_720h")
-#: The last week's return took a coefficient in 2019-2020 that every later year contradicts.
+#: Left out because every later year contradicts the coefficient that the last week's return has in 2019-2020.
 _LEFT_OUT = ("return_168h",)
-#: The season of fewer hours than a day is for the horizons; beside the day's own it only adds noise to the day.
+#: Seasons of fewer hours than a day are for the horizons; to the next 24 h, which have their own, they only add noise.
 _HORIZONS_ONLY = tuple(STATIC_NAMES.index(f"log_range_season_{hours}h") for hours in (3, 12))
 _USED = [i for i, name in enumerate(STATIC_NAMES) if name not in _LEFT_OUT]
-#: How quiet a weekend is depends on how wild the hours before it were: the share of weekend in the coming 24 h times
-#: each of these levels. Two columns add up to that share.
+#: How quiet a weekend is depends on the volatility before it: the base has the share of weekend in the coming 24 h, the
+#: sum of the columns `WEEKEND`, times each of `LEVELS`.
 WEEKEND = ("next_24h_sat", "next_24h_sun")
 LEVELS = ("log_sigma_720h", "log_range_24h", "log_range_3h")
 _STEPS = 50
@@ -45,13 +45,13 @@ class Linear:
     bias: Array
 
     def log_sigma(self, x: Array) -> Array:
-        """[n, outputs], natural logarithm of the hourly σ."""
+        """Returns the natural logarithm of the hourly σ, [n, outputs]."""
         out: Array = x @ self.weights + self.bias
         return out
 
 
 def selectors() -> tuple[Array, Array]:
-    """Matrices [S, 1] and [S, 3] that take the weekend's share and the levels out of static inputs."""
+    """Returns matrices [S, 1] and [S, 3] that select the weekend share and the levels from static inputs."""
     weekend, levels = np.zeros((len(STATIC_NAMES), 1)), np.zeros((len(STATIC_NAMES), len(LEVELS)))
     weekend[[STATIC_NAMES.index(name) for name in WEEKEND], 0] = 1.0
     levels[[STATIC_NAMES.index(name) for name in LEVELS], range(len(LEVELS))] = 1.0
@@ -59,14 +59,14 @@ def selectors() -> tuple[Array, Array]:
 
 
 def expanded(static: NDArray[np.float32]) -> Array:
-    """Static inputs [n, S] with the weekend's products beside them: [n, S + 3]."""
+    """Appends the products of weekend share and levels to static inputs [n, S]: [n, S + 3]."""
     x = static.astype(np.float64)
     weekend, levels = selectors()
     return np.concatenate([x, (x @ weekend) * (x @ levels)], axis=-1)
 
 
 def fit_base(sample: Sample) -> Linear:
-    """The linear part of the network, on `expanded` inputs."""
+    """Fits the linear part of the network, on `expanded` inputs."""
     used = [*_USED, *range(len(STATIC_NAMES), len(STATIC_NAMES) + len(LEVELS))]
     ridge = np.full(len(used), BASE_RIDGE)
     ridge[used.index(_LEVEL)] = LEVEL_RIDGE
@@ -74,7 +74,7 @@ def fit_base(sample: Sample) -> Linear:
 
 
 def fit(data: Dataset, rows: Rows) -> Linear:
-    """The linear model of one symbol's static inputs as they are, for comparison."""
+    """Fits the linear model on one symbol's static inputs as they are, for comparison."""
     x, ridge = data.features.static[rows].astype(np.float64), np.full(len(_USED), RIDGE)
     return _fit(x, data.labels[rows], _USED, ridge, np.ones(len(rows)))
 
@@ -108,9 +108,10 @@ def _shares(weight: Array | None, known: NDArray[np.bool_]) -> Array:
 
 
 def fit_log(x: Array, sigma: Array, *, ridge: float | Array, weight: Array | None = None) -> tuple[Array, float]:
-    """Weights and intercept of log σ by least squares; rows whose σ is NaN are left out.
+    """Fits weights and intercept of log σ by least squares; rows whose σ is NaN are left out.
 
-    `ridge` is one number or one per column; without `weight` [n] every row weighs the same.
+    `ridge` is one number or one per column; without `weight` [n] every row weighs the same. Raises `DatasetError` where
+    no σ is known.
     """
     known = np.isfinite(sigma)
     share = _shares(weight, known)
@@ -124,7 +125,7 @@ def fit_log(x: Array, sigma: Array, *, ridge: float | Array, weight: Array | Non
 
 
 def fit_qlike(x: Array, sigma: Array, *, ridge: float | Array, weight: Array | None = None) -> tuple[Array, float]:
-    """Weights and intercept of log √E[σ²] by QLIKE; the rest as in `fit_log`."""
+    """Fits weights and intercept of log √E[σ²] by QLIKE; all else is as in `fit_log`."""
     known = np.isfinite(sigma)
     share = _shares(weight, known)
     z, mean, scale = _standardised(x[known], share)
@@ -139,7 +140,7 @@ def fit_qlike(x: Array, sigma: Array, *, ridge: float | Array, weight: Array | N
         surprise = square * np.exp(-np.clip(z @ beta, -25.0, 0.0)) - 1.0
         move = np.linalg.solve(gram, z.T @ (share * surprise) - penalty @ beta)
         step = 1.0
-        # Scoring can overshoot where squares are heavy-tailed; half a step always exists that does not.
+        # Fisher scoring can overshoot where squares are heavy-tailed; halved often enough, a step does not.
         while (after := _qlike_objective(z, square, share, beta + step * move, penalty)) > loss and step > 1e-4:
             step /= 2
         if loss - after < _TOLERANCE:
@@ -155,10 +156,8 @@ def _qlike_objective(z: Array, square: Array, share: Array, beta: Array, penalty
 
 
 def mean_ratio(realized: Array, forecast: Array) -> float:
-    """Mean of realized over mean of forecast where realized is known: what makes a forecast right on average.
-
-    `DatasetError` where it is nowhere.
-    """
+    """Returns mean realized over mean forecast where realized is known: the factor that makes a forecast right on
+    average. Raises `DatasetError` where no realized value is known."""
     known = np.isfinite(realized)
     _require_known(known)
     return float(realized[known].mean() / forecast[known].mean())

@@ -1,6 +1,6 @@
-"""Fitting of log-HAR (Corsi 2009, in logarithms): with calendar for the bundle, plain for comparison.
+"""Fits log-HAR (Corsi 2009, in logarithms): with calendar for the bundle, plain for comparison.
 
-What it computes at run time is stream/core/forecasting/baselines.py; persistence and EWMA are features and need no fit.
+stream/core/forecasting/baselines.py computes its forecasts; persistence and EWMA are features and need no fit.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ _RIDGE = 1e-6
 
 
 def fit(data: Dataset, rows: Rows, folds: tuple[Fold, ...], names: tuple[str, ...]) -> Har:
-    """log-HAR on `rows`, its retransform fitted out of fold."""
+    """Fits log-HAR on `rows`, its retransform on out-of-fold forecasts."""
     return fit_unseen(data, rows, folds, names)[0]
 
 
 def fit_unseen(
     data: Dataset, rows: Rows, folds: tuple[Fold, ...], names: tuple[str, ...]
 ) -> tuple[Har, tuple[Rows, Array]]:
-    """`fit`, and what it said out of fold: the rows of all folds' held-out parts and σ [n] for them, hourly."""
+    """Does what `fit` does, and returns the out-of-fold forecasts too: the rows of all validation folds, and hourly
+    σ [n] for them."""
     held_out, forecast = [], []
     for fold in folds:
         learnt, asked = data.rows(fold.start, fold.split), data.rows(fold.split, fold.end)
         if not all(np.isfinite(data.labels[part, 0]).any() for part in (learnt, asked)):
-            continue  # what learnt from nothing says is no forecast
+            continue  # without known labels a fold can be neither trained on nor scored
         held_out.append(asked)
         before = _plain_fit(data, learnt, names)
         forecast.append(baselines.har(data.features.static[held_out[-1]], before))
     whole = _plain_fit(data, rows, names)
     if not held_out:
-        # A range that is mostly missing has no fold to be held out: its own rows are better than a fit on none.
+        # No fold of a range that is mostly missing can be held out: in-sample forecasts are better than none.
         held_out, forecast = [rows], [baselines.har(data.features.static[rows], whole)]
     unseen, sigma = np.concatenate(held_out), np.concatenate(forecast)
     factor = mean_ratio(data.labels[unseen, 0], sigma)

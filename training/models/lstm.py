@@ -1,9 +1,9 @@
-"""The network: a linear base on the static inputs plus a few LSTMs over 48 hours that start as nothing.
+"""The network: a linear base on the static inputs plus a few LSTMs over 48 hours, whose contribution starts at zero.
 
 σ = exp(clip(base(static) + residual(sequence))), per output. The residual's last layer starts at zero, so the
-network begins as its base and training can only be asked to improve on it (HARNet's idea, arXiv 2205.07719). Members
-are trained apart and their residuals averaged in one graph. Scalers and the base's products
-(training/models/linear.py) are constants of the graph: what is exported needs nothing beside it. Importing this module
+network equals its base before training, which then improves on it (HARNet's idea, arXiv 2205.07719). Members are
+trained independently and their residuals averaged in one graph. Scalers and the base's products
+(training/models/linear.py) are constants of the graph: an exported network needs no other file. Importing this module
 loads TensorFlow.
 """
 
@@ -22,7 +22,7 @@ from training.models.linear import Linear, selectors
 
 Array = NDArray[np.float64]
 
-#: log σ of an hour: from under the floor of 1e-5 to 37 %, more than any hour that was ever traded.
+#: Range of an hour's log σ: from below the floor of 1e-5 to 37 %, more than any hour that was ever traded.
 LOG_SIGMA_RANGE = (-12.0, -1.0)
 UNITS = 64
 _DROPOUT = 0.2
@@ -31,16 +31,17 @@ _LINEAR = "linear"
 
 @dataclass(frozen=True, slots=True)
 class Scaler:
-    """What standardises the sequence features: mean, and one over the standard deviation, of the training rows."""
+    """Standardisation of the sequence features: mean, and one over the standard deviation, of the training rows."""
 
     mean: Array
     scale: Array
 
 
 def members(scaler: Scaler, base: Linear, count: int) -> keras.Model:
-    """Networks to be trained side by side: log σ [batch, count, 5]. They share their inputs and no weight.
+    """Builds `count` networks to be trained side by side: log σ [batch, count, 5]. They share their inputs and no
+    trainable weight.
 
-    `base` is on expanded inputs (`training.models.linear.expanded`) and stays as it is.
+    `base` is on expanded inputs (`training.models.linear.expanded`) and is not trained.
     """
     sequence, static, linear, hidden = _trunk(scaler, base, count)
     heads = [keras.layers.Dense(OUTPUT_WIDTH, kernel_initializer="zeros", name=_residual(k)) for k in range(count)]
@@ -52,7 +53,8 @@ def members(scaler: Scaler, base: Linear, count: int) -> keras.Model:
 
 
 def ensemble(trained: keras.Model, scaler: Scaler, base: Linear, count: int, *, shrink: float) -> keras.Model:
-    """One network, log σ [batch, 5], whose residual is the mean of the trained members' residuals times `shrink`."""
+    """Builds one network, log σ [batch, 5], whose residual is the mean residual of the trained members times
+    `shrink`."""
     sequence, static, linear, hidden = _trunk(scaler, base, count)
     joined = keras.layers.Concatenate()(hidden) if count > 1 else hidden[0]
     residual = keras.layers.Dense(OUTPUT_WIDTH, name="residual")
@@ -69,7 +71,8 @@ def ensemble(trained: keras.Model, scaler: Scaler, base: Linear, count: int, *, 
 
 
 def finished(network: keras.Model, log_retransform: Array) -> keras.Model:
-    """The network as it ships: output `volatility` [batch, 5], its retransform taken into the linear bias."""
+    """Returns the network as it is exported: output `volatility` [batch, 5], with the retransform added to the bias of
+    its linear base. `network` shares its layers, so its bias changes too."""
     kernel, bias = network.get_layer(_LINEAR).get_weights()
     network.get_layer(_LINEAR).set_weights([kernel, bias + log_retransform.astype("float32")])
     sigma = keras.ops.exp(keras.ops.clip(network.outputs[0], *LOG_SIGMA_RANGE))
@@ -77,7 +80,7 @@ def finished(network: keras.Model, log_retransform: Array) -> keras.Model:
 
 
 def _trunk(scaler: Scaler, base: Linear, count: int) -> tuple[Any, Any, Any, list[Any]]:
-    """Inputs, the base's log σ and the last state of each LSTM."""
+    """Returns both inputs, the base's log σ and the last state of each LSTM."""
     weekend, levels = selectors()
     sequence = keras.Input((SEQUENCE_HOURS, len(scaler.mean)), name=INPUT_SEQUENCE)
     static = keras.Input((len(weekend),), name=INPUT_STATIC)
@@ -88,7 +91,7 @@ def _trunk(scaler: Scaler, base: Linear, count: int) -> tuple[Any, Any, Any, lis
 
 
 def _constant(weights: Array, name: str, bias: Array | None = None) -> keras.layers.Layer:
-    """A linear map that training leaves as it is. An initializer would put the numbers into the layer's config."""
+    """Builds a linear map that is not trained. An initializer would put the numbers into the layer's config."""
     layer = keras.layers.Dense(weights.shape[1], use_bias=bias is not None, trainable=False, name=name)
     layer.build((None, weights.shape[0]))
     layer.set_weights([w.astype("float32") for w in (weights, bias) if w is not None])

@@ -1,4 +1,4 @@
-"""A training run as a model that can be scored before it is exported: its Keras network behind a bundle's interface."""
+"""A training run as a model that can be scored before it is exported: its Keras network with a bundle's interface."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _ROWS = 4_096
 
 
 class Run:
-    """`run(sequence [n, 48, F], static [n, S]) -> volatility [n, 5]`, as a loaded bundle answers.
+    """A trained network that is called as a loaded bundle is: `run(sequence [n, 48, F], static [n, S])` returns
+    volatility [n, 5].
 
-    A run is no bundle yet and has no version of its own: `model.sha256` is its contract's.
+    A run is no bundle yet and has no version of its own: `model.sha256` is the hash of its contract.
     """
 
     def __init__(self, model: Model, network: keras.Model) -> None:
@@ -38,7 +39,8 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The finished run in `folder`. Loads TensorFlow. `ValueError` with one line where it is none."""
+    """Loads the finished run in `folder`, and TensorFlow. Raises `ValueError` with a one-line message where there is
+    none."""
     try:
         text = (folder / "contract.json").read_bytes()
     except OSError as error:

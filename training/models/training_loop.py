@@ -1,7 +1,7 @@
 """Seeded training of the network: the loss, the batches, the members. Importing this module loads TensorFlow.
 
-Every number that is chosen here was chosen by walk-forward inside the training years (docs/decisions), never on
-the year that the model is scored on.
+The constants of this module were chosen by walk-forward inside the training years (docs/decisions), never on the year
+that the model is scored on.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from training.models import lstm
 from training.models.linear import Linear
 
 EPOCHS = 2
-#: Networks that differ in nothing but their seed; what is by chance in one is averaged away.
+#: Networks that differ only in their random numbers; averaging them removes much of what is chance in one.
 MEMBERS = 3
 BATCH_ROWS = 256
 LEARNING_RATE = 3e-4
-#: The residual is halved after training: what it learnt in one regime holds by half in the next.
+#: The residual is halved after training: half of what it learns in one regime holds in the next.
 SHRINK = 0.5
-#: exp(3) ≈ 20: a squared return of more than 20 times its forecast pulls no harder than one of 20 times.
+#: exp(3) ≈ 20: a squared return of more than 20 times its forecast has no larger gradient than one of 20 times.
 _CLAMP = 3.0
 _PREDICT_ROWS = 4_096
 
@@ -36,24 +36,24 @@ Epoch = Callable[[], None]
 
 
 def loss(labels: Any, log_sigma: Any) -> Any:
-    """Sum over members of the mean over outputs: squared error of log σ for the first, QLIKE of the variance for the
-    horizons.
+    """Computes the loss [batch], summed over members and averaged over outputs: the squared error of log σ for the
+    first output, half the QLIKE of the variance for the horizons.
 
-    labels: log σ [batch, 5], NaN where a label is unknown: it weighs nothing. log_sigma: [batch, members, 5]. To
-    second order half of QLIKE is the squared error of log σ, so the two kinds are of one size.
+    labels: log σ [batch, 5], NaN where a label is unknown: it adds nothing. log_sigma: [batch, members, 5]. To second
+    order half of QLIKE is the squared error of log σ, so both losses are of one scale.
     """
     labels = keras.ops.expand_dims(labels, 1)
     known = keras.ops.isfinite(labels)
     gap = keras.ops.where(known, labels, log_sigma) - log_sigma
     bounded = keras.ops.minimum(2 * gap, _CLAMP)
-    # Beyond the clamp exp goes on as its tangent: convex, and the gradient stays finite.
+    # Beyond the clamp exp continues as its tangent: convex, and the gradient stays bounded.
     qlike = keras.ops.exp(bounded) * (1 + 2 * gap - bounded) - 2 * gap - 1
     horizon = keras.ops.convert_to_tensor([[[0.0, 1.0, 1.0, 1.0, 1.0]]], dtype="float32")
     return keras.ops.sum(keras.ops.mean(keras.ops.where(horizon > 0, qlike / 2, gap * gap), axis=-1), axis=-1)
 
 
 def seed_everything(seed: int) -> None:
-    """The same seed gives the same weights on the same machine."""
+    """Seeds all random numbers: the same seed gives the same weights on the same machine."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -61,7 +61,7 @@ def seed_everything(seed: int) -> None:
 def train(
     sample: Sample, base: Linear, *, seed: int, epochs: int = EPOCHS, on_epoch: Epoch = lambda: None
 ) -> keras.Model:
-    """The ensemble with log σ as output, trained on `sample`. The base stays as it is."""
+    """Trains the ensemble on `sample`; its output is log σ. The base is not trained."""
     seed_everything(seed)
     sequence, static = sample.sequence, sample.static
     with np.errstate(invalid="ignore"):
@@ -87,7 +87,7 @@ def scaler(sequence: NDArray[np.float32]) -> lstm.Scaler:
 
 
 def predict(network: keras.Model, data: Dataset, rows: Rows) -> Array:
-    """The network's output for `rows` [n, 5]: log σ of one in training, σ of a finished one."""
+    """Returns the network's output for `rows`, [n, 5]: log σ of one in training, σ of a finished one."""
     parts = []
     for first in range(0, len(rows), _PREDICT_ROWS):
         chunk = rows[first : first + _PREDICT_ROWS]

@@ -1,10 +1,10 @@
-"""Whether one forecaster is better than another, or luckier: three tests, each on one forecast a day.
+"""Tests of whether one forecaster is better than another or only luckier: three, each on one forecast a day.
 
 Rules of this module:
 - Forecasts of one phase (made at one hour of the day) share no hour of outcome, so days are counted, not hours. Every
   phase is tested; the median is reported with the spread, since a single phase is not a result.
-- The tests are statsmodels' and arch's. What is fixed here was fixed before any figure was seen.
-- What cannot be tested is said, with the reason; it is never a number.
+- The tests are those of statsmodels and arch. The constants here were fixed before any figure was seen.
+- A test that cannot be made is reported with the reason, never as a number.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Mask = NDArray[np.bool_]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Diebold-Mariano, two-sided, of a forecaster against another. A negative statistic is for the first.
+    """Diebold-Mariano test, two-sided, of one forecaster against another. A negative statistic favours the first.
 
-    Medians over the phases that could be tested, with the smallest and largest p; all null where `reason` says why.
+    Medians over the phases that could be tested, with the smallest and largest p; all null where there is a `reason`.
     """
 
     phases: int
-    #: Of the median phase.
+    #: Median over the phases.
     days: int
     statistic: float | None = None
     p: float | None = None
@@ -55,7 +55,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class ConfidenceSet(msgspec.Struct, frozen=True):
-    """Model confidence set (Hansen, Lunde & Nason 2011): who cannot be told from the best at the 90 % level."""
+    """Model confidence set (Hansen, Lunde & Nason 2011): the forecasters that are not distinguishable from the best at
+    the 90 % level."""
 
     days: int
     included: list[str] | None = None
@@ -65,9 +66,9 @@ class ConfidenceSet(msgspec.Struct, frozen=True):
 
 
 class Regression(msgspec.Struct, frozen=True):
-    """Mincer-Zarnowitz: realized = a + b forecast. An honest forecast has a = 0 and b = 1.
+    """Mincer-Zarnowitz regression: realized = a + b forecast. An unbiased forecast has a = 0 and b = 1.
 
-    Medians over the phases; standard errors are Newey-West's; `p` is of a = 0 and b = 1 together.
+    Medians over the phases; standard errors are Newey-West; `p` tests a = 0 and b = 1 jointly.
     """
 
     phases: int
@@ -83,9 +84,10 @@ class Regression(msgspec.Struct, frozen=True):
 
 
 def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray[np.int64]) -> Comparison:
-    """Diebold & Mariano 1995 on QLIKE, with the correction of Harvey, Leybourne & Newbold 1997; [n] each.
+    """Tests two forecasts by Diebold & Mariano 1995 on QLIKE, with the correction of Harvey, Leybourne & Newbold 1997;
+    [n] each.
 
-    A phase's forecasts are a day ahead of a day, one step of their own clock: the correction's horizon is 1.
+    The forecasts of a phase are daily and reach one day ahead, so the correction's horizon is 1.
     """
     from statsmodels.tsa.stattools import diebold_mariano_test
 
@@ -120,7 +122,8 @@ def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray
 
 
 def confidence_set(losses: Mapping[str, Array]) -> ConfidenceSet:
-    """Of daily losses [days] by forecaster, all known: the losses of one phase. Seeded, stationary bootstrap."""
+    """Computes the model confidence set of daily losses [days] by forecaster, none unknown: those of one phase. The
+    bootstrap is stationary and seeded."""
     from arch.bootstrap import MCS
 
     names = list(losses)
@@ -156,14 +159,14 @@ def confidence_set(losses: Mapping[str, Array]) -> ConfidenceSet:
 
 
 def mincer_zarnowitz(realized: Array, forecast: Array, phase: NDArray[np.int64]) -> Regression:
-    """Mincer & Zarnowitz 1969 on σ, [n] each."""
+    """Regresses realized on forecast σ, [n] each (Mincer & Zarnowitz 1969)."""
     from statsmodels.regression.linear_model import OLS
 
     results = []
     for rows in _by_phase(np.isfinite(realized) & np.isfinite(forecast), phase):
         y, f = realized[rows], forecast[rows]
         if np.ptp(f) > 0 and np.ptp(y) > 0:
-            # Of forecasts that hardly vary the covariance is rounding: it has no rank, or its root does not exist.
+            # Where forecasts hardly vary the covariance is rounding error: without rank, or with no square root.
             with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                 line = OLS(y, np.column_stack([np.ones(len(f)), f])).fit(
                     cov_type="HAC", cov_kwds={"maxlags": HAC_LAG_DAYS, "use_correction": True}, use_t=True
@@ -181,12 +184,12 @@ def mincer_zarnowitz(realized: Array, forecast: Array, phase: NDArray[np.int64])
 
 
 def _by_phase(known: Mask, phase: NDArray[np.int64]) -> list[Mask]:
-    """Rows of each phase that has enough known days."""
+    """Returns the rows of each phase that has enough known days, as masks."""
     return [rows for k in range(PHASES) if (rows := known & (phase == k)).sum() >= MIN_DAYS]
 
 
 def _differ_by_a_constant(first: Array, second: Array) -> bool:
-    """Up to rounding: of a difference that is rounding, a test would find something."""
+    """Returns whether the losses differ by a constant up to rounding, of which a test would find something."""
     return bool(np.ptp(first - second) <= _ROUNDING * (first.mean() + second.mean()))
 
 

@@ -1,12 +1,12 @@
-"""What the watch over a forecaster would have said: of it as it was, and of its forecasts made too low or too high.
+"""What the decay detectors would have reported of a forecaster: as it was, and with its forecasts too low or too high.
 
 Rules of this module:
-- The detectors and the choice of who is served are the daemon's own code (stream/core/forecasting/decay.py,
+- The detectors and the choice between model and `har` are the daemon's own code (stream/core/forecasting/decay.py,
   serving.py); nothing is decided here.
-- Each fit is watched anew, as a daemon starts anew with a new model. No day is watched twice.
-- Whoever was scored was sound: an alarm about its own forecasts is a false one.
+- The detectors start anew with each fit, as a daemon does with a new model. No day is counted twice.
+- Every forecaster that was scored counts as sound: an alarm about its own forecasts is a false one.
 - A change is one factor on every forecast from some day on. It begins in turn on each day that enough days follow, with
-  what the detectors remember of the days before; a start at which an alarm held counts as not found.
+  the detectors' memory of the days before; a start at which an alarm already held counts as not found.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from training.data.panel import NEXT_24H, Panel, Watch
 
 #: Factors on the forecasts, and the matured days within which each shall be found.
 CHANGES = {"0.7": 21, "0.85": 45, "1.15": 45, "1.3": 45}
-#: A change that nobody repairs is looked at for so many matured days, from each tenth start.
+#: The alarms of a change that is not repaired are counted over so many matured days, from every tenth start.
 REPORTED_DAYS = 180
 _START_STEP = 10
-#: Factors with which the choice of who is served is looked at.
+#: Factors on the forecasts with which the choice between model and `har` is studied.
 FACTORS = ("1", "0.5", "0.7", "1.3", "2")
 MIN_DAYS = 90
 _DAY_MS = 24 * HOUR_MS
@@ -37,7 +37,8 @@ _YEAR_DAYS = 365.25
 
 
 class FalseAlarm(msgspec.Struct, frozen=True):
-    """Dates (UTC) on which the forecast was made whose outcome raised it, and the first that counts as evidence."""
+    """A false alarm. `date`: when the forecast was made whose outcome raised it; `since`: the first day of the
+    evidence. Both UTC."""
 
     date: str
     since: str
@@ -46,9 +47,9 @@ class FalseAlarm(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """How a change is found. `share` of the starts found within `within_days`; `median_days` of those that were.
+    """How a change is found: the `share` of its starts found within `within_days`, and the median of days to those.
 
-    `once_share`: of the starts from which anything is told in `REPORTED_DAYS`, those from which it is told once.
+    `once_share`: of the starts that raise any alarm within `REPORTED_DAYS`, the share that raises exactly one.
     """
 
     within_days: int
@@ -59,7 +60,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Served(msgspec.Struct, frozen=True):
-    """Who is served, by hours, and mean QLIKE of all of them: of what is served, of the forecaster, of `har`."""
+    """The share of hours in which `har` is served, and mean QLIKE: of what is served, of the forecaster, of `har`."""
 
     har_share: float
     served: float
@@ -68,7 +69,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class DecayStudy(msgspec.Struct, frozen=True):
-    """Of one forecaster. Where `reason` says why not, figures are null or empty."""
+    """The decay figures of one forecaster; null or empty where there is a `reason`."""
 
     days: int
     false_alarms: list[FalseAlarm]
@@ -80,7 +81,7 @@ class DecayStudy(msgspec.Struct, frozen=True):
 
 
 def study(panel: Panel) -> dict[str, DecayStudy]:
-    """By forecaster, of those that know their usual errors; empty where none does or `har` is not there."""
+    """Studies each forecaster that has usual errors; the result is empty where none has, or where `har` is absent."""
     return {name: _study(panel, name, watches) for name, watches in panel.watches.items()}
 
 
@@ -101,7 +102,7 @@ def _study(panel: Panel, name: str, watches: Sequence[Watch]) -> DecayStudy:
 
 
 def _watched(watch: Watch) -> tuple[list[decay.DecayMemory], list[decay.Alarm]]:
-    """What the detectors remember before each matured day, and what they raise."""
+    """Returns the detectors' memory before each matured day, and the alarms that they raise."""
     memory, before, alarms = decay.DecayMemory(), [], []
     for day in _matured(watch, 1.0):
         before.append(memory)
@@ -152,7 +153,7 @@ def _alarms(watch: Watch, memory: decay.DecayMemory, days: Sequence[decay.Day]) 
 
 
 def _matured(watch: Watch, factor: float) -> list[decay.Day]:
-    """The days that are scored and whose outcome is known."""
+    """Returns the days that are scored and whose outcome is known, with forecasts times `factor`."""
     excess, ratio = _excess(watch, factor), np.log(watch.realized / (factor * watch.forecast))
     known = np.isfinite(excess) & (watch.open_time >= watch.first)
     columns = (values[known].tolist() for values in (watch.open_time, excess, ratio))
@@ -160,13 +161,13 @@ def _matured(watch: Watch, factor: float) -> list[decay.Day]:
 
 
 def _excess(watch: Watch, factor: float) -> Array:
-    """[n], NaN where an outcome or a forecast is not known."""
+    """Computes the daily excess QLIKE over `har`, [n]; NaN where an outcome or a forecast is not known."""
     rows = zip(watch.realized.tolist(), (factor * watch.forecast).tolist(), watch.har.tolist(), strict=True)
     return np.array([serving.excess(*row) if all(map(math.isfinite, row)) else math.nan for row in rows])
 
 
 def _served(panel: Panel, name: str, watches: Sequence[Watch], factor: float) -> Served:
-    """Each hour as the daemon would serve it: by the days whose outcomes are known when its candle closes."""
+    """Scores each hour as the daemon would serve it: by the days whose outcomes are known when its candle closes."""
     realized, forecast = panel.realized[NEXT_24H], factor * panel.forecasts[NEXT_24H][name]
     har = panel.forecasts[NEXT_24H]["har"]
     rows = np.isfinite(realized) & np.isfinite(forecast) & np.isfinite(har)
@@ -180,22 +181,22 @@ def _served(panel: Panel, name: str, watches: Sequence[Watch], factor: float) ->
 
 
 def behind(watch: Watch, factor: float, open_time: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[hours]: whether `har` is served while all forecasts are `factor` times themselves.
+    """Returns whether `har` is served in each hour, [hours], while all forecasts are multiplied by `factor`.
 
-    open_time: of the hours, ms. A day is known 24 hours after its candle.
+    open_time: of the hours, ms. A day's outcome is known 24 hours after its candle.
     """
     number = watch.open_time // _DAY_MS
     values = np.full(int(number[-1]) - int(number[0]) + 1, np.nan)
     values[number - number[0]] = _excess(watch, factor)
     answers = [serving.behind(values[max(end - serving.DAYS, 0) : end].tolist()) for end in range(len(values) + 1)]
-    # The newest day that is known closes its 24 hours with this candle or before it: so many lie behind.
+    # The number of days whose 24 hours have ended with this candle or before it.
     known = (open_time + HOUR_MS) // _DAY_MS - 1 - number[0]
     chosen: NDArray[np.bool_] = np.array(answers)[np.clip(known, 0, len(values))]
     return chosen
 
 
 def _years(watches: Sequence[Watch]) -> float:
-    """The hours that are scored, and the last one's outcome."""
+    """Returns the length of the hours that are scored and of the last one's outcome, in years."""
     hours_ms = sum(watch.last - watch.first + HOUR_MS for watch in watches)
     return (hours_ms + _DAY_MS) / _DAY_MS / _YEAR_DAYS
 

@@ -1,9 +1,9 @@
-"""When a forecast was made, and which forecasts belong together.
+"""When a forecast was made, and which forecasts are scored as a group.
 
 Rules of this module:
-- A row's origin is the close of its candle: that is when the forecast is said, and its 24 hours begin there.
-- A group is known at the origin. None is made of outcomes: among hours that turned out wild every forecast looks too
-  low, and among calm ones too high, however good it is.
+- A row's origin is the close of its candle: the forecast is made then, and its 24 hours begin there.
+- A group is known at the origin. None is made of outcomes: among hours that turned out volatile every forecast looks
+  too low, and among calm ones too high, however good it is.
 - All is UTC.
 """
 
@@ -24,25 +24,25 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
 def phases(open_time: Times) -> NDArray[np.int64]:
-    """[n]: the hour of day at which each forecast is made. The forecasts of one phase share no hour of outcome."""
+    """Returns the hour of day at which each forecast is made, [n]. Forecasts of one phase share no hour of outcome."""
     return (open_time // HOUR_MS + 1) % PHASES
 
 
 def years(open_time: Times) -> NDArray[np.int64]:
-    """[n]: the calendar year of each origin."""
+    """Returns the calendar year of each origin, [n]."""
     origin = (open_time + HOUR_MS).astype("datetime64[ms]")
     return origin.astype("datetime64[Y]").astype(np.int64) + 1970
 
 
 def weekend(open_time: Times) -> Mask:
-    """[n]: whether at least half of the coming 24 hours lie on a Saturday or Sunday."""
+    """Returns whether at least half of the coming 24 hours lie on a Saturday or Sunday, [n]."""
     coming = (open_time // HOUR_MS + 1)[:, None] + np.arange(_COMING_HOURS)
     on_weekend = (coming // 24 + _EPOCH_WEEKDAY) % 7 >= 5
     return np.asarray(on_weekend.sum(axis=1) * 2 >= _COMING_HOURS)
 
 
 def terciles(known: Array) -> NDArray[np.int64]:
-    """[n]: 0, 1, 2 by the volatility that is known at the origin, -1 where it is not. Their bounds are the period's."""
+    """Returns 0, 1 or 2 by the volatility known at each origin, -1 where it is not, [n]; bounds are the period's."""
     out = np.full(len(known), -1, np.int64)
     finite = np.isfinite(known)
     if finite.any():
@@ -51,7 +51,7 @@ def terciles(known: Array) -> NDArray[np.int64]:
 
 
 def groups(open_time: Times, known: Array) -> dict[str, dict[str, Mask]]:
-    """Masks [n] by kind ("year", "coming 24 h", "volatility before") and label; empty groups are left out.
+    """Returns masks [n] by kind ("year", "coming 24 h", "volatility before") and label; empty groups are left out.
 
     known: [n], realized volatility of the 24 hours before each origin.
     """

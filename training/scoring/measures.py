@@ -1,8 +1,8 @@
-"""Losses of forecasts and what is made of them: points, and intervals.
+"""Losses and measures of point forecasts and of intervals.
 
 QLIKE is on variances: x - ln x - 1 with x = (realized / forecast)². It and the squared error of variances are the
-losses that a noisy outcome does not mislead (Patton, J. Econometrics 160, 2011); the errors of σ stand beside it
-because people read them. σ are hourly. Nothing here knows what was forecast, or when it could have been known.
+losses that are robust to a noisy outcome (Patton, J. Econometrics 160, 2011); errors of σ are given as well because
+people read them. σ are hourly. Nothing here knows which quantity was forecast, or when it could have been known.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def squared_errors(realized: Array, forecast: Array) -> Array:
 
 
 def measures(realized: Array, forecast: Array) -> Scores:
-    """rmse, mae, qlike, r2 (1 - SSE / SST) and bias (mean(forecast - realized) / mean realized), [n] each.
+    """Computes rmse, mae, qlike, r2 (1 - SSE / SST) and bias (mean(forecast - realized) / mean realized) of [n] each.
 
-    Of the rows whose outcome and forecast are known; `ValueError` where there is none. `r2` is None where all
-    outcomes are equal: there is nothing to explain.
+    Only rows whose outcome and forecast are known count; raises `ValueError` where there is none. `r2` is None where
+    all outcomes are equal: there is nothing to explain.
     """
     known = np.isfinite(realized) & np.isfinite(forecast)
     if not known.any():
         raise ValueError("no row has both an outcome and a forecast")
     y, f = realized[known], forecast[known]
     squares = squared_errors(y, f)
-    # Of equal outcomes the squares would be what rounding leaves of their mean.
+    # Where all outcomes are equal the sum of squares would be the rounding error of their mean.
     spread = float(np.sum((y - y.mean()) ** 2)) if np.ptp(y) > 0 else 0.0
     return {
         "rmse": float(np.sqrt(squares.mean())),
@@ -50,15 +50,16 @@ def measures(realized: Array, forecast: Array) -> Scores:
 
 
 def inside(realized: Array, interval: IntervalSeries) -> Mask:
-    """[n]: whether the outcome lies within its bounds, which count as inside."""
+    """Returns whether each outcome lies within its bounds, which count as inside, [n]."""
     return (realized >= interval.low) & (realized <= interval.high)
 
 
 def interval_measures(realized: Array, interval: IntervalSeries) -> dict[str, float]:
-    """coverage (share of outcomes inside), width (mean ln high - ln low), width_hourly (mean high - low) and winkler.
+    """Computes coverage (share of outcomes inside), width (mean ln high - ln low), width_hourly (mean high - low) and
+    winkler. Raises `ValueError` where no row has both an outcome and an interval.
 
-    winkler: the interval score of Gneiting & Raftery (JASA 102, 2007), width plus 2/α times what an outcome lies
-    outside, α = 1 - level: lower is better, and being too wide costs as being too narrow does. Hourly σ.
+    winkler: the interval score of Gneiting & Raftery (JASA 102, 2007), width plus 2/α times the distance by which an
+    outcome lies outside, α = 1 - level: lower is better, and too wide costs as too narrow does. Hourly σ.
     """
     known = np.isfinite(realized) & np.isfinite(interval.low) & np.isfinite(interval.high)
     if not known.any():
@@ -74,7 +75,7 @@ def interval_measures(realized: Array, interval: IntervalSeries) -> dict[str, fl
 
 
 def rolling_coverage(open_time: NDArray[np.int64], covered: Mask) -> Array:
-    """[n]: share covered of the rows in the 30 days that end with each; NaN before the first 30 days are full.
+    """Returns the share covered of the rows in the 30 days that end with each, [n]; NaN before 30 days are full.
 
     open_time: ms, rising, holes allowed: a window is 30 days of time, however many rows it holds.
     """

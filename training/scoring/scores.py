@@ -1,9 +1,9 @@
-"""From a panel to figures: every measure, test and group of an evaluation, as one struct that goes into JSON.
+"""Scores a panel: every measure, test and group of an evaluation, as one struct that is written as JSON.
 
 Rules of this module:
-- Forecasters of a quantity are scored on the same rows: those whose outcome is known and that all of them said.
+- Forecasters of a quantity are scored on the same rows: those whose outcome is known and that all of them forecast.
 - The tests are of the next 24 h, the only quantity whose outcomes share no hour with what is known.
-- What is undefined is null, and a `reason` beside it says why.
+- What is undefined is null, and a `reason` next to it says why.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from training.scoring.measures import (
 )
 
 ByName = dict[str, Scores]
-#: The interval that is headline where there are several: what the daemon publishes first.
+#: The headline interval is the first of these that there is: the daemon publishes adaptive ones.
 INTERVALS = ("adaptive", "static")
 _SPREAD = ("rmse", "qlike", "r2")
 
 
 class ScoredModel(msgspec.Struct, frozen=True):
-    """A model that was scored, `name` as in the tables. Times are ms, of the first and last candle learnt from."""
+    """A model that was scored, `name` as in the tables. Times are ms, of the first and last candle trained on."""
 
     name: str
     version: str
@@ -49,7 +49,7 @@ class ScoredModel(msgspec.Struct, frozen=True):
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """How the forecasts came about."""
+    """How the forecasts were made and tested."""
 
     kind: str
     text: str
@@ -61,14 +61,14 @@ class Protocol(msgspec.Struct, frozen=True):
 
 
 class IntervalScores(msgspec.Struct, frozen=True):
-    """Of one kind of interval for the next 24 h. width: mean of ln high - ln low; hourly: mean of high - low."""
+    """Scores of one kind of interval for the next 24 h. width: mean ln high - ln low; width_hourly: mean high - low."""
 
     level: float
     coverage: float
     width: float
     width_hourly: float
     winkler: float
-    #: Least and most that 30 days in a row were covered.
+    #: Lowest and highest coverage of 30 days in a row.
     coverage_30d_min: float | None
     coverage_30d_max: float | None
     #: By kind and label of group.
@@ -85,7 +85,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     #: Of the first model.
     model_version: str
     rows: int
-    #: 24-hour stretches without overlap: what the effective number of observations is near.
+    #: Number of 24-hour stretches without overlap: about the effective number of observations.
     days: int
     #: sha256 of the candles that the rows can touch.
     data_sha256: str
@@ -95,7 +95,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     rolling_24h_next: ByName
     #: "1h", "6h", … to forecaster.
     horizons: dict[str, ByName]
-    #: Of the headline interval; null where no forecaster says one.
+    #: Of the headline interval; null where no forecaster gives one.
     interval: IntervalScores | None
     intervals: dict[str, IntervalScores]
     #: Quantity, forecaster, measure to min, median, max over the 24 phases.
@@ -109,12 +109,12 @@ class Evaluation(msgspec.Struct, frozen=True):
     diebold_mariano_by_year: dict[str, dict[str, dict[str, Comparison]]]
     #: "qlike" and "squared_error", of the forecasts made at 00:00 UTC.
     confidence_sets: dict[str, ConfidenceSet]
-    #: By forecaster that can be watched (training/scoring/decay.py): false alarms, what is found, who is served.
+    #: By forecaster with usual errors (training/scoring/decay.py): false alarms, changes found, share of `har` served.
     decay: dict[str, DecayStudy]
-    #: Rows scored by quantity, and who said nothing there at all.
+    #: Rows scored by quantity, and the forecasters that made no forecast of it at all.
     scored_rows: dict[str, int]
     silent: dict[str, list[str]]
-    #: What a reader must know besides: a leak, a fit that did not converge, a baseline left out.
+    #: Caveats for the reader: a leak, a fit that did not converge, a baseline left out.
     notes: list[str]
 
 
@@ -127,7 +127,8 @@ class CommonSample(msgspec.Struct, frozen=True):
 
 
 def common_sample(panel: Panel, quantity: str) -> CommonSample:
-    """Where the outcome is known and everybody who speaks of the quantity spoke. `rows` is over the panel's."""
+    """Returns the rows, as a mask over the panel's, whose outcome is known and that every forecaster of the quantity
+    forecast, with their outcomes and forecasts."""
     speaking = {n: f for n, f in panel.forecasts.get(quantity, {}).items() if np.isfinite(f).any()}
     rows = np.isfinite(panel.realized[quantity]) if speaking else np.zeros(len(panel.open_time), np.bool_)
     for forecast in speaking.values():
@@ -145,9 +146,10 @@ def score(
     data_sha256: str,
     tests: bool = True,
 ) -> Evaluation:
-    """known: [n], realized volatility of the 24 hours before each origin; `models` are tested against all others.
+    """Scores every forecaster of the panel; `models` are tested against all others.
 
-    Without `tests` neither statsmodels nor arch is needed, and what they would say is empty.
+    known: [n], realized volatility of the 24 hours before each origin. Without `tests` neither statsmodels nor arch is
+    needed, and their results are empty.
     """
     quantities = {q: common_sample(panel, q) for q in (NEXT_24H, *HORIZONS, ROLLING_24H_NEXT)}
     masks = groups(panel.open_time, known)
@@ -199,7 +201,7 @@ def score(
 
 
 def _part(of: CommonSample, mask: Mask) -> CommonSample:
-    """`of` on the rows of a mask over the panel's."""
+    """Restricts a sample to the rows of a mask over the panel's."""
     inner = mask[of.rows]
     return CommonSample(of.rows & mask, of.realized[inner], {n: f[inner] for n, f in of.forecasts.items()})
 
@@ -220,7 +222,7 @@ def _grouped(of: CommonSample, masks: Mapping[str, Mapping[str, Mask]]) -> dict[
 
 
 def _phase_spread(of: CommonSample, phase: np.ndarray) -> dict[str, dict[str, Scores]]:
-    """Of the phases that have an r2, which one row does not."""
+    """Returns min, median and max of each measure over the phases that define it, which for r2 takes two rows."""
     out = {}
     for name, forecast in of.forecasts.items():
         each = [measures(of.realized[at], forecast[at]) for k in range(PHASES) if (at := phase == k).any()]

@@ -1,10 +1,10 @@
-"""What the two drift signals of a bundle are worth: how often they alarm, and which changes they find.
+"""Studies what the two drift signals of a bundle are worth: how often they alarm, and which changes they find.
 
 Rules of this module:
 - The verdicts are the monitor's own (stream/core/forecasting/drift.py), with the bundle's reference and thresholds.
-- Week by week through the period, inside it: windows reach neither before nor beyond.
-- A change begins at a week's start and lasts 30 days. The slow signal is asked at its end, the fast one ten days after
-  its start; the candles before are as they were.
+- They are made week by week, inside the period: windows reach neither before nor beyond it.
+- A change begins at a week's start and lasts 30 days. The slow signal is evaluated at its end, the fast one ten days
+  after its start; the candles before are as they were.
 - Shuffled data are the period's hours in random order: no change in time is left to be found.
 """
 
@@ -44,7 +44,8 @@ class Quiet(msgspec.Struct, frozen=True):
 
 
 class Power(msgspec.Struct, frozen=True):
-    """Shares of `starts` from which a change is found; `unseen`: of those after the training range, None of none."""
+    """Shares of `starts` from which a change is found; `unseen`: of the starts after the training range, None where
+    there is none."""
 
     change: str
     starts: int
@@ -56,7 +57,7 @@ class Power(msgspec.Struct, frozen=True):
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """A measure's thresholds, and the share of judged weeks in which it is the one beyond them, or one of those."""
+    """A measure's thresholds, and the share of judged weeks in which it reaches them, alone or with others."""
 
     name: str
     threshold: float
@@ -90,7 +91,7 @@ class _Signals:
         self._bundle = np.array([r.quantiles for r in of]).T if contract.describes(symbol) else None
 
     def reference(self, end: int) -> Array | None:
-        """What the 30 days before row `end` are held against."""
+        """Returns what the 30 days before row `end` are compared with."""
         return self._bundle if self._bundle is not None else drift.own_reference(self.values, end)
 
     def slow(self, end: int) -> Array | None:
@@ -112,9 +113,10 @@ def study(
     every: int = 1,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Study:
-    """Over [start, end). `every`: only each so-manieth start of a change is tried.
+    """Studies the signals over [start, end). `every`: only every so many starts a change is tried.
 
-    `DatasetError` where the period holds no 100 days that can be judged.
+    Raises `DatasetError` where the period has no 100 days that can be judged, 210 for a symbol that the bundle does not
+    describe.
     """
     first, end = np.searchsorted(data.open_time, (start_ms, end_ms)).tolist()
     values = drift.measures(data.features, data.ohlcv)
@@ -135,7 +137,7 @@ def study(
     parts["after it"] = [e for e in ends if e > unseen_from]
     starts = range(first, end - drift.WINDOW_HOURS + 1, STEP_HOURS * every)
     whole = _Signals(values, contract, data.symbol)
-    # A start needs what both signals are held against.
+    # A start needs what both signals are compared with.
     starts_used = [s for s in starts if s >= drift.LOOKBACK_HOURS - 1 and whole.fast(s + drift.FAST_HOURS) is not None]
     starts_used = [s for s in starts_used if whole.reference(s + drift.WINDOW_HOURS) is not None]
     shuffled = _shuffled(signals, contract, data.symbol, np.random.default_rng(seed))
@@ -211,7 +213,7 @@ def _power(
 
 
 def _after(data: Dataset, start: int, changes: Sequence[Change]) -> Array:
-    """The measures of the 30 days from row `start` on under each change: [changes, 720, k]."""
+    """Computes the measures of the 30 days from row `start` on under each change: [changes, 720, k]."""
     lead = drift.LOOKBACK_HOURS - 1
     rows = slice(start - lead, start + drift.WINDOW_HOURS)
     ones = np.ones((len(changes), lead))
@@ -242,12 +244,12 @@ def _shuffled(of: _Signals, contract: Contract, symbol: str, chance: np.random.G
 
 
 def _share(hits: Sequence[bool]) -> float:
-    """Of no weeks it is 0: nothing alarmed."""
+    """Returns the share of hits; 0 for no weeks, where nothing alarmed."""
     return float(np.mean(hits)) if len(hits) else 0.0
 
 
 def tables(found: Study) -> list[Table]:
-    """For people: how often, at what, and by which measure."""
+    """Returns the tables for people: how often the signals alarm, at which changes, and by which measure."""
     from rich.table import Table
 
     against = "the training range" if found.reference == "bundle" else "the 180 days before"

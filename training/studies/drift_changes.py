@@ -1,7 +1,7 @@
-"""Candles as they would have been, had the market been otherwise: what the drift study looks for.
+"""Candles of a market that changed, for the drift study to find.
 
-A change scales, hour by hour, the logarithmic moves of price and the volume. Prices are put together again from the
-scaled moves, so opens still follow closes and high and low still hold open and close; hours that are missing stay so.
+A change scales, hour by hour, the logarithmic moves of price and the volume. Prices are rebuilt from the scaled moves,
+so opens still follow closes and high and low still enclose open and close; hours that are missing stay so.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _YEAR_HOURS = 365 * 24
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Factors on returns (and the ranges within hours) and on volume. `level_weekend`: those under which the median
-    weekend hour is like the median hour of the week, by the year before."""
+    """Factors on returns (and the ranges within hours) and on volume. `level_weekend`: weekends are scaled by the
+    median weekday hour over the median weekend hour of the year before."""
 
     name: str
     returns: float = 1.0
@@ -43,7 +43,7 @@ CHANGES = (
 
 
 def factors(change: Change, open_time: NDArray[np.int64], ohlcv: Array, rows: slice) -> tuple[Array, Array]:
-    """Of `change` on returns and on volume, for each of `rows`: two of [n]."""
+    """Returns the factors of `change` on returns and on volume for each of `rows`, two arrays [n]."""
     hours = len(open_time[rows])
     returns, volume = np.full(hours, change.returns), np.full(hours, change.volume)
     if change.level_weekend:
@@ -56,7 +56,7 @@ def factors(change: Change, open_time: NDArray[np.int64], ohlcv: Array, rows: sl
 
 
 def changed(ohlcv: Array, returns: Array, volume: Array) -> Array:
-    """`ohlcv` [T, 5] under factors on its moves and its volume, each [..., T]: [..., T, 5].
+    """Applies factors on moves and volume, each [..., T], to `ohlcv` [T, 5]: [..., T, 5].
 
     The first candle's open stays; a move since the last candle before a hole is scaled like any other.
     """
@@ -65,7 +65,7 @@ def changed(ohlcv: Array, returns: Array, volume: Array) -> Array:
     opened, closed = logs[exists, 0], logs[exists, 3]
     jump = np.concatenate([[0.0], opened[1:] - closed[:-1]])
     k = returns[..., exists]
-    # Where each hour opens: all the moves before it, scaled.
+    # The log price at which each hour opens: the sum of all scaled moves before it.
     moves = k * jump
     moves[..., 1:] += k[..., :-1] * (closed - opened)[:-1]
     start = opened[0] + np.cumsum(moves, axis=-1)

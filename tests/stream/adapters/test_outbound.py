@@ -1,4 +1,4 @@
-"""The way out: what the environment's proxies and authorities come to, and that `check` refuses what `run` refuses."""
+"""Outbound connections: the environment's proxies and authorities, and that `check` refuses what `run` refuses."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from stream.testing.broker import EmbeddedBroker
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate
 
-#: To the system this machine, where nobody answers at once; to the rules of proxies a host like any other.
+#: For the system this machine, where connections are refused at once; for the rules of proxies any other host.
 HOST = "0.0.0.0"
-#: A proxy that nobody plays.
+#: The address of a proxy that does not exist.
 NOBODY = "http://127.0.0.1:9"
 START = 1_704_067_200_000
 
@@ -110,7 +110,7 @@ def test_who_needs_no_proxy(listed: str, direct: list[str]) -> None:
 
 
 def settings_files(folder: Path, authority: Authority) -> dict[str, str]:
-    """Files for the table below by name."""
+    """Writes the files for the table below; returns their paths by name."""
     (folder / "empty").write_text("")
     (folder / "empty-folder").mkdir()
     hashed = folder / "hashed"
@@ -228,7 +228,7 @@ def test_check_refuses_exactly_what_run_refuses(
 
 
 class Tunnel:
-    """An HTTP proxy that knows CONNECT, and whom it was asked for."""
+    """An HTTP proxy with CONNECT that records the hosts it was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -259,7 +259,7 @@ class Tunnel:
 
 @contextlib.asynccontextmanager
 async def behind_tls(port: int, certificate: Path, key: Path) -> AsyncIterator[int]:
-    """TLS in front of a port of this machine; its own port."""
+    """Serves TLS in front of a port of this machine; yields its own port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     tunnel = Tunnel()
@@ -325,11 +325,11 @@ async def test_stream_and_rest_go_through_the_proxy_that_is_named(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
     tunnel = Tunnel()
     async with market() as exchange, tunnel as proxy_url:
-        # Engines put such a list into every container.
+        # Container engines set such a list.
         monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1,::1,10.0.0.0/8")
         monkeypatch.setenv("ALL_PROXY", proxy_url.removeprefix("http://"))
         ports = [int(url.rpartition(":")[2]) for url in (exchange.ws_url, exchange.rest_url)]
-        # A name that only the proxy can reach.
+        # A host name that only the proxy can reach.
         ours = authority.issue("exchange", "subjectAltName=DNS:exchange.invalid")
         async with behind_tls(ports[0], *ours) as ws, behind_tls(ports[1], *ours) as rest:
             await reached(f"wss://exchange.invalid:{ws}", f"https://exchange.invalid:{rest}")

@@ -1,4 +1,5 @@
-"""The bundle at run time: a row's answer is its own, and a file that is no bundle is refused with one line."""
+"""The bundle at run time: a row's output depends on that row alone, and a file that is no bundle is refused in one
+line."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ def test_extreme_inputs_stay_finite(predict):
 
 
 def changed(tmp_path, change) -> Path:
-    """The packaged bundle after `change(model, contract as dict)`."""
+    """Writes the packaged bundle after `change(model, contract as dict)`."""
     model = onnx.load(SHIPPED_BUNDLE)
     entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
     agreed = json.loads(entry.value)

@@ -1,4 +1,4 @@
-"""What the supervisor hears, on a real socket."""
+"""What the supervisor is notified of, on a real socket."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_it_hears_of_life_only_while_the_heartbeat_is_young(
     alive = asyncio.create_task(supervisor.keep_alive(heartbeat_age_s))
     assert [await next_message(systemd), await next_message(systemd)] == ["WATCHDOG=1"] * 2
     async with asyncio.timeout(60):
-        while asked < 5:  # noqa: ASYNC110 - it looks at the age, and says nothing
+        while asked < 5:  # noqa: ASYNC110 - the supervisor reads the age without setting an event
             await asyncio.sleep(0.01)
     alive.cancel()
     await asyncio.gather(alive, return_exceptions=True)

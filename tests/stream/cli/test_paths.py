@@ -1,4 +1,4 @@
-"""Every path of every command: what is written is never what is read, or what is written besides."""
+"""Every path of every command: an output is never a file that is read, nor another output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stream.__main__ import cli
 from stream.adapters.bundles import packaged_model
 from stream.cli import paths
 
-#: What a command asks for besides paths, so that it gets as far as its paths.
+#: Required options other than paths, so that a command gets as far as checking its paths.
 VALUES = {"--from": "2024-01-01"}
 
 
 def parameters(command: click.Command) -> dict[str, click.Parameter]:
-    """The parameters that are paths, by the name that people know them by."""
+    """Returns the parameters that are paths, by the name that users know them by."""
     return {p.opts[-1]: p for p in command.params if isinstance(p.type, click.Path)}
 
 
@@ -28,13 +28,13 @@ PAIRS = [
     for name, command in COMMANDS.items()
     for one, other in combinations(parameters(command), 2)
     if any(isinstance(parameters(command)[p].type, paths.Output | paths.Folder) for p in (one, other))
-    # A folder may be another one: their files are different ones.
+    # Two parameters may name one folder: their files in it differ.
     and not all(parameters(command)[p].type.holds for p in (one, other))
 ]
 
 
 def refused(name: str, given: dict[str, Path]) -> str:
-    """The one line with which the command refuses those paths."""
+    """Runs the command with these paths; returns the one line with which it refuses them."""
     args: list[str] = [name]
     for parameter in COMMANDS[name].params:
         label = parameter.opts[-1]
@@ -74,7 +74,7 @@ def test_no_output_is_an_input_or_another_output(name, one, other, spelling, tmp
         again.hardlink_to(file)
     else:
         again = file if spelling == "same" else Path("..") / tmp_path.name / file.name
-    # What is a directory is given as itself, and holds the file.
+    # A parameter that is a directory is given the directory that holds the file.
     given = {p: file.parent if of[p].type.holds else again if p == one else file for p in (one, other)}
     if of[other].type.holds:
         given[one] = again
@@ -131,7 +131,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_read(name, label
 
 @pytest.mark.parametrize(("name", "label"), [("predict", "--out"), ("report", "--out")])
 def test_a_place_that_is_closed_is_refused(name, label):
-    # Where not even root can make a file.
+    # Not even root can make a file there.
     closed = Path("/proc/x.csv")
     line = refused(name, {label: closed})
     assert line.startswith(f"volcast: {label} {closed}: cannot be written: ")
@@ -143,7 +143,7 @@ def test_a_place_that_is_closed_is_refused(name, label):
     [pair for pair in OUTPUTS if getattr(parameters(COMMANDS[pair[0]])[pair[1]].type, "stream", True)],
 )
 def test_a_device_is_written_to_and_never_replaced(name, label):
-    """As root a rename onto /dev/null ends the machine's peace."""
+    """As root a rename onto /dev/null would break the machine."""
     from stream.cli import outputs
 
     outputs.write(label, Path("/dev/null"), b"x")

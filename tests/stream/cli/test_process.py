@@ -1,4 +1,4 @@
-"""Every command as a process: interrupted while it loads, read by somebody who goes away, on terminals that lack
+"""Every command as a process: interrupted while it loads, its output closed by the reader, on terminals that lack
 letters, with too little memory. Whatever happens, it ends with an exit code and at most one line.
 """
 
@@ -22,17 +22,17 @@ from stream.testing.market import simulate
 
 FROM = 1_690_000_000_000 // HOUR_MS * HOUR_MS
 MIB = 1024 * 1024
-#: What a terminal of the C locale is to Python.
+#: Python's settings on a terminal of the C locale.
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LATIN = {"PYTHONIOENCODING": "latin-1"}
-#: Where nobody answers, at once.
+#: Addresses where connections are refused at once.
 NOBODY = {
     "VOLCAST_REST_URL": "http://127.0.0.1:9",
     "VOLCAST_WS_URL": "ws://127.0.0.1:9",
     "VOLCAST_MQTT_URL": "mqtt://127.0.0.1:9",
 }
 
-#: Sends its process the signal of Ctrl-C in the moment that it begins to import MODULE.
+#: Sends its own process the signal of Ctrl-C at the moment when it begins to import VOLCAST_TEST_MODULE.
 _INTERRUPTER = """
 import os, signal, sys
 
@@ -116,7 +116,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# --- whoever reads us ---------------------------------------------------------------------------------------------
+# --- readers of the output ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_every_help_is_shown_on_every_terminal(command: str | None, terminal: di
 
 @pytest.mark.parametrize("terminal", [ASCII, LATIN], ids=["ascii", "latin-1"])
 def test_so_is_what_commands_say(candle_file: Path, terminal: dict[str, str], tmp_path: Path) -> None:
-    # The name of the file holds what neither terminal has.
+    # The name of the file has letters that neither terminal has.
     out = tmp_path / "σ≥ė.csv"
     done = ended("predict", "--candles", candle_file, "--out", out, **terminal)
     assert done.returncode == 0, done.stderr
@@ -224,7 +224,7 @@ def test_whoever_ends_the_watcher_ends_the_work(candle_file: Path, tmp_path: Pat
     script = f'exec 9>"{fifo}"; exec "{sys.executable}" -m stream drift --candles "{candle_file}" --memory-mb 2048'
     with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL) as watcher, fifo.open("rb") as alive:
         children = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children")
-        while not children.read_text().split() and watcher.poll() is None:  # a look, not a wait for luck
+        while not children.read_text().split() and watcher.poll() is None:  # a poll, not a fixed wait
             os.sched_yield()
         watcher.kill()
         assert watcher.wait() == -signal.SIGKILL
@@ -235,7 +235,7 @@ def test_whoever_ends_the_watcher_ends_the_work(candle_file: Path, tmp_path: Pat
 
 
 def _loaded(code: str, *modules: str) -> set[str]:
-    """Those of the modules that are loaded once the code has run."""
+    """Returns those of the modules that are loaded once the code has run."""
     script = f"import sys\n{code}\nprint(*[m for m in {modules!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
@@ -243,7 +243,7 @@ def _loaded(code: str, *modules: str) -> set[str]:
 
 def test_every_command_is_a_file_and_every_file_a_command() -> None:
     folder = Path(str(resources.files("stream.commands")))
-    # The container's health check is started as a module of its own.
+    # `health`, the container's health check, is run as a module and is no command.
     assert {p.stem for p in folder.glob("*.py")} - {"__init__", "health"} == set(COMMANDS)
     assert all(command.name == name for name, command in COMMANDS.items())
 

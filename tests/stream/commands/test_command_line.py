@@ -19,7 +19,7 @@ START = 1_704_067_200_000
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the commands run: with a candle file, and nothing of ours in the environment."""
+    """The folder where the commands run: with a candle file, and no Volcast variable in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("VOLCAST_")]:
         monkeypatch.delenv(name)
@@ -32,7 +32,7 @@ def volcast(*args: str, variables: Mapping[str, str] | None = None) -> Result:
 
 
 def line(done: Result) -> str:
-    """The one line of a refusal."""
+    """Returns the one line of a refusal."""
     (only,) = done.stderr.splitlines()
     assert only.startswith("volcast: ")
     return only

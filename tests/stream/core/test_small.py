@@ -1,4 +1,4 @@
-"""Due candles, exchange time, candle rules: small pure things."""
+"""Due candles, exchange time, candle rules: small pure functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_candle_is_overdue_when_its_close_and_the_grace_have_passed() -> None:
 
 
 def believed(scale: float = 1.0, offset_ms: int = 0, at_s: float = 0.0) -> ExchangeTime:
-    """A clock that has been told the same time twice."""
+    """Returns an exchange time after two readings that agree."""
     clock = ExchangeTime(scale)
     for _ in range(2):
         clock.observe(T0 + offset_ms, at_s)
@@ -54,7 +54,7 @@ def test_one_reading_never_moves_the_exchanges_time_by_more_than_our_clock_allow
     for (server_ms, _, asked), at_s in zip(readings, sorted(at for _, at, _ in readings), strict=True):
         clock.observe(T0 + server_ms, at_s, at_s if asked else None)
         moved_ms = clock.now_ms(at_s) - before_ms - (at_s - before_s) * scale * 1_000
-        # Only a second reading that agrees with one that was doubted may, and readings that are late for minutes.
+        # A larger move takes a second reading that agrees with one in doubt, or readings that are late for minutes.
         assert moved_ms <= 2_000 * scale + 1 or doubted
         doubted = clock.doubt_ms is not None
         before_ms, before_s = clock.now_ms(at_s), at_s
@@ -75,7 +75,7 @@ def test_exchange_time_advances_with_the_monotonic_clock_times_the_scale() -> No
     with pytest.raises(LookupError):
         clock.now_ms(0.0)
     clock.observe(T0, 100.0)
-    # One reading alone is not believed.
+    # One reading alone is not enough.
     assert not clock.known
     clock.observe(T0 + 60_000, 101.0)
     assert clock.now_ms(101.5) == T0 + 90_000
@@ -170,7 +170,7 @@ answers = st.lists(st.tuples(st.sets(st.integers(0, 9)), st.floats(0, 40)), max_
 def test_an_hour_does_not_exist_once_two_answers_apart_lack_it_and_none_between_has_it(
     sequence: list[tuple[set[int], float]],
 ) -> None:
-    """Against the plain reading: the run of answers up to now that lack an hour spans at least the time apart."""
+    """Against a plain definition: the latest run of answers that lack the hour spans at least the time apart."""
     absences, at_s = Absences(30.0), 0.0
     since: dict[int, float] = {}
     proven: set[int] = set()

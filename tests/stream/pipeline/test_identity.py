@@ -1,4 +1,4 @@
-"""Learning: what was said is repeated, and its revisions are not used again, after restarts and beside other nodes."""
+"""Identity: what was issued is repeated, and its revisions are not reused, after restarts and alongside other nodes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_a_restart_after_an_anchor_step_repeats_the_lines_that_were_publis
         await start(made, tape[: step + 2])
         await go_on(made, tape[step + 2 :])
         after = lines(made)
-    # Those that were issued, and those that were only shown because the node had just begun.
+    # Hours that were issued, and hours that were only listed because the node had just begun.
     kept = [h for h in published if h in after]
     assert len(kept) > 40
     assert [interval(after[h]) for h in kept] == [interval(published[h]) for h in kept]
@@ -77,7 +77,7 @@ async def test_a_restart_after_an_anchor_step_repeats_the_lines_that_were_publis
 
 
 class Broker:
-    """What waits to be said, and what the broker retains."""
+    """The events that wait to be published, and those that were amended."""
 
     def __init__(self, made: Bench) -> None:
         self._made = made
@@ -94,7 +94,8 @@ TAPE = simulate_symbol(SYMBOL, START, 160, 5)
 
 
 async def others(folder: Path, *, spoilt: int, first: int = 50, last: int = 90) -> dict[str, bytes]:
-    """What a node retains that got one hour wrong, and said it again when the exchange revised it."""
+    """Returns the retained messages of a node that received one hour wrong, and issued it again once the exchange had
+    revised it."""
     async with bench(folder) as made:
         await start(made, TAPE[:first])
         await go_on(made, [wrong(c, 0.97) if h == spoilt else c for h, c in enumerate(TAPE[:last])][first:])
@@ -104,7 +105,7 @@ async def others(folder: Path, *, spoilt: int, first: int = 50, last: int = 90) 
 
 
 def numbers(made: Bench) -> dict[int, list[int]]:
-    """By hour: the revisions that wait to be said."""
+    """Returns by hour the revisions that wait to be published."""
     found: dict[int, list[int]] = {}
     for event in made.offered:
         if event.topic.endswith("forecast.issued"):
@@ -115,7 +116,7 @@ def numbers(made: Bench) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_equal_values_have_the_revision_that_they_had(when: str, tmp_path: Path) -> None:
-    """Whether the broker is heard before the first candle or when they wait for it."""
+    """Whether the retained topics are read before the first candle, or while events wait for them."""
     retained = await others(tmp_path / "others", spoilt=70)
     async with bench(tmp_path / "ours") as made:
         await start(made, TAPE[:60])
@@ -132,7 +133,7 @@ async def test_equal_values_have_the_revision_that_they_had(when: str, tmp_path:
                 e.seq: broker.amended.get(e.seq, e.payload) for e in made.offered
             }
             made.offered = stored
-        # 70 to 89 were corrected by the others; nobody had spoken of what came after.
+        # 70 to 89 were revised by the others; no node had published the hours after them.
         assert numbers(made) == {h: [1 if 70 <= h < 90 else 0] for h in range(60, 95)}
         rows = await asyncio.to_thread(made.journal.messages, "forecasts", SYMBOL, None, None, 1_000)
         kept = {(m["open_time"] - START) // HOUR_MS: m["revision"] for m in map(msgspec.json.decode, rows)}
@@ -144,7 +145,7 @@ async def test_equal_values_have_the_revision_that_they_had(when: str, tmp_path:
 
 
 async def test_another_value_has_the_next_revision(tmp_path: Path) -> None:
-    """The others had said 70 wrong, and were gone when the exchange revised it."""
+    """The others had published hour 70 wrong, and were gone when the exchange revised it."""
     async with bench(tmp_path / "others") as made:
         await start(made, TAPE[:50])
         await go_on(made, [wrong(c, 0.97) if h == 70 else c for h, c in enumerate(TAPE[:90])][50:])
@@ -157,7 +158,7 @@ async def test_another_value_has_the_next_revision(tmp_path: Path) -> None:
 
 
 async def test_what_is_known_of_long_ago_is_that_it_was_said(tmp_path: Path) -> None:
-    """`recent` has expired; the score, which never does, tells how far the others came."""
+    """`recent` has expired; the score, which never does, reports how far the others had come."""
     retained = await others(tmp_path / "others", spoilt=70)
     reported = msgspec.json.decode(retained[SCORE], type=PublishedScore)
     assert (reported.issued_until, reported.highest_revision) == (hour(89), 1)

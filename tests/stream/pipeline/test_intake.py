@@ -1,4 +1,4 @@
-"""The intake with a REST that answers what the test lets it: holes wait for it, order does not."""
+"""The intake with a REST that the test controls: holes wait for it, candles that come in order do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BEGIN_MS = START + (NEWEST + 1) * HOUR_MS + 60_000
 
 
 class Rest:
-    """Knows the candles up to its own time, less what it lags behind, and answers while it is reachable."""
+    """A REST that has the candles up to its own time less its lag, and answers while it is reachable."""
 
     def __init__(self, candles: list[Candle], now_ms: Callable[[], int], reported_time: Callable[[int], None]) -> None:
         self.candles_ = candles
@@ -145,14 +145,14 @@ class Stand:
     def sequencer(self) -> Sequencer:
         return self.subscription.sequencer
 
-    # One clock: the exchange's time is ours and an offset. It moves when the test says so, or when all else has come
-    # to rest and somebody waits for it.
+    # There is one clock: the exchange's time is the machine's plus an offset. It moves when the test moves it, or when
+    # every task waits and one of them for the clock.
 
     def now_ms(self) -> int:
         return BEGIN_MS + round(self.now_s * 1_000)
 
     def at(self, exchange_ms: int) -> None:
-        """It becomes that time at the exchange."""
+        """Moves the clock to that time of the exchange."""
         self.now_s = max(self.now_s, (exchange_ms - BEGIN_MS) / 1_000)
         self._wake()
 
@@ -168,7 +168,7 @@ class Stand:
                 woken.set_result(None)
 
     async def rest_of_the_loop(self) -> None:
-        """Until everybody waits for the clock."""
+        """Lets all tasks run until they wait for the clock."""
         for _ in range(20):
             await self.worker.call(int)
             await asyncio.sleep(0)
@@ -183,17 +183,17 @@ class Stand:
                     self._wake()
 
     async def close(self, hour: int) -> None:
-        """The socket brings the close of an hour."""
+        """Lets the websocket bring the close of an hour."""
         candle = self.tape[hour]
         self.at(candle.close_time + 100)
         await self.intake.closed(KlineUpdate(candle, candle.close_time + 80, True), self.now_s)
 
     async def idle(self) -> None:
-        """Until the repair in hand, if any, is done."""
+        """Waits until the backfill that runs, if any, is done."""
         await self.until(lambda: self.subscription.backfill is None)
 
     async def passed(self, count: int) -> list[tuple[int, str]]:
-        """The next candles that pass: (hour, channel)."""
+        """Waits for the next candles that pass; returns them as (hour, provenance)."""
         await self.until(lambda: self.queue.qsize() >= count)
         found = [self.queue.get_nowait() for _ in range(count)]
         return [((due.candle.open_time - START) // HOUR_MS, due.provenance) for due in found]
@@ -206,7 +206,7 @@ def tape() -> list[Candle]:
 
 @pytest.fixture(scope="module")
 def past() -> list[Candle]:
-    """More than any start needs, up to the tape."""
+    """Candles up to the beginning of the tape, more than any start needs."""
     return simulate_symbol(SYMBOL, START - 4_500 * HOUR_MS, 4_500, 6)
 
 
@@ -319,7 +319,7 @@ async def test_a_frame_from_ahead_of_the_exchange_leads_nobody_astray(stand: Sta
     await stand.intake.closed(KlineUpdate(early, reported_ms, True), stand.now_s)
     assert stand.time.now_ms(stand.now_s) == stand.now_ms()
     assert [f.reason for f in stand.facts if isinstance(f, FrameRejected)] == ["time_range"] * 2
-    # The exchange is asked for its time, and says what it said before.
+    # The exchange is asked for its time, and confirms the earlier one.
     assert stand.time.doubt_ms == ahead_ms
     stand.intake.watch()
     await stand.until(lambda: stand.time.doubt_ms is None)
@@ -370,7 +370,7 @@ async def test_an_exchange_that_stands_still_is_told_apart_and_not_asked_without
         stand.intake.watch()
         await stand.rest_of_the_loop()
     assert stand.rest.asked == asked
-    # The next candle ends it, once REST has shown twice that it has that one and not the one before.
+    # The next candle ends the halt, once REST has shown twice that it has that one and not the one before.
     stand.intake.connected()
     await stand.idle()
     stand.rest.lacks = {START + (NEWEST + 1) * HOUR_MS}
@@ -424,7 +424,7 @@ async def test_the_past_is_held_against_rest_after_each_close(stand: Stand) -> N
     await stand.passed(1)
     await stand.processor.process([Due(stand.tape[NEWEST], "backfill")])
     await stand.idle()
-    # Once at the start, for what happened while we were away; then half a minute after each close.
+    # Once at the start, for what happened while the node was down; then half a minute after each close.
     assert await audited(stand, minutes=1) == 1
     assert await audited(stand, minutes=59) == 0
     await stand.close(NEWEST + 1)
@@ -446,7 +446,7 @@ async def test_a_rest_that_is_behind_revises_nothing_and_is_asked_again_ever_mor
     await stand.close(NEWEST + 1)
     await stand.passed(1)
     await stand.processor.process([Due(stand.tape[NEWEST + 1], "live")])
-    # As of fifty minutes ago: the row of the hour that closed last is the forming one of then.
+    # As of fifty minutes ago: the row of the hour that closed last is the one that was forming then.
     half = msgspec.structs.replace(stand.tape[NEWEST + 1], close=stand.tape[NEWEST + 1].open, volume=1.0)
     stand.rest.candles_ = [half if c.open_time == half.open_time else c for c in stand.tape]
     stand.rest.lag_ms = 50 * 60_000
@@ -484,7 +484,7 @@ async def test_a_second_copy_that_differs_makes_rest_the_judge(stand: Stand, sec
     await stand.passed(1)
     await stand.processor.process([Due(copies[0], "live", 0.0)])
     await stand.intake.closed(KlineUpdate(copies[1], right.close_time + 90, True), stand.now_s)
-    # REST's row is too young at first: that is no answer, and the question stays.
+    # REST's row is too young at first: it decides nothing, and REST is asked again.
     assert await audited(stand, minutes=60.02) == 1
     assert await audited(stand, minutes=60.2) == 1
     assert await audited(stand, minutes=61) == 0
@@ -509,14 +509,14 @@ async def test_a_day_without_a_trade_makes_us_ask_whether_there_is_any_trading(
     await audited(stand, minutes=25 * 60 + 15)
     assert stand.sequencer.halted is halted
     assert (stand.states[-1] == "halted") is halted
-    # One trade and it goes on.
+    # One trade ends the halt.
     await stand.close(NEWEST + 26)
     assert not stand.sequencer.halted
     assert stand.states[-1] == "live"
 
 
 async def audited(stand: Stand, minutes: float) -> int:
-    """How often REST was asked for the past by a look at this many minutes after the close that the test began with."""
+    """Audits so many minutes after the close with which the test began; returns how often REST was asked."""
     stand.at(START + (NEWEST + 1) * HOUR_MS + round(minutes * 60_000))
     asked = stand.rest.asked_for_candles
     stand.intake.audit()

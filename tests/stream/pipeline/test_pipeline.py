@@ -1,4 +1,5 @@
-"""The whole node in this process, on a real exchange and broker with faults. The oracle: the journal is the tape."""
+"""The whole node in this process, on a real exchange and broker with faults. The oracle: the journal equals the
+tape."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class Watch:
 
     def __call__(self, fact: Fact) -> None:
         self.facts.append(fact)
-        # A run that went on for a moment may have left the next one nothing to process.
+        # A run that continued for a moment may have left nothing to process for the next one.
         if isinstance(fact, CandleProcessed | Resumed) and fact.open_time >= self._last:
             self._waiting.discard(fact.symbol)
         if isinstance(fact, OutboxCounted):
@@ -119,7 +120,7 @@ def _retained_symbols(data_dir: Path) -> set[str]:
 
 
 def values(forecasts: dict[tuple[str, int], Forecast]) -> dict[tuple[str, int], Forecast]:
-    """Without what may differ between two runs."""
+    """Returns the forecasts without what may differ between two runs."""
     return {k: msgspec.structs.replace(f, issued_at=0, provenance="live") for k, f in forecasts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Processing: a commit that fails moves nothing; a model that answers nonsense stops nobody."""
+"""Processing: a commit that fails changes no state; a model with nonsensical output stops no symbol."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 class Model:
-    """The sample model, except that from `poisoned` on it answers nonsense for rows that look like that symbol's."""
+    """The sample model, except that for the static inputs in `rows` it returns `nonsense`."""
 
     def __init__(self) -> None:
         self.model = sample_model()
@@ -61,7 +61,7 @@ class Model:
 
 
 class FullDisk(SqliteJournal):
-    """A journal whose disk is full until it `has_space`: the answer SQLite gives, at the place where it gives it."""
+    """A journal whose disk is full until it `has_space`: with SQLite's error, raised where SQLite raises it."""
 
     has_space = True
     posts = True
@@ -152,7 +152,7 @@ async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_
 ) -> None:
     model = Model()
     model.nonsense = nonsense
-    # The features of BTCUSDT's fiftieth hour, by which the model will know it, live and at the next start.
+    # The features of BTCUSDT's fiftieth hour, by which the model recognises it, live and at the next start.
     model.rows = features.compute(*to_grid(tape["BTCUSDT"][:51]), newest=1).static
     async with bench(tmp_path, tape, model) as made:
         await made.processor.process(round_of(tape, 50))
@@ -174,7 +174,7 @@ async def test_a_model_that_answers_nonsense_for_one_symbol_stops_nobody_and_no_
 
 
 class Poisoned(Model):
-    """Fails for the whole call where those rows are in it."""
+    """A model that raises for the whole call where those rows are in it."""
 
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.rows is not None and any((row == self.rows).all(axis=1).any() for row in static):
@@ -265,7 +265,7 @@ def reported_scores(made: Bench) -> list[Score]:
 
 
 async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path: Path) -> None:
-    """Over a restart, which changes nothing: what the board says is what the journal's outcomes make."""
+    """Over a restart, which changes nothing: the score is that of the journal's outcomes."""
     first, restart, last = 800, 950, 1_100
     tape = simulate(["BTCUSDT"], START, last, 5)["BTCUSDT"]
     model = Model()
@@ -282,7 +282,7 @@ async def test_a_model_that_is_wrong_is_scored_told_once_and_not_served(tmp_path
             alarms += [f.decay for f in made.facts if isinstance(f, DecayFound)]
             events += [e.topic for e in made.offered if e.topic.endswith("event/decay.detected")]
             scores = reported_scores(made)
-            # One at the start, one after each candle that made an outcome known, and the fact beside it.
+            # One at the start, one after each candle that made an outcome known, each with its fact.
             assert scores == [f.score for f in made.facts if isinstance(f, ScoreChanged)]
             assert len(scores) == 1 + until - since - (24 if since == first else 0)
             retained = await made.worker.call(made.journal.retained)
@@ -316,13 +316,13 @@ async def test_a_new_model_starts_with_a_score_of_its_own(tmp_path: Path) -> Non
     other = Model()
     other.model = msgspec.structs.replace(other.model, sha256="cd" * 32)
     async with resumed(tmp_path, other, tape[:120]) as made:
-        # Else the old model's alarm would stand at the broker and in the API until the new one has been scored.
+        # Else the old model's alarm would stay at the broker and in the API until the new model has been scored.
         (first,) = reported_scores(made)
         assert (first.model_version, first.open_time, first.windows) == (other.model.version, None, ())
         for candle in tape[120:130]:
             await made.processor.process([Due(candle, "live", 0.0)])
             await made.processor.publish_scores()
-        # Outcomes of the old model's forecasts come, and are not its own.
+        # The outcomes that mature now are of the old model's forecasts, and do not count for the new one.
         assert {s.windows for s in reported_scores(made)} == {()}
 
 
@@ -332,7 +332,7 @@ async def test_a_score_that_cannot_be_written_is_said_with_the_next(tmp_path: Pa
         for candle in tape[100:125]:
             await made.processor.process([Due(candle, "live", 0.0)])
             await made.processor.publish_scores()
-        # One at the start, which says who is served, and one with the first outcome.
+        # One at the start, which reports whose forecast is served, and one with the first outcome.
         assert [len(s.windows) for s in reported_scores(made)] == [0, 15]
         made.journal.posts = False
         await made.processor.process([Due(tape[125], "live", 0.0)])

@@ -1,4 +1,4 @@
-"""Speaking, with a publisher that remembers: order, acknowledgement, old decisions, what is said on each connection."""
+"""Publishing: order, acknowledgement, old decisions, and what is published on each connection."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ T0 = 1_704_067_200_000
 
 
 class Publisher:
-    """Remembers what it was given. After `accepts` messages the connection is lost. Topics in `denied` are refused;
-    at those in `poison` the connection ends; those in `unanswered` are never acknowledged."""
+    """A fake connection that records what it publishes. After `accepts` messages it is lost. Topics in `denied` are
+    refused; at those in `poison` the connection ends; those in `unanswered` are never acknowledged."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Stand:
         )
 
     async def talk(self, publisher: Publisher, *, close: bool = True) -> None:
-        """One session, ended by the speaker's last word or by the publisher."""
+        """Runs one session, ended by the node's last message or by the connection."""
         if close:
             self.publisher.close()
         await self.publisher.session(publisher)
@@ -210,7 +210,7 @@ async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
 
 
 async def post(stand: Stand, *topics: str) -> list[Outgoing]:
-    """Events of these topics, numbered within each."""
+    """Stores events of these topics, numbered within each; returns the outbox."""
     counts: dict[str, int] = {}
     events = []
     for topic in topics:

@@ -1,4 +1,4 @@
-"""The law of revision: after it journal and state are those of a node to which the candles came right at once."""
+"""The law of revision: after it journal and state are those of a node that received the right candles at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ TAPE = simulate_symbol(SYMBOL, START, HOURS, 5)
 
 
 async def law(folder: Path, wrong_hours: dict[int, float], absent: set[int], whole: bool) -> None:
-    """`wrong_hours` came with another close, `absent` not at all; then REST says all, or only what changed."""
+    """Asserts the law for `wrong_hours`, which came with another close, and `absent`, which did not come; then REST
+    brings all hours (`whole`), or only those that changed."""
     at_first = [wrong(c, wrong_hours[h]) if h in wrong_hours else c for h, c in enumerate(TAPE) if h not in absent]
     async with bench(folder / "revised") as revised, bench(folder / "right") as right:
         await revised.live(at_first)
@@ -39,12 +40,12 @@ async def law(folder: Path, wrong_hours: dict[int, float], absent: set[int], who
         assert (state.anchor, state.last_open_time) == (expected.anchor, expected.last_open_time)
         np.testing.assert_array_equal(state.window, expected.window)
         np.testing.assert_allclose(state.volatilities, expected.volatilities, rtol=1e-8)
-        # What is waited for is what is not scored yet, in its newest revision.
+        # The newest revisions of the forecasts that are not scored yet are waited for.
         assert revised.processor._unscored[SYMBOL].keys() == right.processor._unscored[SYMBOL].keys()
         boards = [made.processor._scores._boards[SYMBOL].score(state, 5) for made in (revised, right)]
         assert_close(*(msgspec.to_builtins(board) for board in boards))
         revised.published()
-        # Said once more it is nothing new.
+        # The same revision again changes nothing.
         before = len(revised.offered)
         assert await revised.processor.revise(SYMBOL, TAPE[-REVISED_HOURS:]) == 0
         assert len(revised.offered) == before
@@ -81,7 +82,7 @@ async def test_what_a_revision_changes_is_issued_again_under_the_same_id(tmp_pat
         assert {(m["id"], 0) for m in again} <= first.keys()
         decided = [msgspec.json.decode(e.payload) for e in made.offered if e.topic.endswith("decision.issued")]
         assert [(d["forecast_id"], d["revision"]) for d in decided] == [(m["id"], 1) for m in again]
-        # The day before the candle spoke of it: those outcomes were scored with the old value.
+        # The forecasts of the 24 hours before the candle include it: their outcomes were scored with the old value.
         scores = [e for e in made.offered if e.topic.endswith("forecast.scored")]
         reported = [msgspec.json.decode(e.payload, type=Scored) for e in scores]
         assert {(s.open_time - START) // HOUR_MS for s in reported} == set(range(hour - 24, HOURS - 24))
@@ -90,7 +91,7 @@ async def test_what_a_revision_changes_is_issued_again_under_the_same_id(tmp_pat
         assert msgspec.json.decode(newest.payload) == again[-1]
         assert [f.open_time for f in made.facts if isinstance(f, CandleRevised)] == [TAPE[hour].open_time]
         assert [f.newest for f in made.facts if isinstance(f, ForecastRevised)] == [False] * 4 + [True]
-        # And once more: the number goes on.
+        # Another revision has the next number.
         made.offered.clear()
         await made.processor.revise(SYMBOL, [wrong(TAPE[hour], 1.01)])
         assert {msgspec.json.decode(e.payload)["revision"] for e in made.offered} == {2}

@@ -1,4 +1,4 @@
-"""Scorekeeping: a change is told once, whatever revisions and restarts do to the day that raised it."""
+"""Scorekeeping: an alarm is published once, whatever revisions and restarts do to the day that raised it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ USUAL = MODEL.contract.usual
 
 
 def outcome(day: int, deviations: float, **changes: Any) -> Outcome:
-    """Of the forecast that closes a day; its ln(realized / forecast) is so many usual deviations off."""
+    """Returns the outcome of the last forecast of a day, whose ln(realized / forecast) is so many usual deviations from
+    the usual mean."""
     open_time = START + (24 * day + 23) * HOUR_MS
     realized = 0.01 * math.exp(USUAL.ratio_mean + deviations * USUAL.ratio_deviation)
     made = Outcome(
@@ -83,13 +84,13 @@ def test_an_alarm_that_a_revision_unmakes_is_not_told_again_a_day_later(journal:
     journal.commit([record(o) for o in DAYS[:-1]])
     (reported,) = keeper(journal).decays("BTCUSDT", [DAYS[-1]])
     journal.commit([record(DAYS[-1], reported)])
-    # The exchange says something else of that day: no alarm stands.
+    # The exchange revises that day: the alarm would not have been raised.
     journal.commit([record(outcome(len(DAYS) - 1, 0.3, score_revision=1))])
     again = keeper(journal)
     late = outcome(len(DAYS), 1.9)
     assert again._boards["BTCUSDT"].alarm(late) is not None
     assert again.decays("BTCUSDT", [late]) == []
-    # A change of weeks later is another one.
+    # A change weeks later raises another alarm.
     journal.commit([record(outcome(len(DAYS) + k, 0.0)) for k in range(40)])
     for k in range(40, 60):
         next_day = outcome(len(DAYS) + k, 1.9)

@@ -1,4 +1,4 @@
-"""The shipped exchange's archive: what a client of the real one finds there, and its faults on order."""
+"""The shipped exchange's archive: a client finds what the real one has, and faults where a test orders them."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_who_uses_too_much_weight_is_refused_and_who_goes_on_is_banned() -
         refused = await http.get("/api/v3/exchangeInfo")
         assert (refused.status_code, refused.headers["Retry-After"], refused.json()["code"]) == (429, "40", -1003)
         assert refused.headers["X-MBX-USED-WEIGHT-1M"] == "40"
-        # What still fits is answered, and is no offence.
+        # A request that still fits is answered, and does not lead to a ban.
         assert (await http.get("/api/v3/ping")).status_code == 200
         now_s = 60.0
         assert (await http.get("/api/v3/exchangeInfo")).status_code == 200
@@ -176,7 +176,7 @@ async def test_who_uses_too_much_weight_is_refused_and_who_goes_on_is_banned() -
             assert statuses[0] in (200, 429)
             banned = await http.get("/api/v3/ping")
             assert (banned.status_code, banned.headers["Retry-After"]) == (418, ban_s)
-            # The archive has no weight.
+            # Requests to the archive have no weight.
             assert (await http.get(path("2025-01"))).status_code == 200
             now_s += float(ban_s)
         assert (await http.get("/api/v3/ping")).status_code == 200

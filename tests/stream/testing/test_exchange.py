@@ -43,7 +43,7 @@ FROM_MS = FIRST_MS + 1_100 * HOUR_MS
 
 
 def hour(n: int) -> int:
-    """Open time of the n-th candle after the newest closed one: 1 is the first to be played."""
+    """Returns the open time of the n-th candle after the newest closed one: 1 is the first to be played."""
     return FROM_MS + n * HOUR_MS
 
 
@@ -67,7 +67,7 @@ def rest(exchange: Exchange) -> httpx.AsyncClient:
 
 
 async def closes(socket, last: int) -> list[KlineUpdate]:
-    """Closing frames up to that of the `last` hour, or until the connection ends."""
+    """Returns the closing frames up to that of the `last` hour, or until the connection ends."""
     found = []
     try:
         async for message in socket:
@@ -86,7 +86,7 @@ async def closed_hours(socket, last: int) -> list[int]:
 
 
 async def ask(socket, body: object) -> dict:
-    """The reply to a control frame; data frames on the way are passed over."""
+    """Returns the reply to a control frame; data frames before it are skipped."""
     await socket.send(body if isinstance(body, (str, bytes)) else json.dumps(body))
     async for message in socket:
         reply = json.loads(message)
@@ -167,13 +167,13 @@ async def test_a_finite_speed_plays_the_same_closes():
 @pytest.mark.fault(57)
 async def test_the_clock_runs_once_a_client_has_been_told_the_time():
     async with playing(20, speed=36_000.0) as exchange, rest(exchange) as http:
-        # Who asks for candles or for the state does not know what time it is.
+        # A client that asks for candles or for the state has not been given the time.
         await http.get("/api/v3/exchangeInfo")
         await http.get("/api/v3/klines", params=klines_params("BTCUSDT", hour(0)))
         assert (await http.get("/control/state")).json()["started"] is False
         server_time = decode_time((await http.get("/api/v3/time")).content)
         assert server_time == exchange.start_ms
-        # Nobody is subscribed, and the hours pass all the same: REST has what closed.
+        # No client is subscribed, and the hours pass all the same: REST has the closed candles.
         async with asyncio.timeout(60):
             while decode_time((await http.get("/api/v3/time")).content) < hour(6):
                 pass
@@ -273,7 +273,7 @@ def test_decimals_read_back_as_the_same_float():
     assert decimal(57994.6) == "57994.60000000"
 
 
-# -- the dialect on the socket
+# -- the protocol of the websocket
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ async def test_pings_and_the_log_of_what_clients_do():
     assert weights == {1}
 
 
-# -- REST, before anything plays: now is just after the close of candle 0
+# -- REST, before the tape plays: now is just after the close of candle 0
 
 
 async def klines(http: httpx.AsyncClient, **params: object) -> list[list]:

@@ -1,4 +1,4 @@
-"""The exchange's limits and the faults that came with them, seen by a bare client."""
+"""The exchange's limits and the faults that go with them, seen by a bare client."""
 
 from __future__ import annotations
 

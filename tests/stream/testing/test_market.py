@@ -1,4 +1,4 @@
-"""stream.testing.market: the habits of volatility that a simulated market must have, as measurements."""
+"""stream.testing.market: the properties of volatility that a simulated market must have, measured."""
 
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ def test_volatility_clusters_and_forgets_slowly(long_tape):
     def correlation(lag):
         return np.corrcoef(daily[lag:], daily[:-lag])[0, 1]
 
-    assert correlation(7) > 0.3  # a week, so that the season of the week cannot make it up
+    assert correlation(7) > 0.3  # whole weeks: weekly seasonality affects both lags alike
     assert correlation(7) > correlation(49)
 
 

@@ -39,7 +39,7 @@ prices = st.floats(1e-8, 1e8)
 @st.composite
 def candle_lists(draw):
     drawn = draw(st.sets(st.integers(HOUR // HOUR_MS, HOUR // HOUR_MS + 500), min_size=1, max_size=20))
-    # Two neighbours: a file without any is one of another interval.
+    # At least two consecutive hours: a file without any has another interval.
     hours = sorted({*drawn, min(drawn) + 1})
     out = []
     for symbol in draw(st.sets(st.sampled_from(["BTCUSDT", "ETHUSDT", "1000SATSUSDT"]), min_size=1)):

@@ -1,4 +1,4 @@
-"""Candle files as people have them: each is read as the candles that it holds, or refused with one line."""
+"""Candle files as users have them: each is read as the candles that it holds, or refused with one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAPE = simulate(["BTCUSDT"], HOUR, 48, seed=5)["BTCUSDT"]
 
 
 def archive_rows(times: int = 1, tape=TAPE) -> list[list[str]]:
-    """Rows as the exchange's archive and REST have them; `times` 1,000 for microseconds."""
+    """Returns rows as the exchange's archive and REST have them; `times` 1,000 for microseconds."""
     return [
         [
             *(str(c.open_time * times), f"{c.open:.8f}", f"{c.high:.8f}", f"{c.low:.8f}", f"{c.close:.8f}"),
@@ -217,10 +217,10 @@ def test_a_file_without_an_hour_that_is_over_is_refused(written):
 @pytest.mark.parametrize(
     ("shift", "unfinished"),
     [
-        # The exchange says that the candle ends later than now, or that it has looked at less than the hour.
+        # By its close_time the candle ends later than now, or covers less than the hour.
         (10 * 24 * HOUR_MS, 1),
         (-20 * MINUTE_MS, 1),
-        # The next hour's first moment is a way to write the end.
+        # The first moment of the next hour is another way to write the end.
         (1, 0),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_file_that_was_written_during_its_last_hour_has_that_hour_half(written
     os.utime(path, (at_s, at_s))
     assert files.read(path, now_ms=HOUR + 48 * HOUR_MS + HOUR_MS // 2).unfinished == 1
     assert "or was not when the file was written" in warned(caplog)
-    # What is dated before its own rows has lost its date on some way: that says nothing.
+    # A file that is older than its own rows has lost its date: the date is ignored.
     os.utime(path, (315_532_800, 315_532_800))
     assert files.read(path, now_ms=NOW).unfinished == 0
 

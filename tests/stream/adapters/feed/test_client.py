@@ -25,7 +25,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 class Listener:
-    """Keeps what it hears; `enough` is set when `closes` closing frames have come."""
+    """Keeps what it receives; `enough` is set when `closes` closing frames have come."""
 
     def __init__(self, closes: int) -> None:
         self.received: list[Candle] = []
@@ -124,7 +124,7 @@ async def test_http_refusals_are_outlived(exchange: Exchange, status: int, reaso
 
 
 async def test_a_stream_that_is_open_and_mute_is_given_up() -> None:
-    # Paced and long: the tape must not end while the connection is mute.
+    # Slow and long: the tape must not end while the connection is mute.
     async with Exchange(simulate(SYMBOLS, START, 600, 7), START, speed=36_000.0) as exchange:
         exchange.fault("mute", at=START + 5 * HOUR_MS)
         listener = await listen(exchange, 20, [], stall_after_s=1.0)
@@ -172,14 +172,14 @@ def test_backoff_grows_to_its_cap_and_is_forgiven() -> None:
     delays = [backoff.next_s() for _ in range(2_000)]
     assert all(0.75 <= d <= 75 for d in delays)
     assert min(delays[20:]) >= 45
-    # The exchange allows 300 attempts in five minutes: even from nothing we stay far below.
+    # The exchange allows 300 attempts in five minutes: from the first delay on there are far fewer.
     assert next(i for i in range(len(delays)) if sum(delays[:i]) > 300) < 30
     backoff.healthy()
     assert backoff.next_s() <= 1.25
 
 
 class FastClock:
-    """A clock that a test turns: sleeping moves it, and lets the loop run."""
+    """A clock for tests: sleeping moves it at once, and lets the loop run."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.now_s = 0.0
@@ -246,7 +246,7 @@ async def test_a_stream_that_is_silent_because_nothing_is_traded_raises_no_alarm
 
     facts, fast = await _silent(tape, newest, enough)
     quiet = [f.quiet for f in facts if isinstance(f, FeedQuiet)]
-    # Nothing was known to compare with at first, which counts as death; from then on nobody is blamed.
+    # At first there was no candle to compare with, which counts as a stall; from then on nothing is taken for one.
     assert [f.reason for f in facts if isinstance(f, FeedDisconnected)] == ["stall"]
     assert quiet == [True]
     assert fast.now_s > 300
@@ -265,7 +265,7 @@ async def test_a_dead_stream_is_noticed_within_90_seconds(tape: dict[str, list[C
     facts, fast = await _silent(tape, newest, ended)
     reasons = [f.reason for f in facts if isinstance(f, FeedDisconnected)]
     assert set(reasons) == {"stall"}
-    # The first, and each that followed with its backoff, within 90 s of its own.
+    # Each stall was noticed within 90 s, not counting the backoff between connections.
     delays = sum(s for s in fast.slept if s not in (1.0, 5.0))
     assert (fast.now_s - delays) / len(reasons) < 90
 
@@ -305,7 +305,7 @@ async def test_a_connection_is_relieved_before_its_day_is_over_and_not_near_a_cl
     assert next(looks) > 3
     assert max(ROTATE_AFTER_S) < 86_400
     assert listener.connections == 1
-    # Nothing is missing over the change; what both brought is the ledger's to tell.
+    # Nothing is lost over the change; what both connections bring twice is for the sequencer to drop.
     for symbol in SYMBOLS:
         received = {c.open_time for c in listener.received if c.symbol == symbol}
         assert received == {c.open_time for c in tape[symbol] if c.open_time <= max(received)}

@@ -1,4 +1,4 @@
-"""Watching and manners on an injected clock: silence, control frames, attempts to connect."""
+"""Silence of the stream, and limits on control frames and connects, on an injected clock."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_stream_that_stays_mute_is_woken_less_and_less_often() -> None:
             attempts.append(now_s)
     assert attempts[:3] == [60.0, 120.0, 240.0]
     assert len(attempts) < 32
-    # A frame makes good.
+    # A frame ends the suspicion.
     silence.received(candle("A"), now_s)
     assert silence.suspects(now_s + 60) == ["A", "B"]
 
@@ -65,7 +65,7 @@ def test_no_second_holds_more_json_than_leaves_room_for_a_pong(wishes: list[tupl
     sent: list[tuple[float, str]] = []
     for kind, after_s in wishes:
         now[0] += after_s
-        # The exchange pings every 20 s: more than one in a second is not its way.
+        # The exchange pings every 20 s, so there is no more than one pong a second.
         if kind == "pong" and not any(k == "pong" and now[0] - t < 1.1 for t, k in sent):
             frames.pong()
             sent.append((now[0], "pong"))

@@ -41,7 +41,7 @@ def message(hour: int, tail: str = "") -> tuple[str, int, str, int, bytes]:
 
 
 def fill(db: sqlite3.Connection, hours: int = HOURS, *, holes: tuple[int, ...] = (), keep_outbox: int = 20) -> None:
-    """What a daemon leaves after `hours`: rows in every table of the first schema."""
+    """Writes what a daemon leaves after `hours`: rows in every table of the first schema."""
     db.execute("BEGIN")
     for hour in (h for h in range(hours) if h not in holes):
         open_time = T0 + hour * HOUR_MS
@@ -156,8 +156,8 @@ def test_a_journal_that_another_process_writes_to_is_refused_in_one_line(tmp_pat
 
 
 def check_rebuilt(path: Path, original: dict[str, list[tuple[Any, ...]]]) -> None:
-    """The law of a rebuild: it can be worked with, holds nothing that was not there, and its candles have no hole
-    that the damage made."""
+    """Asserts the law of a rebuild: the journal works, holds nothing that it did not hold before, and its candles have
+    no hole that the damage made."""
     with contextlib.closing(SqliteJournal(path.parent, clock=CLOCK)) as journal:
         done = journal.processed("B")
         newest = T0 + (HOURS - 1) * HOUR_MS
@@ -221,7 +221,7 @@ def test_all_of_a_sound_part_is_carried_over(sound: bytes, tmp_path: Path, caplo
     original = everything(path)
     with contextlib.closing(sqlite3.connect(path)) as db:
         root = dict(db.execute("SELECT name, rootpage FROM sqlite_master").fetchall())
-    # The candles alone are lost: everything else stays, and REST has the candles.
+    # Only the candles are lost: everything else stays, and REST has them.
     with path.open("r+b") as file:
         file.seek((root["candles"] - 1) * 4_096)
         file.write(bytes(4_096))
@@ -264,7 +264,7 @@ def test_a_hole_that_the_damage_made_is_not_taken_for_one_of_the_exchanges(tmp_p
     os.truncate(path, path.stat().st_size - 4_096)
     with contextlib.closing(SqliteJournal(tmp_path, clock=CLOCK)) as journal:
         times = [c.open_time for c in journal.candles("B", 0, 2**60)]
-    # Hour 200 is in no list of gaps: what lies before it is asked from the exchange again.
+    # The rebuilt list of gaps lacks hour 200: the candles before it are fetched from the exchange again.
     assert times == [T0 + h * HOUR_MS for h in range(201, HOURS)]
 
 
@@ -290,7 +290,7 @@ def test_damage_that_shows_while_running_is_mended_and_the_same_commit_succeeds(
     path = tmp_path / FILE_NAME
     path.write_bytes(sound)
     with contextlib.closing(SqliteJournal(tmp_path, clock=CLOCK)) as journal:
-        # Written through another descriptor: the journal's own pages in memory do not know.
+        # Written through another descriptor, so that pages in the journal's cache are unaffected.
         journal._database._db.execute("PRAGMA cache_size = 0")
         with path.open("r+b") as file:
             file.seek(4_096)

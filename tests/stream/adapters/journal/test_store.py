@@ -1,4 +1,4 @@
-"""The journal: one transaction a candle, an outbox that forgets only what was acknowledged, honest refusals."""
+"""The journal: one transaction per candle, an outbox that drops only what was acknowledged, clear refusals."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_looking_needs_a_journal_and_writes_nothing(journal: SqliteJournal, tmp_
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder of ours where permissions count: root is nobody here, to whom they would mean nothing."""
+    """A folder of the user, where permissions count: root, for whom they do not, becomes the user nobody."""
     with tempfile.TemporaryDirectory() as folder:
         if os.geteuid() != 0:
             yield Path(folder)
@@ -184,7 +184,7 @@ def test_a_journal_that_was_read_only_at_the_start_is_read_and_heals_by_itself(n
 @pytest.mark.fault(50)
 def test_a_journal_of_another_user_is_refused_in_one_line(nobody: Path) -> None:
     if os.getuid() != 0:
-        # Only root can give a file away.
+        # Only root can change the owner of a file.
         assert stranger(Path("/etc/passwd")) == "/etc belongs to the user root"
         return
     SqliteJournal(nobody).close()

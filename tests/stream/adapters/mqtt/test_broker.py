@@ -1,4 +1,4 @@
-"""MQTT as a broker on a bad day speaks it: a scripted broker on a real socket, and a real one where it matters."""
+"""MQTT with a broker that misbehaves: a scripted one on a real socket, and a real one where it matters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def node(broker: Scripted, facts: list[Fact] | None = None, rivals: Callable[[],
 
 
 def saying(topics: list[str]) -> Callable[[Publisher], Awaitable[None]]:
-    """A session that says each topic until it is acknowledged, in order, as the speaker does."""
+    """Returns a session that publishes each topic until it is acknowledged, in order, as the publisher does."""
     waiting = list(topics)
 
     async def session(publisher: Publisher) -> None:
@@ -59,7 +59,7 @@ EVENTS = [f"e/{n}" for n in range(20)]
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("code", [QUOTA_EXCEEDED, NOT_AUTHORIZED])
 async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted, code: int) -> None:
-    # The zero after a refusal meets the word that a session which failed leaves behind.
+    # The zero after a refusal answers the message that a session publishes when it has failed.
     scripted.pubacks = [0, 0, 0, code, 0, code, code, 0, code]
     facts: list[Fact] = []
     await node(scripted, facts).run(saying(EVENTS))
@@ -150,7 +150,7 @@ async def test_a_connection_that_is_closed_without_an_answer_is_not_waited_out(s
 
 
 async def test_an_attempt_that_was_given_up_holds_no_connection(scripted: Scripted) -> None:
-    """It would come about late, under our own client id, and end the connection that came after it."""
+    """It would be established late, under this node's client id, and end the connection that came after it."""
     client = broker_client(scripted.url, "volcast-n")
     client.timeout = 0.05
     scripted.mute = True
@@ -183,7 +183,7 @@ async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(
 @pytest.mark.fault(45)
 @pytest.mark.parametrize("says_why", [True, False])
 async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, says_why: bool) -> None:
-    """MQTT 5 has a packet for it; before that, brokers closed the connection."""
+    """MQTT 5 has a packet for it; older brokers close the connection."""
     scripted.poison, scripted.says_why = {"e/0"}, says_why
     errors: list[BaseException] = []
 
@@ -269,7 +269,7 @@ async def test_who_spoke_under_our_name_since_we_did_ends_us_and_our_own_past_do
         return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
 
     async def run(retained: list[tuple[str, bytes]], first: list[tuple[str, bytes]]) -> None:
-        """Refused once, and connected again to a broker that retains something else by then."""
+        """Runs a node that is refused once, and connects again to a broker that retains something else by then."""
         scripted.retained, scripted.pubacks = first, [QUOTA_EXCEEDED]
         waiting = list(EVENTS)
 
@@ -310,7 +310,7 @@ async def test_who_may_not_subscribe_publishes_all_the_same_and_is_told_why_once
 
 
 async def chatter(broker: Scripted, every_s: float = 0.1) -> None:
-    """A node that never tires of saying that it is there, for other symbols than ours."""
+    """Publishes without end that another node is ready, for other symbols than this node's."""
     while True:
         for topic, payload in node_messages("noisy", "ready", ["XRPUSDT"]):
             broker.deliver(topic, payload, retain=False)
@@ -338,8 +338,8 @@ async def test_other_nodes_that_never_cease_to_talk_do_not_keep_a_standby_from_t
 
 
 async def test_an_end_of_our_own_making_is_no_rival(scripted: Scripted) -> None:
-    """What takes our connection over may be an attempt of ours that reached the broker late: nobody has spoken under
-    our name since we did, so we go on."""
+    """A connection may be taken over by this node's own earlier attempt that reached the broker late: no other node has
+    published under its name since, so it goes on."""
 
     def ourselves() -> Rivals:
         return Rivals("n", ("BTCUSDT",), session="ours", since_ms=1_000)
@@ -398,7 +398,7 @@ async def test_who_stands_by_comes_in_when_the_other_has_gone(
     )
     await standing_by.wait()
     assert not waiting.done()
-    # Gone and back within the grace: still alive.
+    # Gone and back within the grace period: still alive.
     for topic, payload in [*node_messages("other", end, [])[:1], *node_messages("other", "starting", [])[:1]]:
         scripted.deliver(topic, payload)
     scripted.deliver(*node_messages("other", "ready", ["BTCUSDT"])[1])

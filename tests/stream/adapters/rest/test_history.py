@@ -112,7 +112,7 @@ async def test_used_weight_is_told(exchange: Exchange) -> None:
 
 
 async def answering(body: bytes, headers: str = "") -> asyncio.Server:
-    """A server that says the same thing to every request."""
+    """Starts a server that gives the same answer to every request."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -194,7 +194,7 @@ async def test_a_range_is_walked_to_its_end_however_short_the_pages_are(
 async def test_an_answer_lacks_the_hours_that_it_has_a_candle_before_and_after(history: BinanceHistory) -> None:
     whole = await history.candles("BTCUSDT", WALKED)
     assert [(h - START) // HOUR_MS for h in whole.absent] == [700, 701, 999, 1_000, 1_001]
-    # Without a witness before it, or after it, nothing is shown.
+    # Without a candle before and after an hour its absence is not shown.
     assert (await history.candles("BTCUSDT", START + 700 * HOUR_MS, START + 701 * HOUR_MS)).absent == ()
     exactly = await history.candles("BTCUSDT", START + 699 * HOUR_MS, START + 701 * HOUR_MS)
     assert [(h - START) // HOUR_MS for h in exactly.absent] == [700, 701]
@@ -204,11 +204,11 @@ async def test_an_answer_lacks_the_hours_that_it_has_a_candle_before_and_after(h
 async def test_a_page_that_is_not_what_was_asked_for_ends_no_history(
     kind: str, page: int, exchange: Exchange, history: BinanceHistory, candles: list[Candle]
 ) -> None:
-    """The last candle of one page is the first of the next: what does not repeat it is no answer."""
+    """The last candle of one page is the first of the next: a page that does not repeat it is refused."""
     exchange.fault("rest_cap", rows=1_000)
     await history.server_time_ms()
     for _ in range(page - 1):
-        # A spoilt answer of the right kind first, so that the count reaches the page in question.
+        # Each page before it takes a fault that is survived, so that the fault meets the page in question.
         exchange.fault("rest_body", kind="cut_times", n=1)
     exchange.fault("rest_body", kind=kind, n=1)
     if kind == "off_grid":
@@ -217,7 +217,7 @@ async def test_a_page_that_is_not_what_was_asked_for_ends_no_history(
         return
     with pytest.raises(UnreachableError, match=r"does not repeat that candle|without a candle"):
         await history.candles("BTCUSDT", WALKED)
-    # Asked again it is there.
+    # The next request succeeds.
     assert len((await history.candles("BTCUSDT", WALKED)).candles) == HOURS - 10 - 100 - 5
 
 

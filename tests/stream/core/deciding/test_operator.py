@@ -29,7 +29,7 @@ from stream.testing.sample_model import sample_model, sample_predict
 pytestmark = pytest.mark.slow
 
 MODEL = sample_model()
-#: Every law below holds for all of these at once: what each remembers is part of what is compared.
+#: Every law below holds for all of these policies at once: the memory of each is part of what is compared.
 VARIED = (
     Policy("plain", no_trade_band=0.0, min_hold_hours=0, calm_half_life_hours=0.0, risk_off_from_annualized=0.0),
     Policy(
@@ -52,7 +52,7 @@ def market(symbol: str = "BTCUSDT", hours: int = 4_400) -> tuple[Candle, ...]:
 def drive(
     candles: Sequence[Candle], states: dict[str, State] | None = None
 ) -> tuple[dict[str, State], dict[str, list[Event]]]:
-    """The live driver in four lines: one candle at a time, one prediction at a time."""
+    """Drives the operator as the daemon does: one candle at a time, one prediction at a time."""
     states = dict(states or {})
     sigmas: dict[str, list[Event]] = {}
     for candle in candles:
@@ -201,7 +201,7 @@ def test_own_regimes_are_quantiles_of_the_forecasts_of_the_180_days_before_the_f
 
 
 def test_a_fresh_start_that_knows_some_hours_before_its_fold_says_what_the_long_run_says() -> None:
-    """The forecasts before an accumulation are there for the regimes: intervals, days and policies begin with it."""
+    """Forecasts before an accumulation serve the regimes only: intervals, daily scores and policies begin with it."""
     candles = market(OWN, OWN_HISTORY + 960)
     for ago in (1, 500):
         since = candles[-ago].open_time
@@ -216,7 +216,7 @@ def test_har_is_served_while_the_model_is_behind_it_and_changes_with_a_days_last
         (state, e) for state, e in replay(RULES, "BTCUSDT", market(), MODEL, sample_predict) if isinstance(e, Issued)
     ]
     served = [e.serving for _, e in states_and_events]
-    # The laws above are worth something only if both happen in their market.
+    # The laws above prove something only if both occur in their market.
     assert 0.1 < served.count("har") / len(served) < 0.9
     changes = [b for a, b in pairwise(states_and_events) if a[1].serving != b[1].serving]
     assert len(changes) > 2
@@ -273,7 +273,7 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
 
 
 def test_a_models_own_interval_does_not_depend_on_who_was_served() -> None:
-    """What the model's interval learns is the model's: when it is served again, it is as if it always had been."""
+    """The model's interval adapts to the model's own errors: once served again, it is as if it always had been."""
     never = msgspec.structs.replace(RULES, policy=Policy(), compared=())
     events = [(s, e) for s, e in replay(never, "BTCUSDT", market(), MODEL, sample_predict) if isinstance(e, Issued)]
     back = [

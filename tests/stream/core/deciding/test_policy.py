@@ -24,7 +24,7 @@ from stream.core.deciding.policy import (
 from stream.core.forecasting.contract import Regimes
 
 REGIMES = Regimes(0.004, 0.008)
-#: Target, cap and band, and nothing else.
+#: A policy with target, cap and band, and nothing else.
 BARE = Policy(
     "bare",
     no_trade_band=0.10,
@@ -37,7 +37,7 @@ HOUR = 473_000
 
 
 def seen(annualized: float, hour: int = HOUR, high: float | None = None, gaps: int = 0) -> Outlook:
-    """An outlook whose interval ends 1.5 times above its forecast."""
+    """Returns an outlook whose interval ends at 1.5 times its forecast."""
     upper = 1.5 * annualized if high is None else high
     return Outlook(hour, annualized / ANNUAL, upper / ANNUAL, gaps)
 
@@ -144,7 +144,7 @@ def test_calm_is_believed_once_it_has_lasted() -> None:
     assert (soon.exposure, verdict.action) == (0.5, "hold")
     assert verdict.reasons[1].code == "calm_awaited"
     assert verdict.reasons[1].values["mean_annualized"] == pytest.approx(0.4 * 2 ** (0.5 ** (1 / 24)))
-    # Storms are believed at once.
+    # A rise in volatility counts at once.
     assert advance(policy, REGIMES, held(1.0, log_calm=math.log(0.2 / ANNUAL)), seen(0.8)).exposure == pytest.approx(
         0.5
     )

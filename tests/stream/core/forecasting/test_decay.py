@@ -18,7 +18,7 @@ USUAL = Usual(-0.0156, 0.1875, -0.078, 0.375)
 ALLOWANCE = {rule.kind: rule.allowance for rule in RULES}
 THRESHOLD = {rule.kind: rule.threshold for rule in RULES}
 NOTHING = DecayMemory()
-#: Days as deviations from what is usual: of the excess, of the ratio.
+#: Per day the deviations from the usual mean: of the excess, of the ratio.
 Deviations = list[tuple[float, float]]
 ANY = st.lists(st.tuples(st.floats(-4, 4), st.floats(-6, 6)), max_size=150)
 CALM = st.tuples(st.floats(-0.4, 0.4), st.floats(-0.2, 0.2))
@@ -46,7 +46,7 @@ def watched(days: list[Day], memory: DecayMemory = NOTHING, usual: Usual = USUAL
 
 
 def numbers(alarms: list[Alarm]) -> list[int]:
-    """The days, from 1 on, on which they were raised."""
+    """Returns the days, counted from 1, on which the alarms were raised."""
     return [alarm.open_time // DAY_MS for alarm in alarms]
 
 
@@ -77,7 +77,7 @@ def test_an_alarm_ends_also_when_errors_are_the_bundles_usual_after_a_level_that
     memory, alarms = watched(days_of([*wandered, *[(0.0, 0.0)] * 30]))
     assert [a.kind for a in alarms] == ["realized_below"]
     assert memory.alarm is not None
-    # What its mean was held against is the level, and the evidence says so.
+    # Its mean is compared with the level that had wandered, and the alarm reports that level.
     assert alarms[-1].usual_mean > USUAL.ratio_mean + 0.7 * USUAL.ratio_deviation
     after, _ = watched(days_of([*wandered, *[(0.0, 0.0)] * 110]))
     assert after.alarm is None
@@ -133,7 +133,7 @@ def test_a_change_is_told_once_and_holds_until_errors_are_usual_again(
     assert alarm.kind == kind
     assert alarm.since == (calm + 1) * DAY_MS
     assert memory.alarm == alarm
-    # Then all is well again: it ends within a month, and is not told again.
+    # Then errors are usual again: the alarm ends within a month, and is not raised again.
     again = days_of([(0.0, 0.0)] * calm + [bad] * changed + [(0.0, 0.0)] * 31)
     recovered, all_alarms = watched(again)
     assert recovered.alarm is None

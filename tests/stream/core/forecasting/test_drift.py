@@ -35,7 +35,7 @@ samples = st.lists(st.floats(-100, 100), min_size=1, max_size=40).map(np.array)
 
 @given(samples, samples)
 def test_the_distance_is_the_area_between_the_quantile_functions(first, second):
-    # Each sample repeated to one length: then the distance is the mean gap of what is sorted.
+    # With both samples repeated to one length the distance is the mean gap between the sorted values.
     n = len(first) * len(second)
     gap = np.abs(np.sort(np.repeat(first, n // len(first))) - np.sort(np.repeat(second, n // len(second))))
     assert drift.wasserstein(first, second) == pytest.approx(gap.mean(), rel=1e-9, abs=1e-9)
@@ -63,7 +63,7 @@ def test_the_distance_of_shifted_values_is_the_shift_in_deviations():
     assert drift.normed_wasserstein(values, marks) < 0.03
     assert drift.normed_wasserstein(marks + 2.0, marks) == pytest.approx(2.0 / marks.std(), rel=1e-9)
     assert drift.normed_wasserstein(np.full(9, 0.5), np.full(100, 0.5)) == 0.0
-    # What hardly varied is held against 0.001, as Evidently holds it.
+    # The deviation of a reference that hardly varies counts as 0.001, as in Evidently.
     assert drift.normed_wasserstein(np.full(9, 0.5), np.zeros(100)) == pytest.approx(500.0)
     assert np.isnan(drift.normed_wasserstein(values[:0], marks))
 
@@ -121,7 +121,7 @@ def test_holes_and_dead_markets_give_numbers_or_no_row(ohlcv, first, hours, kind
     values = measures_of(broken)
     complete = np.isfinite(values).all(axis=1)
     assert np.isnan(values[~complete]).all()
-    # Some hundred at most: a market that did nothing is far from usual and not infinitely far.
+    # At most a hundred: a market without moves is far from usual, but not infinitely far.
     assert (np.abs(values[complete]) < 100).all()
 
 
@@ -130,7 +130,7 @@ def test_symbols_side_by_side_are_measured_as_alone(ohlcv):
     values = measures_of(both)
     np.testing.assert_array_equal(values[0], measures_of(both[0]))
     np.testing.assert_array_equal(values[1], measures_of(both[1]))
-    # Prices have no scale in them; volume has, and only its level.
+    # No measure depends on the scale of prices, and only those of the level of volume on that of volume.
     moved = np.nanmax(np.abs(values[1] - values[0]), axis=0)
     by_level = {"log_volume_24h": np.log(5), "log_volume_per_volatility_24h": np.log(5)}
     expected = [by_level.get(name, 0.0) for name in drift.MEASURES]

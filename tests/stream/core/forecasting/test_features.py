@@ -22,7 +22,7 @@ def grid(hours: int) -> np.ndarray:
 
 
 def market(seed: int, hours: int, missing: float = 0.0) -> np.ndarray:
-    """A random walk with ranges and volumes [hours, 5]; a share of the hours is missing."""
+    """Simulates a random walk with ranges and volumes [hours, 5]; a share of the hours is missing."""
     chance = np.random.default_rng(seed)
     close = np.exp(np.cumsum(chance.standard_t(4, hours) * 0.006) + chance.normal(0, 3))
     opened = np.concatenate([close[:1], close[:-1]])
@@ -34,7 +34,7 @@ def market(seed: int, hours: int, missing: float = 0.0) -> np.ndarray:
 
 
 def assert_rows_equal(a: features.Features, rows_a, b: features.Features, rows_b) -> None:
-    """Bit by bit, every field."""
+    """Asserts that every field is equal bit by bit."""
     for field in dataclasses.fields(features.Features):
         if field.name not in ("sequence_rows", "open_time"):
             axis = -2 if field.name == "static" else -1

@@ -1,5 +1,5 @@
-"""Laws of the adaptive intervals: feedback comes 24 h late, groups are apart, an accumulation is what was lived
-through."""
+"""Laws of the adaptive intervals: feedback comes 24 h late, groups are separate, an accumulation equals the hours taken
+one by one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CALIBRATION = calibration()
 
 
 def known_at(outcomes: np.ndarray) -> np.ndarray:
-    """From the outcome of each hour's forecast to what each hour makes known."""
+    """Shifts the outcomes of each hour's forecast to the hours at which they become known."""
     return np.concatenate([np.full(DELAY, np.nan), outcomes[:-DELAY]])
 
 
 def interval_after(volatility: np.ndarray, outcomes: np.ndarray) -> intervals.Interval:
-    """The interval of one more forecast, given right after these hours."""
+    """Returns the interval of one more forecast, right after these hours."""
     later = START + len(volatility) * HOUR_MS
     known = np.append(known_at(np.append(outcomes, np.nan))[:-1], outcomes[-DELAY])
     memory = intervals.accumulate(CALIBRATION, START, np.append(volatility, np.nan), known)

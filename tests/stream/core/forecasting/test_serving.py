@@ -1,4 +1,4 @@
-"""Who is served: thirty matured days decide, two wild ones cannot, and nothing else is remembered."""
+"""Whether the model or `har` is served: thirty matured days decide, two wild ones cannot, nothing else counts."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def test_two_wild_days_do_not_take_the_model_away(days: list[float], data: st.Da
 
 def test_a_model_that_is_always_worse_is_taken_away_after_as_many_days_as_are_needed() -> None:
     assert [n for n in range(60) if serving.behind([0.1] * n)] == list(range(serving.MIN_DAYS, 60))
-    # And comes back when it is better again.
+    # The model is served again once it is better.
     assert not serving.behind([0.1] * 30 + [-0.1] * 10)

@@ -1,4 +1,4 @@
-"""stream.core.market.binance: recorded frames, the shipped exchange's frames, and everything that is neither."""
+"""stream.core.market.binance: recorded frames, frames of the shipped exchange, and everything that is neither."""
 
 import json
 from contextlib import suppress
@@ -30,7 +30,7 @@ from stream.testing.wire import combined, kline_payload, kline_row
 OPEN_MS = 1_704_067_200_000
 CANDLE = Candle("BTCUSDT", OPEN_MS, 42_000.1, 42_100.25, 41_900.0, 42_050.5, 1_234.56789, 51_900_000.125, 99_000, 600.5)
 
-#: Nested further than any decoder follows: not an error of JSON, but of the stack.
+#: Nested deeper than any decoder follows: not a JSON error, but one of the stack.
 DEEP = b"[" * 100_000
 
 prices = st.floats(1e-8, 1e8).map(lambda x: max(round(x, 8), 1e-8))
@@ -61,7 +61,7 @@ def candles(draw: st.DrawFn) -> Candle:
 
 
 def frame(**changes: object) -> bytes:
-    """A closing frame with some fields of its kline replaced; a field set to None is left out."""
+    """Returns a closing frame with some fields of its kline replaced; a field set to None is left out."""
     event = json.loads(kline_payload(CANDLE, CANDLE.close_time + 80, True))
     event["k"] = {key: value for key, value in {**event["k"], **changes}.items() if value is not None}
     return json.dumps(event).encode()
@@ -73,7 +73,7 @@ def reason(data: bytes | str) -> str:
     return caught.value.reason
 
 
-# -- the exchange's frames come back as the candle
+# -- the exchange's frames decode to the candle
 
 
 @given(candles(), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 5_000))
@@ -299,7 +299,7 @@ def recorded() -> list[str]:
 
 
 def as_hourly(line: str) -> tuple[dict, str]:
-    """The recorded kline, and the same message as if its candle were the hour in which it began."""
+    """Returns the recorded kline, and the same message as if its candle were the hour in which it began."""
     message = json.loads(line)
     event = message.get("data", message)
     kline = event["k"]

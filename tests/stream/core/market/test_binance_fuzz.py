@@ -1,7 +1,8 @@
-"""stream.core.market.binance against mutated frames: it never crashes, and what it accepts is what the frame says.
+"""stream.core.market.binance against mutated frames: it never crashes, and accepts only what the frame contains.
 
-A digit changed into another is a different, plausible frame, and nobody can tell. So the oracle is another reader, the
-standard library's: whatever is accepted must be a whole candle by every rule, with the values that it finds too.
+A digit changed into another makes a different, plausible frame, which nothing can detect. So the oracle is another
+decoder, the standard library's: whatever is accepted must be a whole candle by every rule, with the values that it
+decodes too.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from stream.testing.wire import combined, kline_payload, kline_row
 
 OPEN_MS = 1_704_067_200_000
 
-#: Every cause that a frame may be set aside for: the labels of `volcast_ws_invalid_messages_total`.
+#: Every reason for which a frame is set aside: the labels of `volcast_ws_invalid_messages_total`.
 CAUSES = {
     "not_json_object", "unknown_event", "kline_fields", "interval", "symbol", "off_grid", "time_range",
     "closed_early", "not_finite", "price_range", "volume_range", "trades_range", "ohlc_order",
 }  # fmt: skip
 
-#: What a value may turn into: other types, other sizes, words that some parsers take for numbers.
+#: What a value may turn into: other types, other sizes, texts that some parsers take for numbers.
 NASTY: list[Any] = [
     None, True, False, 0, -1, 1, 2**63, -(2**70), 1e400, -0.0, "", "0", "-1", "NaN", "nan", "Infinity", "-inf", "1e999",
     "1e-400", "0x10", "1_000", " 42000.5", "42000,5", "42000.5.1", "١٢", "kline", [], {}, [1], {"x": 1}, "\x00",
@@ -38,7 +39,7 @@ NASTY: list[Any] = [
 
 
 def closed_frames() -> list[bytes]:
-    """The shipped exchange's frames: raw and combined, forming and closed."""
+    """Returns frames of the shipped exchange: raw and combined, forming and closed."""
     candle = Candle(
         "BTCUSDT", OPEN_MS, 42_000.1, 42_100.25, 41_900.0, 42_050.5, 1_234.56789, 51_900_000.125, 99_000, 600.5
     )
@@ -48,7 +49,7 @@ def closed_frames() -> list[bytes]:
 
 
 def recorded_frames() -> list[bytes]:
-    """Frames that the real exchange sent at one minute, as they are and as if their candle were the whole hour."""
+    """Returns 1m frames that the real exchange sent, as they are and as if their candle were the whole hour."""
     path = REAL_DATA / "ws_kline_samples.jsonl"
     if not path.exists():
         pytest.skip(f"real data are absent: {path.name} is not in VOLCAST_REAL_DATA or ../shared/data")
@@ -65,7 +66,7 @@ def recorded_frames() -> list[bytes]:
 
 
 def mutate(rng: random.Random, frames: list[bytes]) -> bytes:
-    """One frame with up to four things wrong: in its bytes, in its values, or in its shape."""
+    """Returns one frame with up to four things wrong: in its bytes, in its values, or in its shape."""
     frame = rng.choice(frames)
     for _ in range(rng.randint(1, 4)):
         frame = rng.choice((_bytes, _digit, _value, _value, _keys, _splice))(rng, frame, frames)
@@ -95,7 +96,7 @@ def _splice(rng: random.Random, frame: bytes, frames: list[bytes]) -> bytes:
 
 
 def _parsed(frame: bytes) -> tuple[Any, dict[str, Any]] | None:
-    """The message and one of its objects to work on."""
+    """Returns the message twice, once as the object to change; None where it is no JSON object."""
     try:
         message = json.loads(frame)
     except (ValueError, RecursionError):
@@ -122,7 +123,7 @@ def _value(rng: random.Random, frame: bytes, frames: list[bytes]) -> bytes:
     if choice < 0.6:
         target[key] = rng.choice(NASTY)
     elif choice < 0.8:
-        # A neighbour's value: high under low, the volume under the price, the end under the beginning.
+        # The value of another key: a high for the low, a volume for the price, an end for the beginning.
         target[key] = target[rng.choice(list(target))]
     else:
         value = target[key]
@@ -145,14 +146,14 @@ def _keys(rng: random.Random, frame: bytes, frames: list[bytes]) -> bytes:
     elif kind == 2:
         target[rng.choice(("X", "new", "data", "id", "code", "error"))] = rng.choice(NASTY)
     else:
-        # The same key twice: readers must not disagree about which one counts.
+        # The same key twice: decoders must agree about which one counts.
         text = json.dumps(message)
         return text.replace(f'"{key}"', f'"{key}": {json.dumps(rng.choice(NASTY))}, "{key}"', 1).encode()
     return json.dumps(message).encode()
 
 
 def verdict(frame: bytes) -> str | None:
-    """The cause for which a frame is set aside; None where it was accepted, and rightly."""
+    """Returns the reason for which a frame is set aside; None where it is accepted, which is asserted to be right."""
     decoded, cause = None, None
     try:
         decoded = decode_frame(frame)
@@ -165,12 +166,12 @@ def verdict(frame: bytes) -> str | None:
 
 
 def _read(data: bytes) -> Any:
-    # In a field that nobody reads the bytes need not be text.
+    # The bytes of a field that is not decoded need not be text.
     return json.loads(data.decode(errors="replace"))
 
 
 def _whole(value: Any) -> int:
-    """A count, to the precision of a double where it is not written as one."""
+    """Returns a count, to the precision of a double where it is not written as an integer."""
     number = value if isinstance(value, int) else float(value)
     assert number == int(number)
     return int(number)

@@ -1,4 +1,5 @@
-"""The sequencer without a loop: whatever frames and answers come, candles pass once, in order, and never too early."""
+"""The sequencer without an event loop: whatever frames and answers come, candles pass once, in order, never too
+early."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ def candle(hour: int, close: float = 100.0) -> Candle:
 
 @dataclass
 class Rest:
-    """Answers as a database does that may be behind, cut its pages short or lack what it has."""
+    """REST, answering like a database that may be behind, cut its pages short or leave out rows that it has."""
 
     tape: list[Candle]
     behind_hours: int = 0
-    #: A cache answers as of then.
+    #: The time as of which a cache answers.
     cached_ms: int | None = None
-    #: What one answer may do wrong; each is used once.
+    #: What the next answer does wrong; used once.
     page: int = 1_000
     hides: frozenset[int] = frozenset()
 
@@ -44,7 +45,7 @@ class Rest:
         hidden = {START + h * HOUR_MS for h in self.hides}
         rows = [c for c in self.tape if from_open_time <= c.open_time <= shown_ms and c.open_time not in hidden]
         rows = rows[: self.page]
-        # The row of the running hour, as it was then, and not marked as such.
+        # The row of the hour that was running then, which is not marked as forming.
         forming = 90 + shown_ms % HOUR_MS / HOUR_MS
         rows = [msgspec.structs.replace(c, close=forming) if c.close_time >= shown_ms else c for c in rows]
         times = [c.open_time for c in rows]
@@ -55,7 +56,7 @@ class Rest:
 
 @dataclass
 class Driver:
-    """Does what the sequencer hands back, with a clock that moves when it is told to."""
+    """Acts on the sequencer's outputs, with a clock that the test moves."""
 
     rest: Rest
     now_s: float = 0.0
@@ -64,7 +65,7 @@ class Driver:
     ask_at_s: float = 0.0
     passed: list[Due] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
-    #: What answers lacked: hour to the times at which they did.
+    #: Per hour, the times of the answers that lacked it.
     lacked: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,7 +92,7 @@ class Driver:
                 self.states.append(output.state)
 
     def frame(self, hour: int, close: float = 100.0) -> None:
-        """The socket brings a close, where the hour is over."""
+        """Lets the websocket bring a close, where the hour is over."""
         update = KlineUpdate(candle(hour, close), START + (hour + 1) * HOUR_MS + 50, True)
         if update.event_time <= self.exchange_ms:
             self.act(self.sequencer.close(update, self.now_s, self.now_s))
@@ -102,7 +103,7 @@ class Driver:
         self.act(self.sequencer.tick(self.now_s))
 
     def answer(self) -> None:
-        """REST answers, if it is being asked now."""
+        """Lets REST answer, if it is being asked now."""
         if not self.backfilling or self.now_s < self.ask_at_s:
             return
         raw = self.rest.answer(self.sequencer.question(), self.exchange_ms)
@@ -123,7 +124,7 @@ class Driver:
             self.ask_at_s = self.now_s + step.seconds
 
     def settle(self) -> None:
-        """REST is honest from now on, and there is time for it."""
+        """Makes REST answer correctly from now on, and gives it time."""
         self.rest.behind_hours = 0
         for _ in range(60):
             self.wait(31.0)
@@ -170,14 +171,14 @@ def test_candles_pass_once_in_order_and_none_is_lost(never: set[int], events: li
     assert times == sorted(set(times))
     hours = [(t - START) // HOUR_MS for t in times]
     over = (driver.exchange_ms - 5_000 - START) // HOUR_MS - 1
-    # What was left out lacked in two answers that lie apart; all else that the exchange has, has passed.
+    # An hour is left out only where two answers that lie apart lacked it; all other candles have passed.
     skipped = set(range(NEWEST + 1, hours[-1] if hours else NEWEST)) - set(hours)
     for hour in skipped:
         shown = driver.lacked[START + hour * HOUR_MS]
         assert shown[-1] - shown[0] >= APART_S
     due = [h for h in range(NEWEST + 1, min(over, HOURS + 6)) if h not in never and h not in skipped]
     assert [h for h in hours if h < over] == due
-    # What came from REST has REST's values.
+    # Candles that came from REST have REST's values.
     assert all(d.candle.close == 100.0 for d in driver.passed if d.provenance == "backfill")
 
 

@@ -1,4 +1,4 @@
-"""Live scores: the board is plain arithmetic over what matured, however it came to know of it."""
+"""Live scores: the board is plain arithmetic over matured forecasts, in whatever way their outcomes reached it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_score_says_who_is_served_and_by_which_rule() -> None:
     assert (score.rule.serving, score.rule.days, score.rule.limit) == ("model", 29, serving.LIMIT)
     assert score.rule.excess == pytest.approx((28 * 0.02 + 0.3) / 29)
     assert score.decay == schemas.DecayState(False, None, None)
-    # A number that is none is refused also among the nulls that are meant.
+    # NaN is refused too, although the score has nulls that are intended.
     assert schemas.encode(score).count(b"null") == 14
     spoilt = msgspec.structs.replace(score, rule=msgspec.structs.replace(score.rule, excess=math.nan))
     with pytest.raises(ValueError, match="no number to publish"):
@@ -115,7 +115,7 @@ def test_a_score_says_who_is_served_and_by_which_rule() -> None:
 
 
 def broken(days: int, factor: float) -> list[Outcome]:
-    """A model whose forecasts are right, and after 60 days `factor` times what they should be."""
+    """Returns outcomes of a model whose forecasts are right for 60 days, and then `factor` times as high."""
     made = []
     for day in range(days):
         wobble = 0.01 * math.exp(0.3 * math.sin(7.1 * day))
@@ -147,7 +147,7 @@ def test_a_revised_outcome_neither_repeats_an_alarm_nor_swallows_one() -> None:
     _, before = scoreboard.alarms(USUAL, days)
     (alarm,) = before
     at = next(i for i, o in enumerate(days) if o.open_time == alarm.open_time)
-    # The outcome that raised it becomes harmless: the alarm comes a day later, and was told already.
+    # The outcome that raised the alarm becomes usual: the alarm comes a day later, and was published already.
     moved = [*days[:at], msgspec.structs.replace(days[at], realized=days[at].model_volatility * 0.9), *days[at + 1 :]]
     _, after = scoreboard.alarms(USUAL, moved)
     assert [a.open_time for a in after] != [a.open_time for a in before]
