@@ -91,6 +91,13 @@ class _Event(msgspec.Struct, gc=False):
     k: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Combined(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The frame that nearly all are, decoded in one pass."""
+
+    stream: str
+    data: _Event
+
+
 class _Envelope(msgspec.Struct, gc=False):
     stream: str = ""
     data: msgspec.Raw = msgspec.Raw(b"")
@@ -102,6 +109,7 @@ class _Envelope(msgspec.Struct, gc=False):
     msg: str = ""
 
 
+_combined = msgspec.json.Decoder(_Combined)
 _envelope = msgspec.json.Decoder(_Envelope)
 _event = msgspec.json.Decoder(_Event)
 # strict=False: the exchange writes prices as strings. NaN and "Infinity" get as far as `check`.
@@ -132,6 +140,15 @@ def control(
 
 def decode_frame(data: bytes | str) -> Frame:
     """Decodes a text frame, in raw or combined framing, times in ms or µs. Raises `WireError` if it cannot be used."""
+    try:
+        event = _combined.decode(data).data
+    except UNREADABLE:
+        # Another frame, or one that is broken: which it is, the steps below tell.
+        return _decode_other_frame(data)
+    return _kline_update(event) if event.e == "kline" else _decode_other_frame(data)
+
+
+def _decode_other_frame(data: bytes | str) -> Frame:
     try:
         envelope = _envelope.decode(data)
         body = data
@@ -167,7 +184,7 @@ def _reply(envelope: _Envelope) -> Reply:
 
 def _kline_update(event: _Event) -> KlineUpdate:
     try:
-        k = _kline.decode(bytes(event.k))
+        k = _kline.decode(event.k)
     except UNREADABLE as error:
         raise WireError("kline_fields", f"a kline without its fields: {error}") from None
     if k.i != INTERVAL:
@@ -192,9 +209,10 @@ def _checked(candle: Candle) -> Candle:
         check(candle)
     except CandleError as error:
         raise WireError(error.reason, str(error)) from None
-    extras = (candle.quote_volume, candle.taker_buy_base)
-    if any(x is not None and not (math.isfinite(x) and x >= 0) for x in extras):
-        raise WireError("volume_range", f"a volume is not a finite number of at least 0: {extras}")
+    for extra in (candle.quote_volume, candle.taker_buy_base):
+        if extra is not None and not 0 <= extra < math.inf:
+            extras = (candle.quote_volume, candle.taker_buy_base)
+            raise WireError("volume_range", f"a volume is not a finite number of at least 0: {extras}")
     if candle.trades is not None and candle.trades < 0:
         raise WireError("trades_range", f"{candle.trades} trades are not a number of trades")
     return candle

@@ -1,6 +1,7 @@
 """stream.core.market.binance: recorded frames, frames of the shipped exchange, and everything that is neither."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from repository import REAL_DATA
 
+from stream.core.market import binance
 from stream.core.market.binance import (
     KlineUpdate,
     Reply,
@@ -25,6 +27,7 @@ from stream.core.market.binance import (
     stream_url,
 )
 from stream.core.market.candle import HOUR_MS, Candle
+from stream.testing.market import simulate_symbol
 from stream.testing.wire import combined, kline_payload, kline_row
 
 OPEN_MS = 1_704_067_200_000
@@ -336,3 +339,22 @@ def test_our_exchange_writes_a_kline_with_the_keys_and_types_of_the_real_one(rec
         theirs = message.get("data", message)
         assert {key: type(value) for key, value in theirs.items()} == {key: type(value) for key, value in ours.items()}
         assert {k: type(v) for k, v in theirs["k"].items()} == {k: type(v) for k, v in ours["k"].items()}
+
+
+def _answer(decode: Callable[[bytes], object], data: bytes) -> object:
+    try:
+        return decode(data)
+    except WireError as error:
+        return (error.reason, str(error))
+
+
+@given(st.data(), st.booleans(), st.integers(0, 3))
+def test_the_one_pass_for_common_frames_says_what_the_steps_say(data: st.DataObject, closed: bool, edits: int) -> None:
+    candle = simulate_symbol("BTCUSDT", 1_704_067_200_000, 1, 7)[0]
+    event_ms = candle.close_time + 80 if closed else candle.open_time + 1_000
+    frame = bytearray(combined(stream_name("BTCUSDT"), kline_payload(candle, event_ms, closed)))
+    for _ in range(edits):
+        at = data.draw(st.integers(0, len(frame) - 1))
+        piece = data.draw(st.sampled_from([b"", b"0", b'"', b",", b"null", b"}", b'"k":{},', b'"e":"x",', b"9" * 20]))
+        frame[at : at + data.draw(st.integers(0, 8))] = piece
+    assert _answer(binance.decode_frame, bytes(frame)) == _answer(binance._decode_other_frame, bytes(frame))
