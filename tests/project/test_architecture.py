@@ -65,7 +65,7 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph(*OURS, include_external_packages=True, cache_dir=None)
 
 
-def test_every_module_has_a_room_that_allows_what_it_imports(graph: grimp.ImportGraph) -> None:
+def test_every_module_has_a_package_that_allows_what_it_imports(graph: grimp.ImportGraph) -> None:
     ours = [m for m in graph.modules if m.split(".")[0] in OURS]
     modules = [m for m in ours if not graph.find_children(m)]
     wrong = [
