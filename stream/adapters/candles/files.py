@@ -146,11 +146,12 @@ def write_table(frame: pl.DataFrame, path: Path, *, times: tuple[str, ...]) -> N
     path = Path(path)
     refuse_place(path)
     try:
-        with replacing(path) as temporary:
+        # An open file: what polars makes of a path depends on the locale.
+        with replacing(path) as temporary, temporary.open("wb") as file:
             if path.suffix == ".csv":
-                frame.write_csv(temporary)
+                frame.write_csv(file)
             else:
-                frame.with_columns(pl.col(times).cast(pl.Datetime("ms", "UTC"))).write_parquet(temporary)
+                frame.with_columns(pl.col(times).cast(pl.Datetime("ms", "UTC"))).write_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
         cause = error.strerror if isinstance(error, OSError) else None
         raise CandleFileError(f"{path}: cannot be written: {cause or ' '.join(str(error).split())}") from None

@@ -189,7 +189,7 @@ async def test_a_clean_up_that_fails_is_a_line_and_not_the_end(tmp_path: Path) -
     listener, facts, lines = await run_job(WRITE, tmp_path, lines=2)
     assert [drift for drift, _ in listener.drifts] == [RESULT]
     assert facts == []
-    assert "could not be removed" in lines[1]
+    assert "cannot be removed" in lines[1]
 
 
 async def test_reports_that_cannot_be_written_are_a_counter(tmp_path: Path) -> None:
