@@ -10,29 +10,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
 
-import msgspec
-
+from monitor.reports.trend import TrendPoint
 from stream.times import day
 
 _BLACK, _ORANGE, _BLUE, _GREY, _PALE = "#000000", "#d55e00", "#0072b2", "#767676", "#e5e5e5"
-
-
-class TrendPoint(msgspec.Struct, frozen=True):
-    """One week: the verdicts on the 30 days that end with it, and how good their forecasts were."""
-
-    #: Open time of its last hour, ms.
-    last: int
-    #: Score over threshold of the measure where that is largest.
-    score_of_threshold: float
-    measure: str
-    detected: bool
-    #: Null where there were too few hours for the 10-day signal.
-    fast_detected: bool | None
-    default_detected: bool
-    #: Mean QLIKE of the forecasts whose 24 hours ended in those 30 days; null where there are few.
-    qlike_served: float | None
-    qlike_har: float | None
-
 
 #: Of the drawing, in units of the figure: its width, and where panels begin and end.
 _WIDTH, _LEFT, _END = 900, 48, 824
@@ -51,10 +32,7 @@ def trend(points: Sequence[TrendPoint], from_ms: int, to_ms: int) -> str:
     description = (
         "Drift scores by week against their thresholds, the verdicts, and QLIKE of served forecasts and of har."
     )
-    return (
-        f'<div class="wide"><svg viewBox="0 0 {_WIDTH:g} {bottom + 30:g}" role="img" aria-label="{description}">'
-        f"{''.join(parts)}</svg></div>"
-    )
+    return f'<svg viewBox="0 0 {_WIDTH:g} {bottom + 30:g}" role="img" aria-label="{description}">{"".join(parts)}</svg>'
 
 
 def _scores(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: float) -> float:

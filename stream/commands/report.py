@@ -181,7 +181,7 @@ def _progress(text: str) -> None:
 
 
 def _print_summary(written: Written, folder: Path) -> None:
-    from monitor.markup import share
+    from monitor.reports.page import share
 
     for name, of in written.drifts.items():
         click.echo(

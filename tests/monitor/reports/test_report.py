@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import markup
 from monitor.drift import detection
+from monitor.drift.evidently_page import headed
 from monitor.reports import drift, figure, report
 from monitor.reports.drift import Measured, Period
-from monitor.reports.figure import TrendPoint
 from monitor.reports.regression import Matured
 from monitor.reports.report import Source, Written
+from monitor.reports.trend import TrendPoint
 from stream.adapters import predictor
 from stream.adapters.bundles import packaged_model
 from stream.core.deciding.replay import to_grid
@@ -109,14 +109,16 @@ def test_pages_hold_all_they_show_and_link_to_what_is_there(written: Written, fo
         assert "default-src 'none'" in text
         assert "connect-src" not in text.split("<style>")[0]
         assert not re.search(r"<(script|link|img|iframe|source)[^>]+(src|href)=.?(https?:)?//", text)
-        ours = re.search(r"<(main|header) class=volcast>.*?</\1>", text, re.DOTALL)
+        ours = re.search(r'<(main|header) class="volcast">.*?</\1>', text, re.DOTALL)
         assert ours is not None
-        links = re.findall(r'href="([^"]+)"', ours[0])
+        links = re.findall(r'<a href="([^"]+)"', ours[0])
         assert links
+        # All else that is referred to is a part of the drawing.
+        assert len(re.findall(r'href="(?!#)', ours[0])) == len(links)
         for target in links:
             assert (folder / html.unescape(target)).is_file(), f"{name} links to {target}"
     index = (folder / written.files[-1]).read_text()
-    assert set(re.findall(r'href="([^"]+)"', index)) == set(written.files) - {written.files[-1], written.files[-2]}
+    assert set(re.findall(r'<a href="([^"]+)"', index)) == set(written.files) - {written.files[-1], written.files[-2]}
 
 
 def test_json_beside_a_page_holds_its_figures(written: Written, folder: Path) -> None:
@@ -254,8 +256,17 @@ def test_any_trend_can_be_drawn(weeks: list[tuple[float, bool, bool | None, floa
     assert len(root.findall(".//circle")) == len(points)
 
 
-def test_text_from_outside_is_no_markup() -> None:
-    shown = markup.table(("a<b",), [(markup.link('x".html', "<i>"),)]) + markup.paragraph("<script>")
-    assert not re.search(r"<(i|script|b)\b", shown)
-    with pytest.raises(ValueError, match="another form"):
-        markup.headed("<html></html>", "t", [])
+def test_another_form_of_evidently_s_page_is_an_error() -> None:
+    for page in ("<html></html>", "<style></style><html></html>"):
+        with pytest.raises(ValueError, match="another form"):
+            headed(page, "monitor.drift/drift.html.j2", title="t", verdict="", fast_verdict="")
+    page = headed(
+        "<html><head><style>a</style></head><body>b<body></html>", "monitor.drift/drift.html.j2",
+        title="<i>", verdict="<script>", fast_verdict="&",
+    )  # fmt: skip
+    assert not re.search(r"<(i|script)\b", page)
+    assert page.startswith("<html><head>")
+    assert page.rstrip().endswith("b<body></html>")
+    assert (
+        page.index("default-src 'none'") < page.index("<style>a</style></head><body><header") < page.index("</header>b")
+    )
