@@ -20,8 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.drift.detection import evidently_missing
-from monitor.reports import drift, figure, regression
+from monitor.reports import drift, regression
 from monitor.reports import page as pages
 from monitor.reports.drift import DriftOfPeriod, Measured, Period
 from monitor.reports.page import About
@@ -31,6 +30,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from stream.errors import VolcastError
+from stream.extras import installing, missing
 from stream.times import minute
 
 
@@ -74,9 +74,11 @@ def write(
 ) -> Written:
     """Writes the report of `periods`, which lie in `whole`, into `folder`.
 
-    `ReportError` where there is too little to judge, or no Evidently.
+    `ReportError` where there is too little to judge, or the extra is missing. Imports Evidently and matplotlib.
     """
-    refuse_without_evidently()
+    refuse_without_extra()
+    from monitor.reports import figure
+
     matured = source.matured.within(whole.from_ms, whole.to_ms)
     if len(matured) < regression.MIN_FORECASTS:
         raise ReportError(_too_few(source, whole, model, len(matured)))
@@ -123,10 +125,11 @@ def write(
     return Written(drifts, quality, tuple(f for n in names for f in (pages.json_name(n), n)), tuple(notes))
 
 
-def refuse_without_evidently() -> None:
-    missing = evidently_missing()
-    if missing is not None:
-        raise ReportError(f"a report needs Evidently: {missing}")
+def refuse_without_extra() -> None:
+    """`ReportError` naming what of the extra `drift` is not installed, and the cure."""
+    if lacking := missing(["evidently", "matplotlib"]):
+        names = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed"
+        raise ReportError(f"a report needs Evidently and matplotlib: {names}: {installing('drift')}")
 
 
 def _read(html: Path) -> str:

@@ -93,7 +93,7 @@ def _report(
     from stream.adapters import predictor as predictors
     from stream.cli import report_source
 
-    reports.refuse_without_evidently()
+    reports.refuse_without_extra()
     predictor = predictors.load(chosen)
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 

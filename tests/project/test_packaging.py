@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -61,4 +62,6 @@ def test_its_metadata_names_the_command_and_forbids_uploads(wheel: zipfile.ZipFi
     assert "Private :: Do Not Upload" in text
     assert "Requires-Dist: aiomqtt" in text
     assert "Requires-Dist: jinja2" in text
+    # Figures are drawn by `report` as well as by `evaluate` and `backtest`.
+    assert {"drift", "research"} == set(re.findall(r"^Requires-Dist: matplotlib.*extra == '(\w+)'", text, re.MULTILINE))
     assert "volcast = stream.__main__:main" in wheel.read(entry_points).decode()

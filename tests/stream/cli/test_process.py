@@ -85,6 +85,7 @@ def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pandas._libs", "drift"),
         ("plotly", "report"),
         ("jinja2", "report"),
+        ("matplotlib.figure", "report"),
         ("training.bundling.train", "train"),
         ("tensorflow", "train"),
         ("keras", "train"),
