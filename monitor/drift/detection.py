@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.markup import headed, heading, paragraph
+from monitor.drift.evidently_page import headed
 from stream import files
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import drift, features
@@ -109,22 +109,20 @@ def run(
             _columns(reference),
             report,
             thresholds=thresholds,
-            words=lambda by_name: _words(judged(by_name)),
+            page=lambda evidently, by_name: _page(evidently, judged(by_name)),
         )
     )
 
 
-def _words(found: Drift) -> list[str]:
-    """What the page says above Evidently's figures: both verdicts, and what the figures are of."""
-    fast = "not judged"
-    if found.fast is not None:
-        fast = _verdict(found.fast.detected, found.fast.features)
-    return [
-        f"Drift of {found.symbol}, {minute(found.from_)} to {minute(found.to)} UTC",
-        f"30 days: drift {_verdict(found.detected, found.features)}",
-        f"Their last 10 days against the 90 before: drift {fast}",
-        "Below are the 30 days, at the thresholds of this model: drift is detected where any measure reaches its own.",
-    ]
+def _page(evidently: str, found: Drift) -> str:
+    """Evidently's page, both verdicts above its figures."""
+    return headed(
+        evidently,
+        "monitor.drift/drift.html.j2",
+        title=f"Drift of {found.symbol}, {minute(found.from_)} to {minute(found.to)} UTC",
+        verdict=_verdict(found.detected, found.features),
+        fast_verdict="not judged" if found.fast is None else _verdict(found.fast.detected, found.fast.features),
+    )
 
 
 def _verdict(detected: bool, features: Sequence[DriftFeature]) -> str:
@@ -185,13 +183,13 @@ def evidently_scores(
     html: Path | None,
     *,
     thresholds: Mapping[str, float] | None = None,
-    words: Callable[[Mapping[str, float]], Sequence[str]] = lambda scores: (),
+    page: Callable[[str, Mapping[str, float]], str] = lambda evidently, scores: evidently,
 ) -> dict[str, float]:
     """Evidently's normed Wasserstein distance of each column of `current` [n] to that of `reference` [m], by name.
 
     Writes its page of them to `html` where given: one file of some MB that loads nothing, there whole or not at all.
-    The page finds drift where any column reaches its own of the `thresholds` (Evidently's default without them), below
-    the lines that `words` makes of the scores. Imports Evidently: seconds, and hundreds of megabytes.
+    The page finds drift where any column reaches its own of the `thresholds` (Evidently's default without them); it is
+    what `page` makes of Evidently's and the scores. Imports Evidently: seconds, and hundreds of megabytes.
     """
     os.environ["DO_NOT_TRACK"] = "1"
     import pandas
@@ -217,14 +215,6 @@ def evidently_scores(
         if metric["config"]["type"].endswith("ValueDrift")
     }
     if html is not None:
-        _write(html, snapshot.get_html_str(as_iframe=False), words(scores))
+        html.parent.mkdir(parents=True, exist_ok=True)
+        files.write(html, page(snapshot.get_html_str(as_iframe=False), scores).encode())
     return scores
-
-
-def _write(html: Path, page: str, words: Sequence[str]) -> None:
-    """The page, the words above what it shows; written whole or not at all."""
-    if words:
-        title, *lines = words
-        page = headed(page, title, [heading(title, 1), *map(paragraph, lines)])
-    html.parent.mkdir(parents=True, exist_ok=True)
-    files.write(html, page.encode())

@@ -1,191 +1,139 @@
 """The trend figure of a report's index, as SVG within its page: drift, the verdicts and the forecasts' quality by week.
 
-Colours are Okabe & Ito's, which do not lean on telling red from green; what a colour says, a shape or a word says too.
+Rules of this module:
+- What a colour says, a shape, a line's style or a word says too.
+- The drawing is inline, for its marks to say which week and measure they are of. Its letters are paths: who looks may
+  lack the font.
+Importing this module loads matplotlib.
 """
 
 from __future__ import annotations
 
-import math
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from html import escape
+from typing import Any
 
-import msgspec
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from monitor.reports.trend import TrendPoint
+from stream.drawing import BLACK, BLUE, GREY, ORANGE, WIDTH_INCHES, dates, rendered
 from stream.times import day
 
-_BLACK, _ORANGE, _BLUE, _GREY, _PALE = "#000000", "#d55e00", "#0072b2", "#767676", "#e5e5e5"
+_HEIGHT_INCHES = 5.6
+_SVG = "http://www.w3.org/2000/svg"
+_DESCRIPTION = "Drift scores by week against their thresholds, the verdicts, and QLIKE of served forecasts and of har."
+#: Boxes of verdicts: as wide as so many weeks leave room for, within bounds. Points.
+_BOX_POINTS = (2.5, 8.0)
+_STRIP_POINTS = 500
+#: Two names in a margin are at least this share of a panel apart.
+_APART = 0.12
+#: Ids of a week's mark and of the boxes, in the SVG.
+WEEK, VERDICTS = "week", "verdicts"
 
-
-class TrendPoint(msgspec.Struct, frozen=True):
-    """One week: the verdicts on the 30 days that end with it, and how good their forecasts were."""
-
-    #: Open time of its last hour, ms.
-    last: int
-    #: Score over threshold of the measure where that is largest.
-    score_of_threshold: float
-    measure: str
-    detected: bool
-    #: Null where there were too few hours for the 10-day signal.
-    fast_detected: bool | None
-    default_detected: bool
-    #: Mean QLIKE of the forecasts whose 24 hours ended in those 30 days; null where there are few.
-    qlike_served: float | None
-    qlike_har: float | None
-
-
-#: Of the drawing, in units of the figure: its width, and where panels begin and end.
-_WIDTH, _LEFT, _END = 900, 48, 824
-_PANEL = 150
-_STRIP = 22
+ET.register_namespace("", _SVG)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 def trend(points: Sequence[TrendPoint], from_ms: int, to_ms: int) -> str:
     """The figure of [from_ms, to_ms), points oldest first: scores over thresholds, verdicts, QLIKE."""
-    axis = _Time(from_ms, to_ms)
-    parts: list[str] = []
-    bottom = _scores(parts, axis, points, 30.0)
-    bottom = _verdicts(parts, axis, points, bottom + 34)
-    bottom = _qlike(parts, axis, points, bottom + 40)
-    parts += [f'<text x="{x:.1f}" y="{bottom + 18:.1f}" text-anchor="middle">{t}</text>' for x, t in axis.ticks()]
-    description = (
-        "Drift scores by week against their thresholds, the verdicts, and QLIKE of served forecasts and of har."
-    )
-    return (
-        f'<div class="wide"><svg viewBox="0 0 {_WIDTH:g} {bottom + 30:g}" role="img" aria-label="{description}">'
-        f"{''.join(parts)}</svg></div>"
-    )
+
+    def draw(figure: Figure) -> None:
+        above, between, below = figure.subplots(3, 1, sharex=True, height_ratios=(1.0, 0.42, 1.0))
+        _scores(above, points)
+        _verdicts(between, points)
+        _qlike(below, points)
+        dates(below)
+        below.set_xlim(_times([from_ms])[0], _times([to_ms])[0])
+
+    return _inline(rendered(draw, "svg", (WIDTH_INCHES, _HEIGHT_INCHES)), points)
 
 
-def _scores(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: float) -> float:
+def _scores(axes: Axes, points: Sequence[TrendPoint]) -> None:
     """The highest score of each week; a ring is within its threshold, a full dot beyond."""
-    y = _panel(parts, "drift: highest score ÷ threshold", [p.score_of_threshold for p in points], top, axis, 1.2)
-    _line(parts, [(axis.x(p.last), y(p.score_of_threshold)) for p in points], _GREY)
-    limit = y(1.0)
-    parts.append(f'<path d="M{_LEFT} {limit:.1f}H{_END}" stroke="{_BLACK}" stroke-dasharray="5 4"/>')
-    _margin_label(parts, limit, "threshold", _BLACK)
-    for p in points:
-        colour, fill = (_ORANGE, _ORANGE) if p.detected else (_BLUE, "#fff")
-        parts.append(
-            f'<circle cx="{axis.x(p.last):.1f}" cy="{y(p.score_of_threshold):.1f}" r="3.5" fill="{fill}" '
-            f'stroke="{colour}" stroke-width="1.5"><title>{day(p.last)}: {escape(p.measure)} at '
-            f"{p.score_of_threshold:.2f}</title></circle>"
-        )
-    return top + _PANEL
+    scores = [p.score_of_threshold for p in points]
+    axes.plot(_times([p.last for p in points]), scores, color=GREY, linewidth=1.0)
+    axes.axhline(1.0, color=BLACK, linewidth=1.0, linestyle="--")
+    for k, p in enumerate(points):
+        edge, fill = (ORANGE, ORANGE) if p.detected else (BLUE, "white")
+        _marks(axes, [p.last], p.score_of_threshold, f"{WEEK}-{k}", marker="o", ms=5.5, mec=edge, mfc=fill)
+    axes.set_ylim(0, 1.05 * max([*scores, 1.2]))
+    _title(axes, "drift: highest score ÷ threshold (full = beyond)")
+    _name(axes, 1.0, "threshold", BLACK)
 
 
-def _verdicts(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: float) -> float:
+def _verdicts(axes: Axes, points: Sequence[TrendPoint]) -> None:
     """A box a week and verdict; a full one is drift, none is a week that could not be judged."""
-    strips: tuple[tuple[str, list[bool | None]], ...] = (
-        ("30 days", [p.detected for p in points]),
-        ("10 days", [p.fast_detected for p in points]),
-        ("default", [p.default_detected for p in points]),
+    strips: dict[str, list[bool | None]] = {
+        "30 days": [p.detected for p in points],
+        "10 days": [p.fast_detected for p in points],
+        "default": [p.default_detected for p in points],
+    }
+    least, most = _BOX_POINTS
+    size = min(most, max(least, _STRIP_POINTS / max(len(points), 1) - 1.5))
+    for row, (of, verdicts) in enumerate(strips.items()):
+        for wanted, edge, fill in ((True, ORANGE, ORANGE), (False, GREY, "white")):
+            at = [p.last for p, verdict in zip(points, verdicts, strict=True) if verdict is wanted]
+            name = f"{VERDICTS}-{row}-{'drift' if wanted else 'none'}"
+            _marks(axes, at, row, name, marker="s", ms=size, mec=edge, mfc=fill)
+        _name(axes, row, of, BLACK)
+    axes.set_ylim(len(strips) - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    _title(axes, "verdicts (full = drift): of 30 days, of 10 days, and Evidently's default")
+
+
+def _qlike(axes: Axes, points: Sequence[TrendPoint]) -> None:
+    """Whose line lies lower, forecast better; it is broken where a value is missing."""
+    lines = (
+        ("served", ORANGE, "-", [p.qlike_served for p in points]),
+        ("har", BLUE, "--", [p.qlike_har for p in points]),
     )
-    caption = "verdicts (full = drift): of 30 days, of 10 days, and Evidently's default"
-    parts.append(f'<text x="{_LEFT}" y="{top - 8}">{caption}</text>')
-    width = max(3.0, min(12.0, (_END - _LEFT) / max(len(points), 1) - 2))
-    for k, (name, verdicts) in enumerate(strips):
-        middle = top + (k + 0.5) * _STRIP
-        _margin_label(parts, middle, name, _BLACK)
-        for p, verdict in zip(points, verdicts, strict=True):
-            if verdict is not None:
-                colour, fill = (_ORANGE, _ORANGE) if verdict else (_GREY, "#fff")
-                parts.append(
-                    f'<rect x="{axis.x(p.last) - width / 2:.1f}" y="{middle - 7:.1f}" width="{width:.1f}" height="14" '
-                    f'fill="{fill}" stroke="{colour}"/>'
-                )
-    return top + len(strips) * _STRIP
-
-
-def _qlike(parts: list[str], axis: _Time, points: Sequence[TrendPoint], top: float) -> float:
-    """Whose line lies lower, forecast better."""
-    lines = (("served", _ORANGE, [p.qlike_served for p in points]), ("har", _BLUE, [p.qlike_har for p in points]))
-    y = _panel(parts, "QLIKE over 30 days (less is better)", [v for *_, vs in lines for v in vs], top, axis)
+    top = 1.05 * max([v for *_, values in lines for v in values if v is not None], default=1.0) or 1.0
     ends: list[tuple[float, str, str]] = []
-    for name, colour, values in lines:
-        _line(parts, [(axis.x(p.last), y(v)) for p, v in zip(points, values, strict=True)], colour, 2.0)
-        ends += [(y(v), name, colour) for v in values if v is not None][-1:]
-    at = -math.inf
+    for name, colour, style, values in lines:
+        known = np.array([np.nan if v is None else v for v in values], np.float64)
+        axes.plot(_times([p.last for p in points]), known, color=colour, linewidth=1.8, linestyle=style)
+        ends += [(v, name, colour) for v in values if v is not None][-1:]
+    axes.set_ylim(0, top)
+    _title(axes, "QLIKE over 30 days (less is better): served solid, har dashed")
+    at = -top
     for end, name, colour in sorted(ends):
-        # Two names must not lie on each other.
-        at = max(end, at + 13)
-        _margin_label(parts, at, name, colour)
-    return top + _PANEL
+        at = max(end, at + _APART * top)
+        _name(axes, at, name, colour)
 
 
-class _Time:
-    """The axis that all panels share."""
-
-    def __init__(self, from_ms: int, to_ms: int) -> None:
-        self._from, self._to = from_ms, to_ms
-
-    def x(self, ms: int) -> float:
-        return _LEFT + (ms - self._from) / (self._to - self._from) * (_END - _LEFT)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """First days of months, thinned out to a baker's dozen; Mondays of a short period."""
-        start, end = (datetime.fromtimestamp(ms / 1_000, UTC) for ms in (self._from, self._to))
-        moment = start.replace(hour=0, minute=0, second=0, microsecond=0)
-        short = end - start < timedelta(days=62)
-        found = []
-        while moment <= end:
-            if moment >= start and (moment.weekday() == 0 if short else moment.day == 1):
-                found.append(moment)
-            moment += timedelta(days=1)
-        step = max(1, math.ceil(len(found) / 13))
-        form = "%d %b" if short else "%b" if end - start < timedelta(days=400) else "%b %Y"
-        return [(self.x(int(m.timestamp()) * 1_000), f"{m:{form}}") for m in found[::step]]
+def _marks(axes: Axes, at: Sequence[int], height: float, name: str, **look: Any) -> None:
+    """A mark at each of the times, all in a group of that name. Those at the period's end are not cut."""
+    (line,) = axes.plot(_times(at), np.full(len(at), height), linestyle="none", **look)
+    line.set(gid=name, clip_on=False, in_layout=False, zorder=3)
 
 
-class _Scale:
-    """From zero at the bottom of a panel to `most` at its top."""
-
-    def __init__(self, top: float, most: float) -> None:
-        self._top, self._most = top, most
-
-    def __call__(self, value: float | None) -> float:
-        return math.nan if value is None else self._top + _PANEL * (1 - value / self._most)
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize="medium")
 
 
-def _panel(
-    parts: list[str], title: str, values: Sequence[float | None], top: float, axis: _Time, floor: float = 0.0
-) -> _Scale:
-    """Draws a frame with its grid; says where values lie in it. It reaches to `floor` at least."""
-    most = max([v for v in values if v is not None] + [floor]) or 1.0
-    step = _step(most)
-    scale = _Scale(top, most * 1.05)
-    parts.append(f'<text x="{_LEFT}" y="{top - 10}">{escape(title)}</text>')
-    parts += [f'<path d="M{x:.1f} {top}v{_PANEL}" stroke="{_PALE}"/>' for x, _ in axis.ticks()]
-    for k in range(math.floor(most * 1.05 / step) + 1):
-        y = scale(k * step)
-        parts.append(
-            f'<path d="M{_LEFT} {y:.1f}H{_END}" stroke="{_PALE}"/>'
-            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{k * step:g}</text>'
-        )
-    return scale
+def _name(axes: Axes, at: float, text: str, colour: str) -> None:
+    """In the right margin, at a height of the panel's scale."""
+    where = axes.get_yaxis_transform()
+    axes.annotate(text, (1, at), (8, 0), xycoords=where, textcoords="offset points", va="center", color=colour)
 
 
-def _step(most: float) -> float:
-    """A round distance, for two to five of them up to `most`."""
-    power: float = 10.0 ** math.floor(math.log10(most / 3))
-    return next(power * k for k in (1, 2, 5, 10) if most / (power * k) <= 5)
+def _times(ms: Sequence[int]) -> np.ndarray:
+    return np.array(ms, "datetime64[ms]")
 
 
-def _margin_label(parts: list[str], y: float, text: str, colour: str) -> None:
-    """A name in the right margin."""
-    parts.append(f'<text x="{_END + 12}" y="{y + 4:.1f}" fill="{colour}">{escape(text)}</text>')
-
-
-def _line(parts: list[str], at: Sequence[tuple[float, float]], colour: str, width: float = 1.2) -> None:
-    """Broken where a value is missing."""
-    runs: list[list[str]] = [[]]
-    for x, y in at:
-        if math.isnan(y):
-            runs.append([])
-        else:
-            runs[-1].append(f"{x:.1f},{y:.1f}")
-    parts += [
-        f'<polyline points="{" ".join(run)}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>'
-        for run in runs
-        if len(run) > 1
-    ]
+def _inline(svg: bytes, points: Sequence[TrendPoint]) -> str:
+    """The drawing as a part of a page: named for who cannot see it, each week's mark with its measure and score."""
+    root = ET.fromstring(svg)
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    root.set("role", "img")
+    root.set("aria-label", _DESCRIPTION)
+    marks = {group.get("id"): group for group in root.iter(f"{{{_SVG}}}g")}
+    for k, p in enumerate(points):
+        title = ET.Element(f"{{{_SVG}}}title")
+        title.text = f"{day(p.last)}: {p.measure} at {p.score_of_threshold:.2f}"
+        marks[f"{WEEK}-{k}"].insert(0, title)
+    return ET.tostring(root, encoding="unicode")

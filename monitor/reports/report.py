@@ -20,24 +20,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor import markup
-from monitor.drift.detection import evidently_missing
 from monitor.reports import drift, regression
 from monitor.reports import page as pages
 from monitor.reports.drift import DriftOfPeriod, Measured, Period
-from monitor.reports.figure import TrendPoint
 from monitor.reports.page import About
 from monitor.reports.regression import Matured, Regression
-from stream.core.forecasting import qlike
+from monitor.reports.trend import trend
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from stream.errors import VolcastError
+from stream.extras import installing, missing
 from stream.times import minute
-
-#: What QLIKE is averaged over for the trend, and how many forecasts of it there must be.
-TREND_HOURS = 30 * 24
-_MIN_TREND_FORECASTS = 7 * 24
 
 
 class ReportError(VolcastError, RuntimeError):
@@ -80,9 +74,11 @@ def write(
 ) -> Written:
     """Writes the report of `periods`, which lie in `whole`, into `folder`.
 
-    `ReportError` where there is too little to judge, or no Evidently.
+    `ReportError` where there is too little to judge, or the extra is missing. Imports Evidently and matplotlib.
     """
-    refuse_without_evidently()
+    refuse_without_extra()
+    from monitor.reports import figure
+
     matured = source.matured.within(whole.from_ms, whole.to_ms)
     if len(matured) < regression.MIN_FORECASTS:
         raise ReportError(_too_few(source, whole, model, len(matured)))
@@ -104,7 +100,7 @@ def write(
             continue
         drifts[period.name], files[period.name] = found, html.name
         of = msgspec.structs.replace(about, period=period.name)
-        _finish(html, "drift", of, found, pages.drift_parts(of, found, index))
+        _finish(html, "drift", of, found, pages.drift_page(_read(html), of, found, index))
     if not drifts:
         raise ReportError(
             f"{source.symbol}: too few hours of {whole.name} have 30 days of candles before them in the "
@@ -113,10 +109,10 @@ def write(
     progress(f"regression {whole.name}")
     html = folder / files["regression"]
     quality = regression.regression(matured, html)
-    _finish(html, "regression", about, quality, pages.regression_parts(about, quality, index))
+    _finish(html, "regression", about, quality, pages.regression_page(_read(html), about, quality, index))
     points = trend(drifts, source.matured)
     span = (whole.from_ms, whole.to_ms)
-    page = pages.index_page(about, drifts, quality, files, points, notes, span)
+    page = pages.index_page(about, drifts, quality, files, figure.trend(points, *span), notes, span)
     (folder / index).write_text(page, encoding="utf-8")
     figures = {
         "drift": {name: _summary(files[name], of) for name, of in drifts.items()},
@@ -126,61 +122,29 @@ def write(
     }
     _write_json(folder / index, {"kind": "index", **msgspec.to_builtins(about), **figures})
     names = [*(files[name] for name in drifts), files["regression"], index]
-    return Written(drifts, quality, tuple(f for n in names for f in (_json_name(n), n)), tuple(notes))
+    return Written(drifts, quality, tuple(f for n in names for f in (pages.json_name(n), n)), tuple(notes))
 
 
-def refuse_without_evidently() -> None:
-    missing = evidently_missing()
-    if missing is not None:
-        raise ReportError(f"a report needs Evidently: {missing}")
+def refuse_without_extra() -> None:
+    """`ReportError` naming what of the extra `drift` is not installed, and the cure."""
+    if lacking := missing(["evidently", "matplotlib"]):
+        names = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed"
+        raise ReportError(f"a report needs Evidently and matplotlib: {names}: {installing('drift')}")
 
 
-def trend(drifts: Mapping[str, DriftOfPeriod], matured: Matured) -> list[TrendPoint]:
-    """A point for each judged week, oldest first."""
-    points = []
-    for of in drifts.values():
-        for week in of.weeks:
-            measure = max(week.scores, key=lambda name: week.scores[name] / of.thresholds[name])
-            served, har = _qlike(matured, week.last + HOUR_MS)
-            points.append(
-                TrendPoint(
-                    last=week.last,
-                    measure=measure,
-                    score_of_threshold=week.scores[measure] / of.thresholds[measure],
-                    detected=week.detected,
-                    fast_detected=week.fast_detected,
-                    default_detected=week.default_detected,
-                    qlike_served=served,
-                    qlike_har=har,
-                )
-            )
-    return sorted(points, key=lambda p: p.last)
+def _read(html: Path) -> str:
+    return html.read_text(encoding="utf-8")
 
 
-def _qlike(matured: Matured, end_ms: int) -> tuple[float | None, float | None]:
-    """Mean QLIKE of served and har over the forecasts that matured in the 30 days before `end_ms`."""
-    ahead_ms = regression.AHEAD_HOURS * HOUR_MS
-    known = matured.within(end_ms - TREND_HOURS * HOUR_MS - ahead_ms, end_ms)
-    if len(known) < _MIN_TREND_FORECASTS:
-        return None, None
-    served, har = (float(np.mean(qlike.losses(known.realized, known.forecasts[name]))) for name in ("served", "har"))
-    return served, har
-
-
-def _finish(html: Path, kind: str, about: About, figures: Any, parts: Sequence[str]) -> None:
-    """Puts our part above Evidently's page, and the figures beside it."""
-    page = markup.headed(html.read_text(encoding="utf-8"), pages.title(about, kind), parts)
+def _finish(html: Path, kind: str, about: About, figures: Any, page: str) -> None:
+    """The page in place of Evidently's own, and the figures beside it."""
     html.write_text(page, encoding="utf-8")
     _write_json(html, {"kind": kind, **msgspec.to_builtins(about), **msgspec.to_builtins(figures)})
 
 
 def _write_json(html: Path, figures: dict[str, Any]) -> None:
     text = json.dumps(figures, indent=2, allow_nan=False)
-    html.with_name(_json_name(html.name)).write_text(text + "\n", encoding="utf-8")
-
-
-def _json_name(html: str) -> str:
-    return html.removesuffix(".html") + ".json"
+    html.with_name(pages.json_name(html.name)).write_text(text + "\n", encoding="utf-8")
 
 
 def _summary(file: str, of: DriftOfPeriod) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from monitor.reports.drift import HISTORY_HOURS, Period
 from monitor.reports.regression import AHEAD_HOURS, Matured
-from monitor.reports.report import TREND_HOURS, Source
+from monitor.reports.report import Source
+from monitor.reports.trend import TREND_HOURS
 from stream.adapters import policies
 from stream.adapters.candles import files
 from stream.adapters.journal.store import SqliteJournal

@@ -93,7 +93,7 @@ def _report(
     from stream.adapters import predictor as predictors
     from stream.cli import report_source
 
-    reports.refuse_without_evidently()
+    reports.refuse_without_extra()
     predictor = predictors.load(chosen)
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 
@@ -181,7 +181,7 @@ def _progress(text: str) -> None:
 
 
 def _print_summary(written: Written, folder: Path) -> None:
-    from monitor.markup import share
+    from monitor.reports.page import share
 
     for name, of in written.drifts.items():
         click.echo(

@@ -184,10 +184,20 @@ def test_what_was_asked_wrongly_is_said_before_anything_is_done(options: list[st
     assert (done.exit_code, word in done.stderr) == (code, True), done.stderr
 
 
-def test_without_evidently_it_says_what_to_install(candle_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['evidently'] = None")
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        (["evidently"], "evidently is not installed"),
+        (["matplotlib"], "matplotlib is not installed"),
+        (["evidently", "matplotlib"], "evidently and matplotlib are not installed"),
+    ],
+)
+def test_without_the_extra_it_says_what_to_install(
+    gone: list[str], words: str, candle_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules |= dict.fromkeys({gone})")
     done = report("--candles", candle_file, "--quarterly", 2023, "--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
-    refused(done, "evidently is not installed", f"{sys.executable} -m pip install", "[drift]'")
+    refused(done, words, f"{sys.executable} -m pip install", "[drift]'")
     assert not (tmp_path / "out").exists()
 
 

@@ -92,6 +92,8 @@ def test_every_module_has_a_package_that_allows_what_it_imports(graph: grimp.Imp
         ("export.bundle", "training.models.run"),
         ("monitor.http.server", "stream.adapters.journal.store"),
         ("monitor.metrics", "evidently"),
+        ("monitor.http.server", "stream.html"),
+        ("stream.html", "matplotlib"),
         ("stream.somewhere_new", "stream.core.market.candle"),
     ],
 )
@@ -127,10 +129,12 @@ def test_every_import_keeps_to_its_floor() -> None:
 
 
 def test_the_door_opens_without_the_heavy_libraries() -> None:
-    """`volcast --help` and the daemon's imports load neither the training stack nor Evidently, pandas or polars."""
+    """`volcast --help` and the daemon's imports load neither the training stack nor Evidently, pandas or polars, nor
+    what pages and figures are made with."""
     code = (
         "import sys, stream.commands.run, stream.commands.check;"
-        "bad = {'tensorflow', 'keras', 'evidently', 'pandas', 'polars', 'onnx', 'tf2onnx'} & set(sys.modules);"
+        "bad = {'tensorflow', 'keras', 'evidently', 'pandas', 'polars', 'onnx', 'tf2onnx',"
+        "'jinja2', 'matplotlib'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(bad)) or 0)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,16 @@ def test_it_ships_what_a_demo_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert name in wheel.namelist()
 
 
+def test_it_ships_every_template(wheel: zipfile.ZipFile) -> None:
+    templates = {
+        str(path.relative_to(ROOT))
+        for top in ("stream", "training", "export", "monitor")
+        for path in (ROOT / top).rglob("*.j2")
+    }
+    assert {name.split("/")[0] for name in templates} == {"stream", "training", "monitor"}
+    assert templates <= set(wheel.namelist())
+
+
 def test_it_ships_no_tests_caches_or_candles(wheel: zipfile.ZipFile) -> None:
     kinds = (".pyc", ".parquet", ".keras", ".sqlite")
     strays = [n for n in wheel.namelist() if n.endswith(kinds) or n.rpartition("/")[2].startswith("test_")]
@@ -50,4 +61,7 @@ def test_its_metadata_names_the_command_and_forbids_uploads(wheel: zipfile.ZipFi
     text = wheel.read(metadata).decode()
     assert "Private :: Do Not Upload" in text
     assert "Requires-Dist: aiomqtt" in text
+    assert "Requires-Dist: jinja2" in text
+    # Figures are drawn by `report` as well as by `evaluate` and `backtest`.
+    assert {"drift", "research"} == set(re.findall(r"^Requires-Dist: matplotlib.*extra == '(\w+)'", text, re.MULTILINE))
     assert "volcast = stream.__main__:main" in wheel.read(entry_points).decode()

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from stream.core.deciding.policy import REGIMES
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
+from stream.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH_INCHES, YELLOW, dates, rendered
 from training.backtest.benchmarks import BUY_AND_HOLD
 from training.backtest.measures import realized_volatility
 from training.backtest.runner import Tested
-from training.pages.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH_INCHES, YELLOW, dates, rendered
 
 #: Low, medium, high: light to dark.
 _REGIME_COLOURS = ("#e8f1f8", "#9ecae1", "#d55e00")

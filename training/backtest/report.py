@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from html import escape
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from stream.html import render
 from training.backtest import figures
 from training.backtest.benchmarks import REFERENCE_FIGURES
 from training.backtest.runner import Backtest, Line, Tested
-from training.pages.html import between, definitions, document, number, paragraph, picture, section, share, table
+from training.pages.numbers import between, number, share
 
 _PARTS = ("growth", "σ", "7-day RMSE", "mean exposure", "turnover", "drawdown")
 _RESAMPLED = {
@@ -29,46 +30,27 @@ _RESAMPLED = {
 def page(tested: Tested) -> str:
     """The whole page."""
     of = tested.backtest
-    title = f"Risk decisions for {of.symbol}, {of.start} to {of.end}"
     ours = [line.name for line in of.lines if line.kind == "policy"]
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        _facts(of),
-        section("What the forecast buys, and what it does not", *(paragraph(text) for text in of.findings)),
-        section(
-            "Price, exposure, equity, drawdown, volatility",
-            picture(figures.overview(tested), _in_words(of)),
-        ),
-        section("Risk and return", table(_RISK, [_risk(line) for line in of.lines], ours)),
-        section("Cost and stability", table(_COST, [_cost(line) for line in of.lines], ours)),
-        section(
-            "Tracking against turnover",
-            picture(
-                figures.tradeoff(tested),
-                "Tracking error of the 7-day volatility against turnover, a point per policy and benchmark; down and "
-                "to the left is better.",
-            ),
-            picture(figures.turnover(tested), f"Turnover of {ours[0]} by month, and its fees to date."),
-        ),
-        section(
-            "Luck: 90 % of a stationary bootstrap over days",
-            table(
-                ["", *_RESAMPLED.values()],
-                [[line.name, *(_between(line, key) for key in _RESAMPLED)] for line in of.lines],
-                ours,
-            ),
-        ),
-        section("By year", *(_by(of, ours[0], "years"),)),
-        section(
-            "By regime",
-            paragraph(f"the regime of {ours[0]} in force in the hour; hours put end to end"),
-            _by(of, ours[0], "regimes"),
-            picture(figures.regimes(tested), "The regime at the end of each day, a row per year."),
-        ),
-        section("Why", paragraph("share of the decisions in which each reason stood"), _reasons(of)),
-        section("The reference project's figures", *_reference(of)),
-    ]
-    return document(title, parts)
+    return render(
+        "training.backtest/backtest.html.j2",
+        title=f"Risk decisions for {of.symbol}, {of.start} to {of.end}",
+        of=of,
+        ours=ours,
+        facts=_facts(of),
+        overview={"svg": figures.overview(tested), "alt": _in_words(of)},
+        tradeoff=figures.tradeoff(tested),
+        turnover=figures.turnover(tested),
+        regimes=figures.regimes(tested),
+        risk={"columns": _RISK, "rows": [_risk(line) for line in of.lines]},
+        cost={"columns": _COST, "rows": [_cost(line) for line in of.lines]},
+        luck={
+            "columns": ["", *_RESAMPLED.values()],
+            "rows": [[line.name, *(_between(line, key) for key in _RESAMPLED)] for line in of.lines],
+        },
+        parts={"columns": ["", *_PARTS], **{kind: _by(of, ours[0], kind) for kind in ("years", "regimes")}},
+        reasons=[[code, share(value)] for code, value in of.reasons.items()],
+        reference={"columns": ["", *REFERENCE_FIGURES], "rows": _reference(of)},
+    )
 
 
 def tables(of: Backtest) -> list[Table]:
@@ -131,8 +113,8 @@ def _cost(line: Line) -> list[str]:
     ]
 
 
-def _facts(of: Backtest) -> str:
-    rows = [
+def _facts(of: Backtest) -> list[tuple[str, str]]:
+    return [
         ("hours", f"{of.hours:,}"),
         ("forecasts", ", ".join(of.models)),
         ("target", f"{of.target_volatility_annualized:.0%} a year; 8,760 hours are a year"),
@@ -141,7 +123,6 @@ def _facts(of: Backtest) -> str:
         *((f"policy {line.name}", f"version {line.version}") for line in of.lines if line.version),
         *(("note", note) for note in of.notes),
     ]
-    return definitions(rows)
 
 
 def regimes_in_words(of: Backtest) -> str:
@@ -179,7 +160,7 @@ def _between(line: Line, key: str) -> str:
     return between(line.intervals[key], 3 if "cvar" in key else 2)
 
 
-def _by(of: Backtest, name: str, kind: str) -> str:
+def _by(of: Backtest, name: str, kind: str) -> dict[str, Any]:
     """The judged policy and the constant weight beside it, year by year or regime by regime."""
     shown = [of.line(name), next(line for line in of.lines if line.name.startswith("constant "))]
     rows = []
@@ -188,21 +169,12 @@ def _by(of: Backtest, name: str, kind: str) -> str:
             cells = (share(p.growth), share(p.volatility_annualized), number(p.tracking_rmse, 3))
             more = (share(p.mean_exposure), number(p.turnover, 1), share(p.drawdown))
             rows.append([f"{line.name}, {label}", *cells, *more])
-    return table(["", *_PARTS], rows, [row[0] for row in rows if row[0].startswith(f"{name}, ")])
+    return {"rows": rows, "ours": [row[0] for row in rows if row[0].startswith(f"{name}, ")]}
 
 
-def _reasons(of: Backtest) -> str:
-    return table(["reason", "decisions"], [[code, share(value)] for code, value in of.reasons.items()], [])
-
-
-def _reference(of: Backtest) -> list[str]:
+def _reference(of: Backtest) -> list[list[str]]:
     names = REFERENCE_FIGURES
     rows = [[line.name, *(number(line.impact.reference[n], 6) for n in names)] for line in of.lines]
     if of.reference_as_published:
         rows.append(["reference, evaluated as published", *(number(of.reference_as_published[n], 6) for n in names)])
-    text = (
-        "its four figures by its names and formulas, hourly: mean and standard deviation of returns, drawdown of their "
-        "running sum, share of hours without exposure. As published, the same hour's volatility decides about the same "
-        "hour's return, and nothing costs anything"
-    )
-    return [paragraph(text), table(["", *names], rows, [line.name for line in of.lines if line.kind == "policy"])]
+    return rows

@@ -25,7 +25,7 @@ from training.backtest.execution import Book, Costs, execute
 from training.backtest.measures import Bounds, Impact, Part
 from training.data.dataset import Dataset
 from training.data.holes import Hole, holes, jump_notes
-from training.pages.html import between, number, share
+from training.pages.numbers import between, number, share
 
 SEED = 7
 #: Regime changes of the first policy are counted per year.

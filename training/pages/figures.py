@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from stream.core.forecasting import qlike
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
+from stream.drawing import SIZE_INCHES, dates, rendered
 from training.data.panel import NEXT_24H, IntervalSeries, Panel
-from training.pages.drawing import SIZE_INCHES, dates, rendered
 from training.scoring.groups import PHASES, phases, years
 from training.scoring.measures import inside, rolling_coverage
 from training.scoring.scores import INTERVALS, CommonSample, common_sample

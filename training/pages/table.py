@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from training.data.panel import NEXT_24H
-from training.pages.html import NONE, number, p_value, share
+from training.pages.numbers import NONE, number, p_value, share
 from training.scoring.comparison import Comparison
 from training.scoring.decay import REPORTED_DAYS
 from training.scoring.measures import MEASURES, Scores

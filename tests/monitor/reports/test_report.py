@@ -6,7 +6,7 @@ import html
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import markup
 from monitor.drift import detection
+from monitor.drift.evidently_page import headed
 from monitor.reports import drift, figure, report
 from monitor.reports.drift import Measured, Period
-from monitor.reports.figure import TrendPoint
 from monitor.reports.regression import Matured
 from monitor.reports.report import Source, Written
+from monitor.reports.trend import TrendPoint
 from stream.adapters import predictor
 from stream.adapters.bundles import packaged_model
 from stream.core.deciding.replay import to_grid
@@ -31,6 +31,7 @@ from stream.core.forecasting.drift import MEASURES
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.scoring import Outcome
 from stream.testing.market import simulate
+from stream.times import day
 
 # What Evidently imports warns of its own age.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -85,6 +86,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("report")
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a trend's SVG shows: weeks' marks and what they say, boxes of each kind of verdict (drift, none)."""
+
+    label: str
+    weeks: int
+    titles: list[str]
+    boxes: list[tuple[int, int]]
+
+
+def drawn(svg: str) -> Drawn:
+    space = "{http://www.w3.org/2000/svg}"
+    root = ET.fromstring(svg)
+    assert root.get("role") == "img"
+    groups = {g.get("id", ""): g for g in root.iter(f"{space}g")}
+    weeks = [g for name, g in groups.items() if name.startswith(f"{figure.WEEK}-")]
+
+    def boxes(row: int, verdict: str) -> int:
+        group = groups.get(f"{figure.VERDICTS}-{row}-{verdict}")
+        return 0 if group is None else len(group.findall(f".//{space}use"))
+
+    return Drawn(
+        root.get("aria-label", ""),
+        sum(len(g.findall(f".//{space}use")) for g in weeks),
+        [g.findtext(f"{space}title", "") for g in weeks],
+        [(boxes(row, "drift"), boxes(row, "none")) for row in range(3)],
+    )
+
+
 @pytest.fixture(scope="module")
 def written(source: Source, folder: Path) -> Written:
     return report.write(source, [FIRST, SECOND], WHOLE, MODEL, folder)
@@ -109,14 +139,16 @@ def test_pages_hold_all_they_show_and_link_to_what_is_there(written: Written, fo
         assert "default-src 'none'" in text
         assert "connect-src" not in text.split("<style>")[0]
         assert not re.search(r"<(script|link|img|iframe|source)[^>]+(src|href)=.?(https?:)?//", text)
-        ours = re.search(r"<(main|header) class=volcast>.*?</\1>", text, re.DOTALL)
+        ours = re.search(r'<(main|header) class="volcast">.*?</\1>', text, re.DOTALL)
         assert ours is not None
-        links = re.findall(r'href="([^"]+)"', ours[0])
+        links = re.findall(r'<a href="([^"]+)"', ours[0])
         assert links
+        # All else that is referred to is a part of the drawing.
+        assert len(re.findall(r'href="(?!#)', ours[0])) == len(links)
         for target in links:
             assert (folder / html.unescape(target)).is_file(), f"{name} links to {target}"
     index = (folder / written.files[-1]).read_text()
-    assert set(re.findall(r'href="([^"]+)"', index)) == set(written.files) - {written.files[-1], written.files[-2]}
+    assert set(re.findall(r'<a href="([^"]+)"', index)) == set(written.files) - {written.files[-1], written.files[-2]}
 
 
 def test_json_beside_a_page_holds_its_figures(written: Written, folder: Path) -> None:
@@ -150,15 +182,15 @@ def test_what_is_missing_is_told_and_nothing_is_mixed_in(written: Written, folde
 
 def test_the_trend_is_drawn_of_the_weeks_in_the_json(written: Written, folder: Path) -> None:
     (svg,) = re.findall(r"<svg.*?</svg>", (folder / "BTCUSDT-whole-index.html").read_text(), re.DOTALL)
-    drawing = ET.fromstring(svg)
+    drawing = drawn(svg)
     points = json.loads((folder / "BTCUSDT-whole-index.json").read_text())["trend"]
     weeks = [week for of in written.drifts.values() for week in of.weeks]
     assert [p["last"] for p in points] == [week.last for week in weeks]
     assert len(points) == 8 + 2
-    assert len(drawing.findall(".//circle")) == len(points)
-    assert len(drawing.findall(".//rect")) == sum(
-        p[k] is not None for p in points for k in ("detected", "fast_detected", "default_detected")
-    )
+    assert drawing.titles == [f"{day(p['last'])}: {p['measure']} at {p['score_of_threshold']:.2f}" for p in points]
+    assert drawing.weeks == len(points)
+    verdicts = [[p[k] for p in points] for k in ("detected", "fast_detected", "default_detected")]
+    assert drawing.boxes == [(of.count(True), of.count(False)) for of in verdicts]
     for p, week in zip(points, weeks, strict=True):
         of = written.drifts["first"]
         ratios = {name: week.scores[name] / of.thresholds[name] for name in MEASURES}
@@ -247,15 +279,39 @@ def test_any_trend_can_be_drawn(weeks: list[tuple[float, bool, bool | None, floa
         TrendPoint(START + k * 7 * DAY_MS, score, "<&>", detected, fast, detected, qlike, qlike)
         for k, (score, detected, fast, qlike) in enumerate(weeks)
     ]
-    drawn = figure.trend(points, START, START + days * DAY_MS)
-    root = ET.fromstring(drawn)
-    assert "nan" not in drawn
-    assert "inf" not in drawn
-    assert len(root.findall(".//circle")) == len(points)
+    # Weeks end within their period.
+    end = START + max(days, 7 * len(points)) * DAY_MS
+    svg = figure.trend(points, START, end)
+    assert "nan" not in svg
+    assert "inf" not in svg
+    shown = drawn(svg)
+    assert "thresholds" in shown.label
+    assert shown.weeks == len(points)
+    assert all("<&>" in title for title in shown.titles)
+    assert [sum(of) for of in shown.boxes] == [
+        len(points),
+        sum(p.fast_detected is not None for p in points),
+        len(points),
+    ]
 
 
-def test_text_from_outside_is_no_markup() -> None:
-    shown = markup.table(("a<b",), [(markup.link('x".html', "<i>"),)]) + markup.paragraph("<script>")
-    assert not re.search(r"<(i|script|b)\b", shown)
-    with pytest.raises(ValueError, match="another form"):
-        markup.headed("<html></html>", "t", [])
+def test_a_trend_is_the_same_bytes_again() -> None:
+    points = [TrendPoint(START + 7 * DAY_MS, 1.2, "m", True, None, False, 0.3, None)]
+    drawings = [figure.trend(points, START, START + days * DAY_MS) for days in (30, 30, 31)]
+    assert drawings[0] == drawings[1] != drawings[2]
+
+
+def test_another_form_of_evidently_s_page_is_an_error() -> None:
+    for page in ("<html></html>", "<style></style><html></html>"):
+        with pytest.raises(ValueError, match="another form"):
+            headed(page, "monitor.drift/drift.html.j2", title="t", verdict="", fast_verdict="")
+    page = headed(
+        "<html><head><style>a</style></head><body>b<body></html>", "monitor.drift/drift.html.j2",
+        title="<i>", verdict="<script>", fast_verdict="&",
+    )  # fmt: skip
+    assert not re.search(r"<(i|script)\b", page)
+    assert page.startswith("<html><head>")
+    assert page.rstrip().endswith("b<body></html>")
+    assert (
+        page.index("default-src 'none'") < page.index("<style>a</style></head><body><header") < page.index("</header>b")
+    )

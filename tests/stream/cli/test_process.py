@@ -84,6 +84,8 @@ def candle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evidently", "drift"),
         ("pandas._libs", "drift"),
         ("plotly", "report"),
+        ("jinja2", "report"),
+        ("matplotlib.figure", "report"),
         ("training.bundling.train", "train"),
         ("tensorflow", "train"),
         ("keras", "train"),

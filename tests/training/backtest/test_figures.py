@@ -35,7 +35,7 @@ from training.backtest.execution import Book, Costs, execute
 from training.data.dataset import DatasetError, of_grid
 from training.data.holes import holes, jump_notes
 from training.forecasters import named
-from training.pages.html import NONE
+from training.pages.numbers import NONE
 
 START = 1_704_067_200_000
 HOURS = 900

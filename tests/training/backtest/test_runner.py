@@ -288,6 +288,7 @@ def test_figures_and_page_are_the_same_bytes_each_time() -> None:
     assert page.count("<figure>") == 4
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
     assert "<script" not in page
+    assert "default-src 'none'" in page
     for figure in (figures.overview, figures.tradeoff):
         assert figure(of, "png") == figure(of, "png")
 
