@@ -30,8 +30,8 @@ def windows(real: Windows) -> Windows:
 def largest_gap(network: Any, predict: Predict, given: Windows) -> float:
     """Computes the largest |Δ log σ| between the Keras network and the bundle, over all windows and outputs."""
     sequence, static = given
-    keras_says = np.asarray(network([sequence, static], training=False)[OUTPUT], dtype=np.float64)
-    bundle_says = predict(sequence, static).astype(np.float64)
-    gap = np.abs(np.log(bundle_says) - np.log(keras_says))
+    of_keras = np.asarray(network([sequence, static], training=False)[OUTPUT], dtype=np.float64)
+    of_bundle = predict(sequence, static).astype(np.float64)
+    gap = np.abs(np.log(of_bundle) - np.log(of_keras))
     # A NaN on one side only is a gap; max() over it would compare as no gap.
     return float(np.max(np.where(np.isfinite(gap), gap, np.inf)))

@@ -203,7 +203,7 @@ async def _run(
 ) -> None:
     model = ground.predictor.model
     metrics = Metrics(version=VERSION, symbols=settings.symbols, model=model)
-    observe = FanOut([metrics, _say_once(), *([watch] if watch else [])])
+    observe = FanOut([metrics, _log_once(), *([watch] if watch else [])])
     session = secrets.token_hex(4)
     exchange_time = ExchangeTime(settings.time_scale)
     async with BinanceHistory(
@@ -346,7 +346,7 @@ async def _listed(symbol: str, history: BinanceHistory) -> None:
         await history.exchange_info(symbol)
 
 
-def _say_once() -> Observer:
+def _log_once() -> Observer:
     """Returns an observer for facts that come in storms: it logs each cause when it is new and ignores repetitions,
     which the metrics count."""
     logged: set[str] = set()

@@ -19,6 +19,8 @@ from typing import Any
 
 import click
 
+from stream.errors import RefusedError
+
 #: What `volcast train` leaves for `volcast export`.
 RUN_FILES = ("network.keras", "contract.json", "windows.npz")
 #: What `volcast report` writes.
@@ -147,8 +149,6 @@ def refuse_clashes(written: Iterable[Place], read: Iterable[Place]) -> None:
     for index, output in enumerate(written):
         for other in (*written[:index], *read):
             if _same(output, other):
-                from stream.errors import RefusedError
-
                 raise RefusedError(
                     f"{output.label} {output.path}: would write over {other.label} {other.path}, which is the same "
                     "file; choose another"
@@ -203,8 +203,6 @@ def _resolved(path: Path) -> Path:
 
 def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
     """Raises `RefusedError` where `file` cannot be written, before the hours that computing its content may take."""
-    from stream.errors import RefusedError
-
     refused = f"{label} {file}: cannot be written: "
     try:
         status = file.stat()
@@ -228,8 +226,6 @@ def _refuse_unwritable(label: str, file: Path, *, stream: bool) -> None:
 
 
 def _refuse_unfillable(label: str, folder: Path) -> None:
-    from stream.errors import RefusedError
-
     refused = f"{label} {folder}: cannot be written: "
     above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not above.is_dir():
@@ -242,8 +238,6 @@ def _refuse_closed(refused: str, folder: Path, prefix: str) -> None:
 
     Access rights say little about disks that are full or read-only, or on another machine.
     """
-    from stream.errors import RefusedError
-
     try:
         handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)
     except OSError as error:

@@ -71,7 +71,7 @@ def inspect(settings: Settings) -> None:
     click.echo("run would start")
 
 
-def _say(mark: str, what: str, text: str) -> None:
+def _print(mark: str, what: str, text: str) -> None:
     click.echo(f"{mark:<8} {what:<10} {text}")
 
 
@@ -81,10 +81,10 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         model = predictors.load(path).model
     except ContractError as error:
         refusals.append(str(error))
-        _say("REFUSED", "model", str(error))
+        _print("REFUSED", "model", str(error))
         return
     training = model.contract.training
-    _say(
+    _print(
         "ok",
         "model",
         f"{path} version {model.version}, features {model.contract.features_version}, "
@@ -93,9 +93,9 @@ def _model(settings: Settings, refusals: list[str]) -> None:
     described = training.symbols[0]
     for name, level in (("medium", model.contract.regimes.medium_from), ("high", model.contract.regimes.high_from)):
         stated = ", ".join(f"{level * per:.2%} {unit}" for unit, per in PER_UNIT.items())
-        _say("ok", "regime", f"{name} of {described} from σ {stated}")
+        _print("ok", "regime", f"{name} of {described} from σ {stated}")
     if any(symbol != described for symbol in settings.symbols):
-        _say("ok", "regime", "other symbols have those of their own last half year")
+        _print("ok", "regime", "other symbols have those of their own last half year")
 
 
 def _policy(settings: Settings, refusals: list[str]) -> None:
@@ -103,34 +103,34 @@ def _policy(settings: Settings, refusals: list[str]) -> None:
         policy = policies.load(settings.policy)
     except PolicyError as error:
         refusals.append(str(error))
-        _say("REFUSED", "policy", str(error))
+        _print("REFUSED", "policy", str(error))
         return
-    _say("ok", "policy", f"version {policy.version}, acts on {policy.forecast}")
+    _print("ok", "policy", f"version {policy.version}, acts on {policy.forecast}")
 
 
 def _data_dir(settings: Settings, refusals: list[str]) -> None:
     try:
         try_lock(settings.data_dir)
         if not (settings.data_dir / FILE_NAME).exists():
-            _say("ok", "data", f"{settings.data_dir}, no journal yet")
+            _print("ok", "data", f"{settings.data_dir}, no journal yet")
             return
         if found := damage(settings.data_dir / FILE_NAME):
-            _say("warning", "data", f"the journal is damaged ({found}); run will rebuild it and keep this one")
+            _print("warning", "data", f"the journal is damaged ({found}); run will rebuild it and keep this one")
             return
         with contextlib.closing(SqliteJournal(settings.data_dir, read_only=True)) as journal:
-            _say("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
+            _print("ok", "data", f"{settings.data_dir}, journal of {journal.size_bytes()} bytes")
     except (JournalError, sqlite3.Error) as error:
         refusals.append(str(error))
-        _say("REFUSED", "data", str(error))
+        _print("REFUSED", "data", str(error))
 
 
 def _port(settings: Settings, refusals: list[str]) -> None:
     try:
         listen(settings).close()
-        _say("ok", "http", f"{settings.http_host}:{settings.http_port} is free")
+        _print("ok", "http", f"{settings.http_host}:{settings.http_port} is free")
     except RefusedError as error:
         refusals.append(str(error))
-        _say("REFUSED", "http", str(error))
+        _print("REFUSED", "http", str(error))
 
 
 async def _reach(settings: Settings, refusals: list[str]) -> None:
@@ -146,10 +146,10 @@ async def _way(what: str, url: str, refusals: list[str]) -> Way | None:
     except RefusedError as error:
         # Both URLs may be refused for the same reason, which is reported once.
         refusals += [str(error)] if str(error) not in refusals else []
-        _say("REFUSED", what, str(error))
+        _print("REFUSED", what, str(error))
         return None
     if way.proxy is not None:
-        _say("ok", what, f"{mask(url)} is reached through {mask(way.proxy)}")
+        _print("ok", what, f"{mask(url)} is reached through {mask(way.proxy)}")
     return way
 
 
@@ -170,9 +170,9 @@ async def _stream(settings: Settings, refusals: list[str]) -> None:
                 happy_eyeballs_delay=ADDRESS_RACE_S,
             ),
         ):
-            _say("ok", "stream", shown)
+            _print("ok", "stream", shown)
     except (OSError, TimeoutError, WebSocketException, UnicodeError) as error:
-        _say("warning", "stream", f"{shown} does not answer: {error or type(error).__name__}")
+        _print("warning", "stream", f"{shown} does not answer: {error or type(error).__name__}")
 
 
 async def _rest(settings: Settings, refusals: list[str]) -> None:
@@ -186,15 +186,15 @@ async def _rest(settings: Settings, refusals: list[str]) -> None:
                     info = await history.exchange_info(symbol)
                 except UnknownSymbolError:
                     if _known(settings, symbol):
-                        _say("warning", "symbol", f"{symbol} is not listed any more; the journal knows it")
+                        _print("warning", "symbol", f"{symbol} is not listed any more; the journal knows it")
                         continue
                     refusals.append(f"the exchange does not list {symbol}")
-                    _say("REFUSED", "symbol", f"the exchange does not list {symbol}")
+                    _print("REFUSED", "symbol", f"the exchange does not list {symbol}")
                     continue
                 status = next((s.status for s in info.symbols if s.symbol == symbol), "unknown")
-                _say("ok", "symbol", f"{symbol} is {status.lower()}")
+                _print("ok", "symbol", f"{symbol} is {status.lower()}")
     except (UnreachableError, TimeoutError) as error:
-        _say("warning", "rest", f"{mask(settings.rest_url)} does not answer: {error or 'timeout'}")
+        _print("warning", "rest", f"{mask(settings.rest_url)} does not answer: {error or 'timeout'}")
 
 
 def _known(settings: Settings, symbol: str) -> bool:
@@ -209,10 +209,10 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
     if settings.mqtt_url == EMBEDDED:
         try:
             await asyncio.to_thread(_try_embedded)
-            _say("ok", "broker", "embedded")
+            _print("ok", "broker", "embedded")
         except (BrokerError, OSError) as error:
             refusals.append(str(error))
-            _say("REFUSED", "broker", str(error))
+            _print("REFUSED", "broker", str(error))
         return
     try:
         tls = await asyncio.to_thread(broker_tls, settings)
@@ -220,18 +220,18 @@ async def _broker(settings: Settings, refusals: list[str]) -> None:
         client = broker_client(settings.mqtt_url, "volcast-check", tls=tls)
         async with asyncio.timeout(_TIMEOUT_S), client:
             blind = await rivals.look(client)
-            _say("ok", "broker", mask(settings.mqtt_url))
+            _print("ok", "broker", mask(settings.mqtt_url))
         if blind is not None:
-            _say("warning", "broker", f"it does not let us see other nodes ({blind})")
+            _print("warning", "broker", f"it does not let us see other nodes ({blind})")
         if settings.standby and rivals.alive():
-            _say("warning", "broker", f"run would stand by for {', '.join(rivals.alive())}")
+            _print("warning", "broker", f"run would stand by for {', '.join(rivals.alive())}")
         else:
             rivals.refuse()
     except RefusedError as error:
         refusals.append(str(error))
-        _say("REFUSED", "broker", str(error))
+        _print("REFUSED", "broker", str(error))
     except (aiomqtt.MqttError, OSError, TimeoutError, UnicodeError) as error:
-        _say("warning", "broker", f"{mask(settings.mqtt_url)} does not answer: {error or 'timeout'}")
+        _print("warning", "broker", f"{mask(settings.mqtt_url)} does not answer: {error or 'timeout'}")
 
 
 def _try_embedded() -> None:

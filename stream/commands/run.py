@@ -47,7 +47,7 @@ async def _run(settings: Settings, supervisor: Supervisor) -> None:
         # A standby may wait for days, and is healthy while it does.
         await supervisor.ready()
     alive = asyncio.create_task(supervisor.keep_alive(lambda: up[0].daemon.heartbeat_age_s if up else 0.0))
-    stopping = asyncio.create_task(_say_stopping(stop, supervisor))
+    stopping = asyncio.create_task(_notify_stopping(stop, supervisor))
     try:
         await node.run(settings, stop, alongside=settle)
     finally:
@@ -56,6 +56,6 @@ async def _run(settings: Settings, supervisor: Supervisor) -> None:
         await asyncio.gather(alive, stopping, return_exceptions=True)
 
 
-async def _say_stopping(stop: asyncio.Event, supervisor: Supervisor) -> None:
+async def _notify_stopping(stop: asyncio.Event, supervisor: Supervisor) -> None:
     await stop.wait()
     await supervisor.stopping()

@@ -158,8 +158,8 @@ class EventPublisher:
         self._state_sent = None
         try:
             self._refused.connected(self._clock.monotonic_s())
-            await self._say_state(publisher, "starting", ())
-            await self._keep()
+            await self._send_state(publisher, "starting", ())
+            await self._check_journal_in_place()
             # The broker may have lost everything: all current values go out again, before the backlog of events.
             self._unsent = dict.fromkeys(self._retained)
             await self._publish_retained(publisher)
@@ -171,15 +171,15 @@ class EventPublisher:
                 await self._publish_refused(publisher)
                 if self._closing:
                     await self._note_acknowledged()
-                    await self._say_state(publisher, "stopped", ())
+                    await self._send_state(publisher, "stopped", ())
                     return
                 if not self._events:
-                    await self._say_state(publisher, self._state, self._reasons)
+                    await self._send_state(publisher, self._state, self._reasons)
                     await self._pause()
         finally:
             self.connected = False
 
-    async def _keep(self) -> None:
+    async def _check_journal_in_place(self) -> None:
         """Makes sure that the journal still has what is about to be published: somebody may have removed its file since
         the commit. Raises `UnreachableError` if it is gone."""
         try:
@@ -187,7 +187,7 @@ class EventPublisher:
         except JournalError as error:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
 
-    async def _say_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
+    async def _send_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
         if (state, reasons) == self._state_sent:
             return
         payload = schemas.encode(self.node_state(state, reasons))
@@ -205,7 +205,7 @@ class EventPublisher:
         while self._events and not self._late():
             event = self._events[0]
             # If others already wait on its topic, the event is put behind them.
-            was_published = event.topic not in self._refused and await self._say_event(publisher, event)
+            was_published = event.topic not in self._refused and await self._send_event(publisher, event)
             self._events.popleft()
             if was_published:
                 await self._published(event)
@@ -219,7 +219,7 @@ class EventPublisher:
             waiting = self._refused.events(topic)
             while waiting and not self._late():
                 event = waiting[0]
-                if not await self._say_event(publisher, event):
+                if not await self._send_event(publisher, event):
                     break
                 waiting.popleft()
                 await self._published(event)
@@ -228,7 +228,7 @@ class EventPublisher:
         if self._acknowledged:
             await self._note_acknowledged()
 
-    async def _say_event(self, publisher: Publisher, event: Outgoing) -> bool:
+    async def _send_event(self, publisher: Publisher, event: Outgoing) -> bool:
         return await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
 
     async def _published(self, event: Outgoing) -> None:

@@ -290,8 +290,6 @@ Fault = (
 )
 
 
-#: Faults that act at once and leave no state on the board: the exchange performs them.
-ACTS = (Drop, Shutdown, Revise, End)
 #: Faults that concern each symbol where none is named.
 PER_SYMBOL = (DuplicateClose, WithholdClose, DelayClose, WrongClose, Microseconds, EarlyClose)
 _ERROR_STATUSES = frozenset(int(status) for status in HTTPStatus if status >= 400)

@@ -515,13 +515,13 @@ def test_sigterm_ends_within_ten_seconds_while_a_broker_swallows_every_packet(
 def test_a_message_the_broker_refuses_stays_in_the_outbox(
     volcast: Callable[..., Any], exchange: tuple[str, str], strict_mosquitto: Any, tmp_path: Path, until: Any
 ) -> None:
-    async def say(topic: str) -> None:
+    async def publish_to(topic: str) -> None:
         async with broker_client(strict_mosquitto.url, "test") as client:
             await Session(client).publish(topic, b"{}")
 
-    asyncio.run(say("volcast/v1/node/a/state"))
+    asyncio.run(publish_to("volcast/v1/node/a/state"))
     with pytest.raises(UnreachableError):
-        asyncio.run(say("volcast/v1/binance/spot/BTCUSDT/1h/event/forecast.issued"))
+        asyncio.run(publish_to("volcast/v1/binance/spot/BTCUSDT/1h/event/forecast.issued"))
     running = volcast(
         "run", "--ws-url", exchange[0], "--rest-url", exchange[1], "--mqtt-url", strict_mosquitto.url,
         "--http-port", 0, "--data-dir", tmp_path / "var", "--time-scale", SPEED, "--drift-period-hours", 0,

@@ -182,7 +182,7 @@ def test_a_url_of_the_wrong_kind_does_not_tell_its_password(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "url", "says"),
+    ("name", "url", "expected"),
     [
         ("ws_url", "wss://stream.example:9443/ws", "use wss://stream.example:9443"),
         ("ws_url", "wss://stream.example/ws/btcusdt@kline_1h", ""),
@@ -207,10 +207,10 @@ def test_a_url_of_the_wrong_kind_does_not_tell_its_password(tmp_path: Path) -> N
         ("rest_url", "https://-", "its host"),
     ],
 )
-def test_a_url_that_would_lead_nowhere_is_refused_with_what_would_do(name: str, url: str, says: str) -> None:
+def test_a_url_that_would_lead_nowhere_is_refused_with_what_would_do(name: str, url: str, expected: str) -> None:
     with pytest.raises(SettingsError, match=name.replace("_", "-")) as refused:
         load({name: url}, {})
-    assert says in str(refused.value)
+    assert expected in str(refused.value)
     assert isinstance(refused.value, MisuseError)
     with pytest.raises(SettingsError) as refused:
         load({}, {f"VOLCAST_{name.upper()}": url})
@@ -218,16 +218,16 @@ def test_a_url_that_would_lead_nowhere_is_refused_with_what_would_do(name: str, 
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "expected"),
     [
         ({"mqtt_cert_file": Path("c.pem")}, "mqtts://"),
         ({"mqtt_url": "mqtts://host", "mqtt_key_file": Path("k.pem")}, "--mqtt-cert-file"),
     ],
 )
-def test_a_certificate_needs_somebody_to_show_it_to(flags: dict[str, object], says: str) -> None:
+def test_a_certificate_needs_somebody_to_show_it_to(flags: dict[str, object], expected: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load(flags, {})
-    assert says in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_a_command_minds_only_the_settings_that_it_has_a_use_for() -> None:

@@ -24,7 +24,7 @@ class Scripted:
         #: Topics that are refused with a reason code, and those at which the connection is ended.
         self.denied: dict[str, int] = {}
         self.poison: set[str] = set()
-        self.says_why = True
+        self.gives_reason = True
         #: How a subscription is answered if not by a SUBACK: "mute", or "hang_up".
         self.subscription = ""
         #: The properties of the next CONNACKs.
@@ -97,7 +97,7 @@ class Scripted:
             self.publish_received.set()
             await self.prompt.wait()
             if topic in self.poison:
-                if self.says_why:
+                if self.gives_reason:
                     self._send(writer, DISCONNECT, bytes([NOT_AUTHORIZED, 0]))
                 writer.close()
                 return

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream import times
 from stream.core.deciding.policy import PER_UNIT, REGIMES, Policy
 from stream.core.forecasting.windows import Array
-from stream.core.market.candle import Candle
+from stream.core.market.candle import HOURS_PER_YEAR, Candle
 from training.backtest import measures
 from training.backtest.benchmarks import BUY_AND_HOLD, ORACLE, constant, oracle, published, rivals, unique
 from training.backtest.decisions import Calibrated, Decided, Term, decide
@@ -28,8 +28,6 @@ from training.data.holes import Hole, holes, jump_notes
 from training.pages.numbers import between, number, share
 
 SEED = 7
-#: Regime changes of the first policy are counted per year.
-_HOURS_PER_YEAR = 8_760
 _MATCHING_STEPS = 3
 #: 30 days: a shorter period has hardly four 7-day volatilities without overlap, and a tail of a day or two.
 _LEAST_HOURS = 720
@@ -197,7 +195,7 @@ def run(
             for name, level in (("medium", thresholds.medium_from), ("high", thresholds.high_from))
         },
         regimes_used=[_used(one) for one in decided.calibrated],
-        regime_flips=int(np.count_nonzero(np.diff(stripes))) * _HOURS_PER_YEAR / len(stripes),
+        regime_flips=int(np.count_nonzero(np.diff(stripes))) * HOURS_PER_YEAR / len(stripes),
         reasons=_reasons(decided),
         lines=lines,
         reference_as_published=(

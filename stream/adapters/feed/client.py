@@ -215,7 +215,7 @@ class BinanceFeed:
             if connected:
                 self._open -= 1
             if reason != "cancelled":
-                self._hear(quiet=False)
+                self._report_quiet(quiet=False)
                 self._observe(FeedDisconnected(reason, still_open=self._open > 0))
                 if not self._open:
                     listener.disconnected(reason)
@@ -262,7 +262,7 @@ class BinanceFeed:
                     continue
                 # Counted from now: the time that delivery took is not silence of the exchange.
                 silence.received(candle, self._clock.monotonic_s())
-                self._hear(quiet=False)
+                self._report_quiet(quiet=False)
                 if len(silence.received_from) == len(self._symbols):
                     link.receiving.set()
                 if received_at_s - opened_at_s >= self._healthy_after_s:
@@ -331,7 +331,7 @@ class BinanceFeed:
                 # REST may be a moment ahead of a healthy stream.
                 await self._clock.sleep(min(_PROOF_S, self._stall_after_s / 4))
                 return silence.total(self._clock.monotonic_s())
-            self._hear(quiet=True)
+            self._report_quiet(quiet=True)
             silence.excuse(self._clock.monotonic_s())
             return False
         for symbol in asked:
@@ -349,8 +349,8 @@ class BinanceFeed:
                     symbol,
                     extra={"symbol": symbol},
                 )
-                await self._say(link, frames, "UNSUBSCRIBE", [symbol])
-                await self._say(link, frames, "SUBSCRIBE", [symbol])
+                await self._send_control(link, frames, "UNSUBSCRIBE", [symbol])
+                await self._send_control(link, frames, "SUBSCRIBE", [symbol])
             elif not link.relieve.is_set():
                 log.warning(
                     "%s: still no data on the stream: opening the next connection; REST brings its candles",
@@ -369,7 +369,7 @@ class BinanceFeed:
         except (UnreachableError, UnknownSymbolError, TimeoutError):
             return None
 
-    def _hear(self, *, quiet: bool) -> None:
+    def _report_quiet(self, *, quiet: bool) -> None:
         if quiet != self._quiet:
             self._quiet = quiet
             log.info("the stream is %s", "quiet: REST has no news either" if quiet else "not quiet any more")
@@ -379,9 +379,9 @@ class BinanceFeed:
 
     async def _subscribe(self, link: _Link, frames: ControlFrames, symbols: Sequence[str]) -> None:
         for i in range(0, len(symbols), _SUBSCRIBE_BATCH):
-            await self._say(link, frames, "SUBSCRIBE", symbols[i : i + _SUBSCRIBE_BATCH])
+            await self._send_control(link, frames, "SUBSCRIBE", symbols[i : i + _SUBSCRIBE_BATCH])
 
-    async def _say(
+    async def _send_control(
         self, link: _Link, frames: ControlFrames, method: Literal["SUBSCRIBE", "UNSUBSCRIBE"], symbols: Sequence[str]
     ) -> None:
         while (wait_s := frames.wait_s()) > 0:

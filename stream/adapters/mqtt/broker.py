@@ -224,12 +224,12 @@ class MqttBroker:
                     task.cancel()
                     await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
             if speaking.cancelled() or speaking.exception() is not None:
-                await self._say_will(client)
+                await self._publish_will(client)
         if not listening.cancelled():
             listening.result()
         speaking.result()
 
-    async def _say_will(self, client: _Client) -> None:
+    async def _publish_will(self, client: _Client) -> None:
         """Publishes the will for a session that was cut short: a clean disconnect makes the broker drop it."""
         with contextlib.suppress(aiomqtt.MqttError, UnreachableError, TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):

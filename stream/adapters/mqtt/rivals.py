@@ -49,7 +49,7 @@ class Rivals:
         self._states: dict[str, str] = {}
         self._published: dict[str, tuple[str, ...]] = {}
 
-    def hear(self, topic: str, payload: bytes) -> None:
+    def receive(self, topic: str, payload: bytes) -> None:
         """Takes in a message of `node/+/state` or `node/+/info`; ignores one that is malformed."""
         name, _, leaf = topic.removeprefix(_PREFIX).partition("/")
         try:
@@ -59,14 +59,14 @@ class Rivals:
         if not isinstance(message, dict):
             return
         if name == self._instance:
-            self._hear_our_name(leaf, message)
+            self._receive_our_name(leaf, message)
             return
         if leaf == "state":
             self._states[name] = str(message.get("state", "stopped"))
         elif isinstance(symbols := message.get("symbols"), list):
             self._published[name] = tuple(str(symbol) for symbol in symbols)
 
-    def _hear_our_name(self, leaf: str, message: dict[str, Any]) -> None:
+    def _receive_our_name(self, leaf: str, message: dict[str, Any]) -> None:
         """Takes in a message under our name: a later session has taken the name, an earlier one is our own past."""
         since, session = message.get("since"), message.get("session")
         if leaf != "state" or not isinstance(since, int):
@@ -144,7 +144,7 @@ class Rivals:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 async for message in client.messages:
-                    self.hear(str(message.topic), bytes(message.payload or b""))
+                    self.receive(str(message.topic), bytes(message.payload or b""))
                     return message
         return None
 

@@ -76,7 +76,7 @@ def labels_altered(data: Dataset, seed: int) -> Dataset:
     return dataclasses.replace(data, labels=labels, targets=dataclasses.replace(data.targets, rolling_24h_next=rolling))
 
 
-def says(forecaster, data: Dataset, last: int, fitted: Fitted | None = None) -> dict[str, np.ndarray]:
+def forecast_of(forecaster, data: Dataset, last: int, fitted: Fitted | None = None) -> dict[str, np.ndarray]:
     rows = np.arange(SPLIT_HOUR, last + 1)
     fitted = fitted or forecaster.fit(data, START, SPLIT)
     return dict(fitted.forecast(data, rows))
@@ -87,11 +87,16 @@ def assert_blind_to_candles(
 ) -> None:
     """`fitted`: on the unaltered data, where it is at hand."""
     last = SPLIT_HOUR + hours_after_split
-    assert_same(says(forecaster, data, last, fitted), says(forecaster, candles_altered(data, last + 1, seed), last))
+    assert_same(
+        forecast_of(forecaster, data, last, fitted),
+        forecast_of(forecaster, candles_altered(data, last + 1, seed), last),
+    )
 
 
 def assert_blind_to_labels(forecaster, data: Dataset, seed: int) -> None:
-    assert_same(says(forecaster, data, HOURS - 1), says(forecaster, labels_altered(data, seed), HOURS - 1))
+    assert_same(
+        forecast_of(forecaster, data, HOURS - 1), forecast_of(forecaster, labels_altered(data, seed), HOURS - 1)
+    )
 
 
 def assert_same(forecasts: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> None:
@@ -126,7 +131,7 @@ def test_those_that_take_long_to_fit_know_nothing_of_the_future_either(data, for
         need("libgomp.so.1")
     last = SPLIT_HOUR + 100
     other = labels_altered(candles_altered(data, last + 1, seed=1), seed=2)
-    assert_same(says(forecaster, data, last), says(forecaster, other, last))
+    assert_same(forecast_of(forecaster, data, last), forecast_of(forecaster, other, last))
 
 
 def test_the_published_mean_is_found_to_look_ahead(data):

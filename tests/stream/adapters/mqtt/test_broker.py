@@ -41,7 +41,7 @@ def node(broker: Scripted, facts: list[Fact] | None = None, rivals: Callable[[],
     )
 
 
-def saying(topics: list[str]) -> Callable[[Publisher], Awaitable[None]]:
+def publishing(topics: list[str]) -> Callable[[Publisher], Awaitable[None]]:
     """Returns a session that publishes each topic until it is acknowledged, in order, as the publisher does."""
     waiting = list(topics)
 
@@ -62,7 +62,7 @@ async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted
     # The zero after a refusal answers the message that a session publishes when it has failed.
     scripted.pubacks = [0, 0, 0, code, 0, code, code, 0, code]
     facts: list[Fact] = []
-    await node(scripted, facts).run(saying(EVENTS))
+    await node(scripted, facts).run(publishing(EVENTS))
     events = scripted.received_topics("e/")
     assert sorted(set(events), key=events.index) == EVENTS
     assert [t for t in events if events.count(t) > 1] == ["e/3"] * 3 + ["e/4"] * 2
@@ -72,7 +72,7 @@ async def test_what_the_broker_refuses_is_said_again_in_order(scripted: Scripted
 @pytest.mark.fault(31)
 async def test_a_slow_broker_is_waited_for_and_hears_everything_once(scripted: Scripted) -> None:
     scripted.prompt.clear()
-    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted).run(publishing(EVENTS)))
     await scripted.publish_received.wait()
     assert scripted.received_topics("e/") == EVENTS[:1]
     scripted.prompt.set()
@@ -87,7 +87,7 @@ async def test_refused_credentials_are_tried_again_and_told_once(
 ) -> None:
     scripted.connacks = [NOT_AUTHORIZED] * 3
     facts: list[Fact] = []
-    await node(scripted, facts).run(saying(EVENTS))
+    await node(scripted, facts).run(publishing(EVENTS))
     assert scripted.received_topics("e/") == EVENTS
     assert [m for m in caplog.messages if "Not authorized" in m] == [caplog.messages[0]]
     assert [type(f) for f in facts][-1] is BrokerConnected
@@ -96,7 +96,7 @@ async def test_refused_credentials_are_tried_again_and_told_once(
 @pytest.mark.fault(31)
 async def test_a_takeover_ends_the_node_instead_of_a_fight(scripted: Scripted) -> None:
     scripted.prompt.clear()
-    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted).run(publishing(EVENTS)))
     await scripted.publish_received.wait()
     scripted.disconnect(TAKEN_OVER)
     with pytest.raises(RefusedError, match="--instance"):
@@ -106,7 +106,7 @@ async def test_a_takeover_ends_the_node_instead_of_a_fight(scripted: Scripted) -
 
 async def test_any_other_goodbye_of_the_broker_is_no_takeover(scripted: Scripted) -> None:
     scripted.prompt.clear()
-    running = asyncio.create_task(node(scripted).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted).run(publishing(EVENTS)))
     await scripted.publish_received.wait()
     scripted.disconnect(0x8B)
     scripted.prompt.set()
@@ -129,7 +129,7 @@ async def test_the_brokers_own_reason_is_what_the_log_says(
     scripted.welcome = property_text(REASON_STRING, "come back\nlater")
     scripted.prompt.clear()
     facts: list[Fact] = []
-    running = asyncio.create_task(node(scripted, facts).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted, facts).run(publishing(EVENTS)))
     await scripted.publish_received.wait()
     scripted.disconnect(0x8B)
     scripted.prompt.set()
@@ -181,10 +181,10 @@ async def test_a_refusal_is_of_the_message_and_the_end_of_the_connection_is_not(
 
 
 @pytest.mark.fault(45)
-@pytest.mark.parametrize("says_why", [True, False])
-async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, says_why: bool) -> None:
+@pytest.mark.parametrize("gives_reason", [True, False])
+async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, gives_reason: bool) -> None:
     """MQTT 5 has a packet for it; older brokers close the connection."""
-    scripted.poison, scripted.says_why = {"e/0"}, says_why
+    scripted.poison, scripted.gives_reason = {"e/0"}, gives_reason
     errors: list[BaseException] = []
 
     async def session(publisher: Publisher) -> None:
@@ -198,7 +198,7 @@ async def test_who_publishes_hears_that_the_broker_hung_up(scripted: Scripted, s
 
     await node(scripted).run(session)
     assert [(type(e), str(e)) for e in errors] == [
-        (HungUpError, "Not authorized" if says_why else "the connection ended without a word")
+        (HungUpError, "Not authorized" if gives_reason else "the connection ended without a word")
     ]
 
 
@@ -233,7 +233,7 @@ def ours() -> Rivals:
 async def test_a_live_node_with_our_symbol_is_a_reason_not_to_speak(scripted: Scripted, state: str) -> None:
     scripted.retained = node_messages("other", state, ["XRPUSDT", "ETHUSDT"])
     with pytest.raises(RefusedError, match=r"node other .* publishes ETHUSDT too: .*--standby.*node/other/state"):
-        await node(scripted, rivals=ours).run(saying(EVENTS))
+        await node(scripted, rivals=ours).run(publishing(EVENTS))
     assert scripted.received == []
 
 
@@ -256,7 +256,7 @@ async def test_what_is_no_rival_does_not_keep_us_from_speaking(
     scripted: Scripted, retained: list[tuple[str, bytes]]
 ) -> None:
     scripted.retained = retained
-    await node(scripted, rivals=ours).run(saying(EVENTS))
+    await node(scripted, rivals=ours).run(publishing(EVENTS))
     assert scripted.received_topics("e/") == EVENTS
 
 
@@ -275,7 +275,7 @@ async def test_who_spoke_under_our_name_since_we_did_ends_us_and_our_own_past_do
 
         async def session(publisher: Publisher) -> None:
             scripted.retained = retained
-            await saying(waiting)(publisher)
+            await publishing(waiting)(publisher)
 
         await node(scripted, rivals=ourselves).run(session)
 
@@ -290,7 +290,7 @@ async def test_a_broker_that_does_not_let_us_look_lets_us_speak(
     scripted: Scripted, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted.suback = NOT_AUTHORIZED
-    await node(scripted, rivals=ours).run(saying(EVENTS))
+    await node(scripted, rivals=ours).run(publishing(EVENTS))
     assert scripted.received_topics("e/") == EVENTS
     assert "does not let us see other nodes" in caplog.text
 
@@ -301,7 +301,7 @@ async def test_who_may_not_subscribe_publishes_all_the_same_and_is_told_why_once
     scripted: Scripted, caplog: pytest.LogCaptureFixture, subscription: str
 ) -> None:
     scripted.subscription = subscription
-    await node(scripted, rivals=ours).run(saying(EVENTS))
+    await node(scripted, rivals=ours).run(publishing(EVENTS))
     assert scripted.received_topics("e/") == EVENTS
     why = {"mute": "it does not answer a subscription", "hang_up": "it ends the connection when we subscribe"}
     warnings = [m for m in caplog.messages if "does not let us see other nodes" in m]
@@ -320,7 +320,7 @@ async def chatter(broker: Scripted, every_s: float = 0.1) -> None:
 @pytest.mark.fault(46)
 async def test_other_nodes_that_never_cease_to_talk_do_not_keep_us_from_speaking(scripted: Scripted) -> None:
     noise = asyncio.create_task(chatter(scripted))
-    await node(scripted, rivals=ours).run(saying(EVENTS))
+    await node(scripted, rivals=ours).run(publishing(EVENTS))
     assert scripted.received_topics("e/") == EVENTS
     noise.cancel()
 
@@ -347,7 +347,7 @@ async def test_an_end_of_our_own_making_is_no_rival(scripted: Scripted) -> None:
     message = {"state": "ready", "session": "ours", "since": 1_500}
     scripted.retained = [(node_topic("n", "state"), json.dumps(message).encode())]
     scripted.prompt.clear()
-    running = asyncio.create_task(node(scripted, rivals=ourselves).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted, rivals=ourselves).run(publishing(EVENTS)))
     await scripted.publish_received.wait()
     scripted.disconnect(TAKEN_OVER)
     scripted.prompt.set()
@@ -358,7 +358,7 @@ async def test_an_end_of_our_own_making_is_no_rival(scripted: Scripted) -> None:
 
 async def test_who_takes_our_connection_again_and_again_is_a_rival_though_it_says_nothing(scripted: Scripted) -> None:
     scripted.prompt.clear()
-    running = asyncio.create_task(node(scripted, rivals=ours).run(saying(EVENTS)))
+    running = asyncio.create_task(node(scripted, rivals=ours).run(publishing(EVENTS)))
     for _ in range(3):
         scripted.publish_received.clear()
         await scripted.publish_received.wait()
@@ -375,7 +375,7 @@ async def test_our_own_past_with_a_clock_that_was_ahead_is_no_rival(scripted: Sc
     message = {"state": "lost", "session": "before", "since": 9_000}
     scripted.retained = [(node_topic("n", "state"), json.dumps(message).encode())]
     scripted.pubacks = [QUOTA_EXCEEDED]
-    await node(scripted, rivals=ourselves).run(saying(EVENTS))
+    await node(scripted, rivals=ourselves).run(publishing(EVENTS))
     assert scripted.connects == 2
 
 
