@@ -14,14 +14,21 @@ import numpy as np
 import programs
 import pytest
 from blockbuster import blockbuster_ctx
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from repository import REAL_DATA
 
 from stream.core.forecasting.contract import Model
 from stream.testing.sample_model import sample_model, sample_predict
 
-settings.register_profile("volcast", deadline=None, derandomize=bool(os.environ.get("CI")), max_examples=40)
+settings.register_profile(
+    "volcast",
+    # How fast a machine is is no property of the code.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=40,
+)
 settings.load_profile("volcast")
 
 # Under `nohup`, or in the background of a script, these are ignored, and whoever is started inherits that. A handler is

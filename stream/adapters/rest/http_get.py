@@ -23,6 +23,8 @@ _TIMEOUT_S = 10.0
 #: Where a 429 or 418 does not say how long.
 _DEFAULT_RETRY_AFTER_S = 30.0
 _REQUEST_S = 20.0
+#: Requests at a time, as many as the client keeps connections for; the others wait in order.
+AT_ONCE = 20
 #: The longest the exchange bans anybody (418): three days; and the longest pause (429) that makes sense.
 _LONGEST_BAN_S = 259_200.0
 _LONGEST_PAUSE_S = 600.0
@@ -68,6 +70,7 @@ class HttpGet:
         )
         self._clock = clock
         self._patience_s = patience_s
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._not_before_s = 0.0
         self._banned_until_s = 0.0
 
@@ -93,24 +96,29 @@ class HttpGet:
         Raises `UnreachableError` where a ban exceeds `patience_s`, the server cannot be reached, or the answer does not
         end in time or is longer than `max_bytes`.
         """
+        # Many symbols ask at once after a start: in the client's own queue their requests would run out of time.
+        async with self._slots:
+            await self._wait_out_silence()
+            try:
+                # The client's own timeout is per read: an answer that drips would never end.
+                async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:
+                    body = bytearray()
+                    async for chunk in answer.aiter_bytes():
+                        body += chunk
+                        if len(body) > max_bytes:
+                            raise UnreachableError(f"{self._name}: an answer of over {max_bytes} bytes")
+            except TimeoutError:
+                raise UnreachableError(f"{self._name}: no whole answer in {_REQUEST_S:g} s") from None
+            except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+                raise UnreachableError(f"{self._name}: {type(error).__name__} {error}".strip()) from None
+            return Reply(answer.status_code, answer.headers, bytes(body))
+
+    async def _wait_out_silence(self) -> None:
         while (wait_s := self.silent_for_s) > 0:
             banned_for_s = self._banned_until_s - self._clock.monotonic_s()
             if banned_for_s > self._patience_s:
                 raise UnreachableError(f"the exchange wants silence for {banned_for_s:.0f} s more")
             await self._clock.sleep(wait_s)
-        try:
-            # The client's own timeout is per read: an answer that drips would never end.
-            async with asyncio.timeout(_REQUEST_S), self._client.stream("GET", path, params=params) as answer:
-                body = bytearray()
-                async for chunk in answer.aiter_bytes():
-                    body += chunk
-                    if len(body) > max_bytes:
-                        raise UnreachableError(f"{self._name}: an answer of over {max_bytes} bytes")
-        except TimeoutError:
-            raise UnreachableError(f"{self._name}: no whole answer in {_REQUEST_S:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            raise UnreachableError(f"{self._name}: {type(error).__name__} {error}".strip()) from None
-        return Reply(answer.status_code, answer.headers, bytes(body))
 
     def obey(self, reply: Reply) -> None:
         """Raises `UnreachableError` where the answer asks for a pause (418, 429), which later requests wait for."""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from stream.adapters.rest.history import BinanceHistory
+from stream.adapters.rest.http_get import AT_ONCE
 from stream.clock import Clock
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle
@@ -246,3 +247,34 @@ async def test_no_cache_may_answer_and_no_question_is_worded_like_the_last(
         await history.candles("BTCUSDT", WALKED, WALKED + 3 * HOUR_MS)
     asked = [e.detail["params"] for e in exchange.access_log.entries("request") if e.method.endswith("klines")]
     assert len({tuple(sorted(p.items())) for p in asked}) == len(asked)
+
+
+async def test_hundreds_of_symbols_wait_for_each_other_and_not_in_vain() -> None:
+    """The client's own pool lets a request wait for so long and then fails it: all at once that is a storm."""
+    active = most = answered = 0
+    full = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal active, most, answered
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                active += 1
+                most = max(most, active)
+                if active == AT_ONCE:
+                    full.set()
+                await full.wait()
+                active -= 1
+                answered += 1
+                body = b'{"serverTime":1704067200000}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, BinanceHistory(url, clock=Clock()) as client:
+        async with asyncio.timeout(60):
+            times = await asyncio.gather(*(client.server_time_ms() for _ in range(400)))
+    assert set(times) == {1_704_067_200_000}
+    assert (most, answered) == (AT_ONCE, 400)
