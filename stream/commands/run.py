@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from typing import Any, TypeVar
+from typing import Any
 
 from stream import node
 from stream.adapters.supervisor import Supervisor
@@ -13,8 +13,6 @@ from stream.cli import settings_flags
 from stream.cli.parameters import command
 from stream.cli.signals import stop_on_signals
 from stream.settings import Settings
-
-T = TypeVar("T")
 
 
 @command

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_harness as stand
+import fault_oracle
 import msgspec
 import pytest
 from fault_harness import LONG, PACED, START, SYMBOLS, hour
@@ -187,7 +188,7 @@ async def test_a_restart_processes_nothing_twice(tape: dict[str, list[Candle]], 
         first, early = await stand.run(exchange, broker, tmp_path, last=half, check=False)
         exchange.fault("duplicate_close", n=4)
         second, late = await stand.run(exchange, broker, tmp_path, check=False)
-        await asyncio.to_thread(stand.hold, tmp_path, tape, exchange.end_ms)
+        await asyncio.to_thread(fault_oracle.hold, tmp_path, tape, exchange.end_ms, START)
     for symbol in SYMBOLS:
         times = [f.open_time for w in (first, second) for f in w.of(CandleProcessed) if f.symbol == symbol]
         assert times == [c.open_time for c in tape[symbol] if c.open_time >= START]

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiomqtt
 import fault_harness as stand
+import fault_oracle
 import msgspec
 import pytest
 from fault_harness import PACED, START, hour
@@ -164,7 +165,7 @@ async def test_a_journal_that_is_removed_under_the_node_is_put_back_before_the_n
 
     # The oracle: every message that was received is in the journal, and every candle.
     _, ear = await live(right, 0, HOURS - 1, broker, data_dir, alongside=act, check=True)
-    kept = await asyncio.to_thread(stand._published, data_dir)
+    kept = await asyncio.to_thread(fault_oracle.published_by, data_dir)
     assert {key for key in ear.events if len(key[0].split(":")) in (6, 7) and "scored" not in key[0]} <= kept.keys()
     assert len([m for m in caplog.messages if "was removed under the running node" in m]) == 1
 
@@ -203,7 +204,7 @@ async def test_what_a_former_model_said_is_corrected_by_it(
     other = tmp_path / "other.onnx"
     bundle = await asyncio.to_thread(packaged_model().read_bytes)
     await asyncio.to_thread(other.write_bytes, bundle + b"\x32\x05later")
-    first, second = [await asyncio.to_thread(stand.version_of, path) for path in (packaged_model(), other)]
+    first, second = [await asyncio.to_thread(fault_oracle.version_of, path) for path in (packaged_model(), other)]
     await live(wrong, 0, 14, broker, tmp_path / "var")
     watch, ear = await live(
         right, 15, 17, broker, tmp_path / "var", model=other, also=lambda w: bool(w.of(CandleRevised))
@@ -215,7 +216,7 @@ async def test_what_a_former_model_said_is_corrected_by_it(
     assert {f.model.version for f in former.values()} == {first}
     assert {(f.id, 1) for f in former.values()} <= ear.events.keys()
     # The new revisions are the former model's forecasts on the right candles.
-    await asyncio.to_thread(stand.hold_forecasts, list(former.values()), right["BTCUSDT"])
+    await asyncio.to_thread(fault_oracle.hold_forecasts, list(former.values()), right["BTCUSDT"])
 
 
 WRITE_ONLY = "topic write volcast/#\n"

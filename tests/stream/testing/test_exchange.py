@@ -3,16 +3,28 @@
 import asyncio
 import itertools
 import json
-from contextlib import asynccontextmanager, suppress
 
-import httpx
 import pytest
+from exchange_tape import (
+    FIRST_MS,
+    FROM_MS,
+    SYMBOLS,
+    TAPE,
+    ask,
+    candle,
+    closed_hours,
+    closes,
+    hour,
+    klines,
+    playing,
+    rest,
+    ws,
+)
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
 from stream import web
 from stream.core.market.binance import (
-    KlineUpdate,
     Reply,
     UnknownSymbolError,
     WireError,
@@ -26,76 +38,10 @@ from stream.core.market.binance import (
     stream_name,
     stream_url,
 )
-from stream.core.market.candle import HOUR_MS, Candle
-from stream.testing.exchange import Exchange
-from stream.testing.fault_board import FaultBoard
-from stream.testing.faults import FaultError, parse_fault
-from stream.testing.market import simulate
+from stream.core.market.candle import HOUR_MS
 from stream.testing.tape import Tape, forming
 from stream.testing.virtual_clock import VirtualClock
 from stream.testing.wire import decimal
-
-FIRST_MS = 1_704_067_200_000  # the tape's first candle
-SYMBOLS = ("BTCUSDT", "ETHUSDT")
-TAPE = simulate(SYMBOLS, FIRST_MS, 1_200, seed=11)
-#: The newest closed candle at connect.
-FROM_MS = FIRST_MS + 1_100 * HOUR_MS
-
-
-def hour(n: int) -> int:
-    """Returns the open time of the n-th candle after the newest closed one: 1 is the first to be played."""
-    return FROM_MS + n * HOUR_MS
-
-
-def candle(n: int, symbol: str = "BTCUSDT") -> Candle:
-    return TAPE[symbol][1_100 + n]
-
-
-@asynccontextmanager
-async def playing(hours: int = 10, tape=TAPE, speed=None, **options):
-    async with Exchange.replaying(tape, FROM_MS, hours, speed, **options) as exchange:
-        yield exchange
-
-
-def ws(exchange: Exchange, path: str | None = None, **options):
-    url = stream_url(exchange.ws_url, SYMBOLS[:1]) if path is None else exchange.ws_url + path
-    return connect(url, proxy=None, compression=None, **options)
-
-
-def rest(exchange: Exchange) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=exchange.rest_url, trust_env=False)
-
-
-async def closes(socket, last: int) -> list[KlineUpdate]:
-    """Returns the closing frames up to that of the `last` hour, or until the connection ends."""
-    found = []
-    try:
-        async for message in socket:
-            frame = decode_frame(message)
-            if isinstance(frame, KlineUpdate) and frame.closed:
-                found.append(frame)
-                if frame.candle.open_time >= last:
-                    break
-    except ConnectionClosed:
-        pass
-    return found
-
-
-async def closed_hours(socket, last: int) -> list[int]:
-    return [(f.candle.open_time - FROM_MS) // HOUR_MS for f in await closes(socket, hour(last))]
-
-
-async def ask(socket, body: object) -> dict:
-    """Returns the reply to a control frame; data frames before it are skipped."""
-    await socket.send(body if isinstance(body, (str, bytes)) else json.dumps(body))
-    async for message in socket:
-        reply = json.loads(message)
-        if "id" in reply:
-            return reply
-    raise AssertionError("the connection ended without a reply")
-
-
-# -- the tape and the clock
 
 
 async def test_plays_every_close_of_the_tape_once_in_order_and_then_stops():
@@ -273,9 +219,6 @@ def test_decimals_read_back_as_the_same_float():
     assert decimal(57994.6) == "57994.60000000"
 
 
-# -- the protocol of the websocket
-
-
 @pytest.mark.parametrize(
     ("path", "is_combined", "stamp_digits"),
     [
@@ -371,15 +314,6 @@ async def test_pings_and_the_log_of_what_clients_do():
     assert weights == {1}
 
 
-# -- REST, before the tape plays: now is just after the close of candle 0
-
-
-async def klines(http: httpx.AsyncClient, **params: object) -> list[list]:
-    answer = await http.get("/api/v3/klines", params={"symbol": "BTCUSDT", "interval": "1h", **params})
-    assert answer.status_code == 200
-    return answer.json()
-
-
 async def test_klines_pages_and_their_edges():
     async with playing() as exchange, rest(exchange) as http:
 
@@ -457,146 +391,3 @@ async def test_weight_is_forgotten_after_a_virtual_minute():
             await closes(socket, hour(9))
         await exchange.finished.wait()
         assert (await http.get("/api/v3/ping")).headers["X-MBX-USED-WEIGHT-1M"] == "1"
-
-
-# -- faults
-
-
-async def test_a_drop_loses_the_close_that_it_strikes_at():
-    async with playing() as exchange, rest(exchange) as http:
-        exchange.fault("drop", at=hour(3))
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == [1, 2]
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == [4, 5, 6, 7, 8, 9]
-        assert [row[0] for row in await klines(http, startTime=hour(3), limit=1)] == [hour(3)]
-
-
-async def test_a_drop_with_an_outage_refuses_until_enough_closes_have_passed():
-    async with playing() as exchange:
-        exchange.fault("drop", at=hour(2), outage_hours=3)
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == [1]
-        resumed: list[int] = []
-        while not resumed:
-            with suppress(InvalidStatus):  # 503 while the outage lasts
-                async with ws(exchange) as socket:
-                    resumed = await closed_hours(socket, 9)
-        assert resumed == [5, 6, 7, 8, 9]
-
-
-async def test_a_drop_can_concern_one_connection_only():
-    async with playing() as exchange, ws(exchange, "/ws") as one, ws(exchange, "/ws") as two:
-        await ask(one, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
-        await ask(two, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
-        number = exchange.access_log.entries("connect")[0].connection
-        assert exchange.fault("drop", connection=number) == {"dropped": [number]}
-        with pytest.raises(ConnectionClosed):
-            await one.recv()
-        await two.send(control("SUBSCRIBE", ["BTCUSDT"], 2))
-        assert await closed_hours(two, 9) == list(range(1, 10))
-
-
-async def test_duplicate_and_withheld_closes():
-    async with playing() as exchange, rest(exchange) as http:
-        exchange.fault("duplicate_close", symbol="BTCUSDT", at=hour(2), n=2)
-        exchange.fault("withhold_close", at=hour(5))
-        exchange.fault("withhold_close", symbol="ETHUSDT", at=hour(7))
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == [1, 2, 2, 3, 3, 4, 6, 7, 8, 9]
-        assert [row[0] for row in await klines(http, startTime=hour(5), limit=1)] == [hour(5)]
-
-
-async def test_mute_keeps_the_connection_and_ends_by_virtual_time_or_order():
-    async with playing() as exchange:
-        exchange.fault("mute", at=hour(2), seconds=2.5 * 3_600)
-        exchange.fault("mute", at=hour(6))
-        exchange.fault("unmute", at=hour(8))
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == [1, 5, 8, 9]
-
-
-async def test_mute_spares_other_symbols_and_new_connections():
-    async with playing() as exchange:
-        exchange.fault("mute", symbol="ETHUSDT", also_new=True)
-        async with connect(stream_url(exchange.ws_url, SYMBOLS), proxy=None) as socket:
-            muted = await closes(socket, hour(9))
-        assert {f.candle.symbol for f in muted} == {"BTCUSDT"}
-    async with playing() as exchange, ws(exchange, "/ws") as silenced:
-        await ask(silenced, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
-        exchange.fault("mute")
-        async with ws(exchange) as talking:
-            assert await closed_hours(talking, 9) == list(range(1, 10))
-
-
-async def test_refused_and_flapping_upgrades():
-    async with playing() as exchange:
-        exchange.fault("refuse", status=429, retry_after=7)
-        exchange.fault("flap", n=2)
-        with pytest.raises(InvalidStatus) as caught:
-            async with ws(exchange):
-                raise AssertionError("was admitted")
-        assert (caught.value.response.status_code, caught.value.response.headers["Retry-After"]) == (429, "7")
-        for _ in range(2):
-            async with ws(exchange) as socket:
-                assert await closed_hours(socket, 9) == []
-        async with ws(exchange) as socket:
-            assert await closed_hours(socket, 9) == list(range(1, 10))
-        assert [e.kind for e in exchange.log if e.kind != "fault"][:4] == ["refused", "flapped", "flapped", "connect"]
-
-
-async def test_rest_failures_are_scripted_by_count_and_path():
-    async with playing() as exchange, rest(exchange) as http:
-        exchange.fault("rest_status", status=429, retry_after=7, path="/api/v3/klines")
-        exchange.fault("rest_status", status=403)
-        assert (await http.get("/api/v3/time")).text.startswith("<html>")
-        answer = await http.get("/api/v3/klines", params=klines_params("BTCUSDT", FIRST_MS))
-        assert (answer.status_code, answer.headers["Retry-After"], answer.json()["code"]) == (429, "7", -1003)
-        assert "X-MBX-USED-WEIGHT-1M" in answer.headers
-        assert (await http.get("/api/v3/time")).status_code == 200
-        assert len(await klines(http)) == 500
-
-
-async def test_faults_over_http():
-    async with playing() as exchange, rest(exchange) as http, ws(exchange, "/ws") as socket:
-        await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
-        ordered = await http.post("/control/fault", json={"fault": "withhold_close", "n": 2, "at": hour(1)})
-        assert ordered.json() == {"scheduled": hour(1)}
-        assert (await http.post("/control/fault", json={"fault": "mute", "seconds": 1})).json() == {"armed": "mute"}
-        state = (await http.get("/control/state")).json()
-        assert (state["speed"], state["started"], state["finished"]) == ("max", False, False)
-        assert {f["fault"] for f in state["faults"]} == {"withhold_close", "mute"}
-        assert (await http.post("/control/fault", json={"fault": "drop"})).json()["dropped"] == [1]
-        with pytest.raises(ConnectionClosed):
-            await socket.recv()
-        for body in (
-            b"{",
-            b"[]",
-            b'{"fault":"fire"}',
-            b'{"fault":"drop","when":1}',
-            b'{"fault":"flap","n":0}',
-            b"\xff",
-        ):
-            refused = await http.post("/control/fault", content=body)
-            assert (refused.status_code, list(refused.json())) == (400, ["error"])
-
-
-def test_an_unknown_fault_is_refused_in_process():
-    with pytest.raises(FaultError, match="fire"):
-        parse_fault({"fault": "fire"})
-    with pytest.raises(FaultError):
-        parse_fault({"fault": "refuse", "status": 200})
-
-
-def test_a_counted_fault_is_used_up_symbol_by_symbol():
-    board = FaultBoard()
-    board.arm(parse_fault({"fault": "withhold_close", "n": 1}), 0, frozenset())
-    assert [board.copies_of_close(s) for s in ("A", "B", "A", "B")] == [0, 0, 1, 1]
-
-
-async def test_the_same_seed_says_the_same():
-    async def run() -> list[str | bytes]:
-        async with playing(5, seed=3) as exchange, ws(exchange) as socket:
-            return [await socket.recv() for _ in range(8)]
-
-    assert await run() == await run()
