@@ -144,7 +144,7 @@ def test_wrong_credentials_are_waited_out_without_telling_the_password(
     subprocess.run([need("mosquitto_passwd"), "-b", str(passwords), "volcast", "geheim"], check=True)
     strict.stop()
     strict.start()
-    running.find("(connected to the broker)")
+    running.find("(connected to the MQTT broker)")
     assert running.stop() == 0
     assert "geheim" not in running.err + running.out
 
@@ -323,14 +323,14 @@ def test_a_broker_without_a_trusted_certificate_hears_nothing_and_one_with_our_a
     for more in ((), ("--mqtt-ca-file", authority.ca)):
         running = start(url, "volcast", *more)
         running.find("(no connection to the MQTT broker, reconnecting: MqttError: .*certificate verify failed)")
-        assert "connected to the broker" not in running.err
+        assert "connected to the MQTT broker" not in running.err
         assert running.stop(timeout_s=10) == 0
     running = start(url, "volcast", "--mqtt-ca-file", authority.ca)
     running.find("(certificate verify failed)")
     encrypted.stop()
     serve(authority)
     encrypted.start()
-    running.find("(connected to the broker)")
+    running.find("(connected to the MQTT broker)")
     running.find("(node volcast is ready)")
     assert running.stop() == 0
 

@@ -61,7 +61,7 @@ def test_a_node_shows_the_certificate_that_a_broker_asks_for(
     else:
         shown = {"cert_file": certificate, "key_file": key}
     running = start(url=f"mqtts://127.0.0.1:{demanding.port}", ca_file=authority.ca, **shown)
-    running.find("(connected to the broker)")
+    running.find("(connected to the MQTT broker)")
     http = running.find(r"(http://127\.0\.0\.1:\d+)\n")
 
     def published() -> bool:
@@ -81,5 +81,5 @@ def test_without_a_certificate_the_node_waits_and_says_so(
     running = start(url=f"mqtts://127.0.0.1:{demanding.port}", ca_file=authority.ca)
     running.find("(no connection to the MQTT broker, reconnecting: )")
     assert running.stop() == 0
-    assert "connected to the broker" not in running.err
+    assert "connected to the MQTT broker" not in running.err
     assert "Traceback" not in running.err

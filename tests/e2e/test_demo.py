@@ -194,7 +194,7 @@ def test_the_demos_table_shows_whole_figures_and_leaves_warnings_on_the_screen(c
         assert "…" not in "\n".join(shown)
         junk = {"fault": "malformed", "kinds": ["not_json"]}
         assert httpx.post(f"{rest_url}/control/fault", json=junk, trust_env=False).status_code == 200
-        warning = "a frame was set aside"
+        warning = "a frame is skipped"
         terminal.until(lambda lines: warning in " ".join(lines))
         issued = re.compile(r"· (\d+) forecasts ·")
 

@@ -216,7 +216,7 @@ def test_a_damaged_journal_is_rebuilt_and_no_hour_is_passed_over(
     until(lambda: subscriber.payloads("event/decision.issued")[-1]["open_time"] == expected[-1], "the last decision")
     assert running.stop() == 0
     again = daemon()
-    again.find("(node volcast is ready|connected to the broker)")
+    again.find("(node volcast is ready|connected to the MQTT broker)")
     assert again.stop() == 0
     assert "damaged" not in again.err
     rows = predicted("2024-01-01")
@@ -371,7 +371,7 @@ def test_weeks_of_downtime_are_refilled_oldest_first_and_said(
 @pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "moment",
-    ["connected to the broker", "feed is backfilling", "warmed up on", "feed is live", "node volcast is ready"],
+    ["connected to the MQTT broker", "feed is backfilling", "warmed up on", "feed is live", "node volcast is ready"],
 )
 def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
     moment: str, daemon: Callable[[], Any], mosquitto: Any, subscribe: Callable[..., Any], until: Any
@@ -380,7 +380,7 @@ def test_sigterm_at_any_moment_ends_in_time_and_says_stopped(
     running = daemon()
     running.find(f"({moment})")
     assert running.stop(timeout_s=10) == 0
-    if "connected to the broker" in running.err:
+    if "connected to the MQTT broker" in running.err:
         until(lambda: subscriber.payloads("node/volcast/state")[-1]["state"] == "stopped", "stopped")
     assert "Traceback" not in running.err
 
