@@ -10,15 +10,12 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
-from stream.adapters.data_dir import DataDirLock
 from stream.adapters.journal import statements
 from stream.adapters.journal.database import Database
-from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
@@ -32,35 +29,11 @@ T = TypeVar("T", Forecast, Decision)
 _OUTCOME = Outcome.__struct_fields__
 
 
-class SqliteJournal:
-    """Implements `stream.ports.Journal` in `data_dir`."""
-
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        read_only: bool = False,
-        clock: Clock | None = None,
-        lock: DataDirLock | None = None,
-    ) -> None:
-        """Opens the journal; the arguments and exceptions are those of `Database`."""
-        self._database = Database(data_dir, read_only=read_only, clock=clock, lock=lock)
-
-    @property
-    def stuck(self) -> str | None:
-        return self._database.stuck
-
-    def try_again(self) -> None:
-        self._database.try_again()
-
-    def check_place(self) -> None:
-        self._database.check_place()
-
-    def close(self) -> None:
-        self._database.close()
+class SqliteJournal(Database):
+    """Implements `stream.ports.Journal` in `data_dir`: the tables of the file that `Database` keeps."""
 
     def processed(self, symbol: str) -> Processed | None:
-        rows = self._database.read(
+        rows = self.read(
             "SELECT open_time, anchor, exposure, model_version, policy_version FROM operator_state WHERE symbol = ?",
             (symbol,),
         )
@@ -68,12 +41,10 @@ class SqliteJournal:
 
     def symbols(self) -> list[str]:
         """Returns every symbol that was ever configured or processed here."""
-        return [
-            s for (s,) in self._database.read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")
-        ]
+        return [s for (s,) in self.read("SELECT symbol FROM operator_state UNION SELECT symbol FROM configured")]
 
     def configure(self, symbols: Sequence[str]) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO configured VALUES (?)", [(symbol,) for symbol in symbols])
 
     def highest_revision(self, symbol: str) -> int:
@@ -82,31 +53,31 @@ class SqliteJournal:
             "SELECT max(coalesce((SELECT max(revision) FROM forecasts WHERE symbol = ?1), 0), "
             "coalesce((SELECT max(score_revision) FROM outcomes WHERE symbol = ?1), 0))"
         )
-        ((highest,),) = self._database.read(query, (symbol,))
+        ((highest,),) = self.read(query, (symbol,))
         return int(highest)
 
     def first_forecast(self, symbol: str) -> int | None:
-        ((first,),) = self._database.read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
+        ((first,),) = self.read("SELECT min(open_time) FROM forecasts WHERE symbol = ?", (symbol,))
         return None if first is None else int(first)
 
     def keep_issuer(self, issuer: Issuer) -> None:
         """Keeps the bundle and the policy that issue from now on, and deletes those whose newest messages are too old
         to be corrected."""
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             statements.keep_issuer(db, issuer)
 
     def issued_by(self, table: Literal["bundles", "policies"], version: str) -> bytes | None:
         """Returns a bundle or a policy that has issued messages here lately; None where there is none."""
-        rows = self._database.read(f"SELECT body FROM {table} WHERE version = ?", (version,))
+        rows = self.read(f"SELECT body FROM {table} WHERE version = ?", (version,))
         return bytes(rows[0][0]) if rows else None
 
     def renumber(self, change: Renumbering) -> None:
         """Gives messages that wait to be published another revision, in one transaction."""
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             statements.renumber(db, change)
 
     def candles(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Candle]:
-        rows = self._database.read(
+        rows = self.read(
             "SELECT symbol, open_time, open, high, low, close, volume FROM candles "
             "WHERE symbol = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
             (symbol, from_open_time, to_open_time),
@@ -115,11 +86,11 @@ class SqliteJournal:
 
     def last_open_time(self, symbol: str) -> int | None:
         """Returns the open time of a symbol's newest candle, processed or not; None where there is none."""
-        ((newest,),) = self._database.read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
+        ((newest,),) = self.read("SELECT max(open_time) FROM candles WHERE symbol = ?", (symbol,))
         return None if newest is None else int(newest)
 
     def store_history(self, candles: Sequence[Candle]) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             # A candle that is already here was used as it is: a later copy does not silently replace it.
             db.executemany(
                 "INSERT OR IGNORE INTO candles VALUES (?, ?, ?, ?, ?, ?, ?, 'backfill')",
@@ -128,31 +99,31 @@ class SqliteJournal:
 
     def commit(self, records: Sequence[Record]) -> list[int]:
         seqs: list[int] = []
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             for record in records:
                 seqs += _store(db, record)
         return seqs
 
     def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         """Stores messages that belong to no candle (drift), durable like the others. Returns the events' numbers."""
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             return _queue(db, events, retained)
 
     def outbox(self) -> list[Outgoing]:
-        rows = self._database.read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
+        rows = self.read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
         return [Outgoing(*row) for row in rows]
 
     def acknowledge(self, seqs: Sequence[int]) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
 
     def retained(self, topic: str | None = None) -> list[Retained]:
         where = "" if topic is None else "WHERE topic = ? "
         query = f"SELECT topic, payload, expiry_s, valid_until FROM retained {where}ORDER BY topic"
-        return [Retained(*row) for row in self._database.read(query, () if topic is None else (topic,))]
+        return [Retained(*row) for row in self.read(query, () if topic is None else (topic,))]
 
     def forget_retained(self, topics: Sequence[str]) -> None:
-        with self._database.transaction() as db:
+        with self.transaction() as db:
             db.executemany("DELETE FROM retained WHERE topic = ?", [(topic,) for topic in topics])
 
     def messages(
@@ -164,7 +135,7 @@ class SqliteJournal:
         """
         if table not in ("forecasts", "decisions"):
             raise ValueError(f"no messages in table {table!r}")
-        rows = self._database.read(
+        rows = self.read(
             f"SELECT payload FROM {table} AS said WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE id = said.id AND revision > said.revision) "
             f"ORDER BY open_time {'DESC' if newest else 'ASC'} LIMIT ?",
@@ -181,7 +152,7 @@ class SqliteJournal:
 
     def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
         """Returns forecasts of candles from then on that have no outcome yet; of revised ones the newest revision."""
-        rows = self._database.read(
+        rows = self.read(
             "SELECT payload FROM forecasts WHERE symbol = ? AND open_time >= ? "
             "AND NOT EXISTS (SELECT 1 FROM outcomes WHERE forecast_id = forecasts.id) ORDER BY open_time, revision",
             (symbol, from_open_time),
@@ -191,7 +162,7 @@ class SqliteJournal:
 
     def outcomes(self, symbol: str, from_open_time: int, to_open_time: int) -> list[Outcome]:
         """Returns the outcomes of forecasts of candles that open in [from, to], oldest first."""
-        rows = self._database.read(
+        rows = self.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND open_time BETWEEN ? AND ? "
             "ORDER BY open_time, forecast_id",
             (symbol, from_open_time, to_open_time),
@@ -201,7 +172,7 @@ class SqliteJournal:
     def daily_outcomes(self, symbol: str, model_version: str) -> list[Outcome]:
         """Returns all outcomes of one model's forecasts that close a UTC day (stream/core/forecasting/serving.py),
         oldest first."""
-        rows = self._database.read(
+        rows = self.read(
             f"SELECT {', '.join(_OUTCOME)} FROM outcomes WHERE symbol = ? AND model_version = ? "
             "AND open_time % 86400000 = 82800000 ORDER BY open_time",
             (symbol, model_version),
@@ -211,10 +182,7 @@ class SqliteJournal:
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Returns the open times of the alarms that were reported about one model, oldest first."""
         query = "SELECT open_time FROM alarms WHERE symbol = ? AND model_version = ? ORDER BY open_time"
-        return [int(open_time) for (open_time,) in self._database.read(query, (symbol, model_version))]
-
-    def size_bytes(self) -> int:
-        return self._database.size_bytes()
+        return [int(open_time) for (open_time,) in self.read(query, (symbol, model_version))]
 
 
 def _decoded(payloads: Sequence[bytes], kind: type[T]) -> list[T]:

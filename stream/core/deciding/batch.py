@@ -11,17 +11,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.deciding import accumulation
 from stream.core.deciding import policy as risk
-from stream.core.deciding.accumulation import OWN_REGIME_HOURS, Rules, Serving, anchor
-from stream.core.deciding.operator import Issued, Matured, as_har, column
+from stream.core.deciding.accumulation import OWN_REGIME_HOURS, Rules, anchor
+from stream.core.deciding.operator import Issued, Matured, column, conclude
 from stream.core.forecasting import intervals, target
 from stream.core.forecasting.contract import Regimes
-from stream.core.forecasting.features import LOOKBACK_HOURS, MIN_RETURNS_24H
+from stream.core.forecasting.features import MIN_RETURNS_24H
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
 from stream.core.forecasting.windows import Array
@@ -120,29 +119,22 @@ class _Table:
         if har_served.any():
             of_har = intervals.given_hours(rules.har_calibration, start, sigmas[1], realized)
         given = [har if served else model for model, har, served in zip(of_model, of_har, har_served, strict=True)]
-        memory, *others = self._memories(stretch.rows[0] - begin, regimes, start, sigmas, given, har_served)
-        compared = tuple(others)
+        memories = self._memories(stretch.rows[0] - begin, regimes, start, sigmas, given, har_served)
         for row in stretch.rows:
-            interval, served = given[row - begin], bool(har_served[row - begin])
+            interval = given[row - begin]
             assert interval is not None
-            model_prediction = self._predictions[row]
-            prediction = as_har(model_prediction, self._window(row)) if served else model_prediction
-            seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
-            limits = accumulation.regimes_for(rules, rules.policy, regimes, served)
-            memory, ruling = risk.decide(rules.policy, limits, memory, risk.outlook(rules.policy, seen, interval.high))
-            compared = tuple(
-                risk.advance(
-                    policy,
-                    accumulation.regimes_for(rules, policy, regimes, served),
-                    before_it,
-                    risk.outlook(policy, seen, interval.high),
-                )
-                for policy, before_it in zip(rules.compared, compared, strict=True)
+            issued, memory = conclude(
+                rules,
+                self._predictions[row],
+                interval,
+                self._closes[max(row + 1 - DELAY_HOURS, 0) : row + 1],
+                memories,
+                regimes,
+                regimes_from,
+                har_served=bool(har_served[row - begin]),
             )
-            who: Serving = "har" if served else "model"
-            if rules.policy.thresholds is not None:
-                limits = rules.policy.thresholds.hourly
-            yield Issued(prediction, interval, ruling, who, model_prediction.volatility, limits, regimes_from, compared)
+            memories = (memory, *issued.compared)
+            yield issued
 
     def _memories(
         self,
@@ -165,10 +157,3 @@ class _Table:
         """Columns of rows [begin, end), NaN before the first row."""
         lead = np.full((len(values), max(0, min(0, end) - begin)), np.nan)
         return np.concatenate([lead, values[:, max(begin, 0) : max(end, 0)]], axis=1)
-
-    def _window(self, row: int) -> Array:
-        """As much of `State.window` as har's level needs: the closes."""
-        window = np.full((LOOKBACK_HOURS, 5), np.nan)
-        closes = self._closes[max(row + 1 - LOOKBACK_HOURS, 0) : row + 1]
-        window[-len(closes) :, 3] = closes
-        return window

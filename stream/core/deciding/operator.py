@@ -73,11 +73,6 @@ class State(msgspec.Struct, frozen=True):
     regimes_from: RegimesFrom = "bundle"
     recent: tuple[RecentForecast, ...] = ()
 
-    @property
-    def volatilities(self) -> Array:
-        """The model's σ by hour, [`Rules.sigma_hours`]; the last is that of the newest forecast. All NaN before one."""
-        return np.full(ACCUMULATION_HOURS, np.nan) if self.sigmas is None else self.sigmas[0]
-
 
 class Gap(msgspec.Struct, frozen=True):
     """Hours that do not exist: the open times of the first and the last."""
@@ -243,25 +238,10 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     if har_calibrated is not None:
         har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
         interval = around_har if har_served else interval
-    model_prediction = prediction
-    if har_served:
-        prediction = as_har(prediction, state.window)
-    # Policies must see of each source what `sigmas` keeps of it, for a later accumulation will show them that
-    # again: of the headline what is served, of everything else what was predicted.
-    seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
-    limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
-    memory, verdict = risk.decide(rules.policy, limits, memory, risk.outlook(rules.policy, seen, interval.high))
-    if rules.compared:
-        compared = tuple(
-            risk.advance(
-                policy,
-                accumulation.regimes_for(rules, policy, regimes, har_served),
-                before_it,
-                risk.outlook(policy, seen, interval.high),
-            )
-            for policy, before_it in zip(rules.compared, compared, strict=True)
-        )
-    who: Serving = "har" if har_served else "model"
+    closes = state.window[-intervals.DELAY_HOURS :, 3]
+    issued, memory = conclude(
+        rules, prediction, interval, closes, (memory, *compared), regimes, regimes_from, har_served=har_served
+    )
     after = State(
         symbol=state.symbol,
         last_open_time=state.last_open_time,
@@ -272,20 +252,55 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         awaiting=False,
         anchor=start,
         memory=memory,
-        compared=compared,
+        compared=issued.compared,
         calibrated=calibrated,
         har_calibrated=har_calibrated,
         days=days,
-        serving=who,
+        serving=issued.serving,
         regimes=regimes,
         regimes_from=regimes_from,
-        recent=_remember(state.recent, prediction, interval),
+        recent=_remember(state.recent, issued.prediction, interval),
+    )
+    return after, (issued,)
+
+
+def conclude(
+    rules: Rules,
+    model_prediction: Prediction,
+    interval: intervals.Interval,
+    closes: Array,
+    memories: tuple[risk.PolicyMemory, ...],
+    regimes: tuple[Regimes, ...],
+    regimes_from: RegimesFrom,
+    *,
+    har_served: bool,
+) -> tuple[Issued, risk.PolicyMemory]:
+    """Returns what is issued of a prediction and its interval, and the policy's memory after it.
+
+    `closes` are those of the last 24 hours, NaN where there is none; `memories` and `regimes` are one for each of
+    `Rules.policies` and `Rules.sources`.
+    """
+    prediction = as_har(model_prediction, closes) if har_served else model_prediction
+    # Policies must see of each source what `sigmas` keeps of it, for a later accumulation will show them that
+    # again: of the headline what is served, of everything else what was predicted.
+    seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
+    before, *others = memories
+    limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
+    memory, ruling = risk.decide(rules.policy, limits, before, risk.outlook(rules.policy, seen, interval.high))
+    compared = tuple(
+        risk.advance(
+            policy,
+            accumulation.regimes_for(rules, policy, regimes, har_served),
+            before_it,
+            risk.outlook(policy, seen, interval.high),
+        )
+        for policy, before_it in zip(rules.compared, others, strict=True)
     )
     if rules.policy.thresholds is not None:
         limits = rules.policy.thresholds.hourly
-    return after, (
-        Issued(prediction, interval, verdict, who, model_prediction.volatility, limits, regimes_from, compared),
-    )
+    who: Serving = "har" if har_served else "model"
+    issued = Issued(prediction, interval, ruling, who, model_prediction.volatility, limits, regimes_from, compared)
+    return issued, memory
 
 
 def _past_before(rules: Rules, state: State, open_time: int) -> Array:
@@ -300,7 +315,7 @@ def column(rules: Rules, prediction: Prediction) -> list[float]:
     return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 
-def as_har(prediction: Prediction, window: Array) -> Prediction:
+def as_har(prediction: Prediction, closes: Array) -> Prediction:
     """Returns the prediction scaled to har's level: har forecasts the next 24 h as a whole only, so the shape of the
     hours within is the model's."""
     level = prediction.baseline_har / prediction.volatility
@@ -309,7 +324,6 @@ def as_har(prediction: Prediction, window: Array) -> Prediction:
         return max(sigma * level, SIGMA_FLOOR)
 
     first = scaled(prediction.horizon_1h)
-    closes = window[-intervals.DELAY_HOURS :, 3]
     return msgspec.structs.replace(
         prediction,
         volatility=prediction.baseline_har,

@@ -77,7 +77,9 @@ def replay(
     Forecasts begin with the first candle that opens at or after `since` (default: the first there is); the
     hours that its decision's accumulation needs are run before it and not yielded.
     """
-    yield from drive(rules, symbol, candles, _predictions(rules, symbol, candles, model, predict, since), since)
+    yield from drive(
+        rules, symbol, candles, _predictions(rules, symbol, *to_grid(candles), model, predict, since), since
+    )
 
 
 def events(
@@ -89,14 +91,21 @@ def events(
     since: int | None = None,
 ) -> Iterator[Matured | Issued]:
     """Yields the outcomes and forecasts of `replay` without the states between them, for a fraction of the work."""
-    yield from batch.events(rules, symbol, candles, _predictions(rules, symbol, candles, model, predict, since), since)
+    yield from batch.events(
+        rules, symbol, candles, _predictions(rules, symbol, *to_grid(candles), model, predict, since), since
+    )
 
 
 def _predictions(
-    rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, predict: Predict, since: int | None
+    rules: Rules,
+    symbol: str,
+    grid: NDArray[np.int64],
+    ohlcv: Array,
+    model: Model,
+    predict: Predict,
+    since: int | None,
 ) -> dict[int, Prediction]:
     """Returns predictions by open time, of all hours that what is issued from `since` on depends on."""
-    grid, ohlcv = to_grid(candles)
     if not len(grid):
         return {}
     table = features.compute(grid, ohlcv)
@@ -144,11 +153,8 @@ def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, pre
     if not candles:
         return State(symbol)
     grid, ohlcv = to_grid(candles)
-    table = features.compute(grid, ohlcv)
     newest = int(grid[-1])
-    asked = forecast_hours(grid, anchor(newest), own=symbol != rules.described)
-    rows = np.nonzero(table.ready & asked)[0]
-    predictions = {p.open_time: p for p in predict_rows(symbol, table, rows, model, predict)}
+    predictions = _predictions(rules, symbol, grid, ohlcv, model, predict, newest)
     # A forecast that the model refused leaves the lines before it as they were.
     oldest = max(predictions, default=newest) - (RECENT_HOURS - 1) * HOUR_MS
     shown = next(k for k, c in enumerate(candles) if c.open_time >= oldest)

@@ -291,7 +291,7 @@ def test_damage_that_shows_while_running_is_mended_and_the_same_commit_succeeds(
     path.write_bytes(sound)
     with contextlib.closing(SqliteJournal(tmp_path, clock=CLOCK)) as journal:
         # Written through another descriptor, so that pages in the journal's cache are unaffected.
-        journal._database._db.execute("PRAGMA cache_size = 0")
+        journal._db.execute("PRAGMA cache_size = 0")
         with path.open("r+b") as file:
             file.seek(4_096)
             file.write(b"\xff" * (len(sound) - 4_096))
