@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from stream.adapters.backoff import ADDRESS_RACE_S, Backoff, ConnectBudget
 from stream.adapters.feed.control_frames import ControlFrames
 from stream.adapters.feed.silence import Silence
-from stream.adapters.feed.sockets import Connect, Socket, proxy_and_tls
+from stream.adapters.feed.sockets import Connect, Link, Socket, proxy_and_tls
 from stream.adapters.outbound import Way, way_to
 from stream.clock import Clock
 from stream.core.market import binance
@@ -61,26 +61,6 @@ _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
 
 #: Returns REST's newest candle of a symbol, closed or forming. Raises `UnreachableError` where REST does not answer.
 Newest = Callable[[str], Awaitable[Candle | None]]
-
-
-class _Link:
-    """One connection, from its handshake to its end."""
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[tuple[str, float]] | None = None
-        self.socket: ClientConnection | None = None
-        #: `relieve` is set when a successor is wanted, `receiving` when this connection can be one.
-        self.relieve = asyncio.Event()
-        self.receiving = asyncio.Event()
-        #: Why this side ended it; empty where it did not.
-        self.ending = ""
-        self.delivering = False
-        self.request_id = 0
-
-    async def end(self, reason: str) -> None:
-        self.ending = self.ending or reason
-        if self.socket is not None:
-            await self.socket.close()
 
 
 class BinanceFeed:
@@ -126,7 +106,7 @@ class BinanceFeed:
         self._complained = ""
 
     async def run(self, listener: FeedListener) -> None:
-        links: list[_Link] = []
+        links: list[Link] = []
         try:
             while True:
                 if not links:
@@ -146,16 +126,16 @@ class BinanceFeed:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _start(self, listener: FeedListener) -> _Link:
+    async def _start(self, listener: FeedListener) -> Link:
         while (wait_s := self._budget.wait_s()) > 0:
             log.log(logging.WARNING if wait_s >= 1 else logging.DEBUG, "the stream: reconnecting in %.0f s", wait_s)
             await self._clock.sleep(wait_s)
         self._budget.spend()
-        link = _Link()
+        link = Link()
         link.task = asyncio.create_task(self._connection(link, listener), name="feed connection")
         return link
 
-    async def _relieve(self, links: list[_Link], listener: FeedListener) -> None:
+    async def _relieve(self, links: list[Link], listener: FeedListener) -> None:
         """Opens successors until one receives data or the leader has ended; `links` then holds those that remain."""
         leader = links[0]
         assert leader.task is not None
@@ -175,7 +155,7 @@ class BinanceFeed:
                 await _first(leader.task, self._clock.sleep(delay_s))
         links.remove(leader)
 
-    async def _connection(self, link: _Link, listener: FeedListener) -> tuple[str, float]:
+    async def _connection(self, link: Link, listener: FeedListener) -> tuple[str, float]:
         """Runs one connection from handshake to end. Returns why it ended, and the least delay before the next in s."""
         connected = False
         reason, delay_s = "cancelled", 0.0
@@ -240,7 +220,7 @@ class BinanceFeed:
         log.log(logging.DEBUG if reason == self._complained else logging.WARNING, "%s", text)
         self._complained = reason
 
-    async def _listen(self, link: _Link, socket: ClientConnection, listener: FeedListener) -> None:
+    async def _listen(self, link: Link, socket: ClientConnection, listener: FeedListener) -> None:
         """Delivers frames until the connection ends, which raises `ConnectionClosed`."""
         opened_at_s = self._clock.monotonic_s()
         frames = ControlFrames(self._clock.monotonic_s)
@@ -274,7 +254,7 @@ class BinanceFeed:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _frame(self, link: _Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
+    async def _frame(self, link: Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
         """Delivers one frame. Returns its candle where it carries data, which ends a silence, else None."""
         try:
             frame = binance.decode_frame(data)
@@ -300,7 +280,7 @@ class BinanceFeed:
 
     # --- looking after a connection ----------------------------------------------------------------------------
 
-    async def _look_after(self, link: _Link, silence: Silence, frames: ControlFrames, opened_at_s: float) -> None:
+    async def _look_after(self, link: Link, silence: Silence, frames: ControlFrames, opened_at_s: float) -> None:
         rotate_at_s = opened_at_s + self._rng.uniform(*self._rotate_after_s)
         period_s = min(_CHECK_S, self._stall_after_s / 4)
         while True:
@@ -319,7 +299,7 @@ class BinanceFeed:
                 await link.end("stall")
                 return
 
-    async def _judge(self, link: _Link, silence: Silence, frames: ControlFrames) -> bool:
+    async def _judge(self, link: Link, silence: Silence, frames: ControlFrames) -> bool:
         """Asks REST about the silent streams and tries to revive dead ones. Returns whether the connection is dead."""
         now_s = self._clock.monotonic_s()
         asked = silence.suspects(now_s)[:_ASKED_AT_ONCE]
@@ -377,12 +357,12 @@ class BinanceFeed:
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    async def _subscribe(self, link: _Link, frames: ControlFrames, symbols: Sequence[str]) -> None:
+    async def _subscribe(self, link: Link, frames: ControlFrames, symbols: Sequence[str]) -> None:
         for i in range(0, len(symbols), _SUBSCRIBE_BATCH):
             await self._send_control(link, frames, "SUBSCRIBE", symbols[i : i + _SUBSCRIBE_BATCH])
 
     async def _send_control(
-        self, link: _Link, frames: ControlFrames, method: Literal["SUBSCRIBE", "UNSUBSCRIBE"], symbols: Sequence[str]
+        self, link: Link, frames: ControlFrames, method: Literal["SUBSCRIBE", "UNSUBSCRIBE"], symbols: Sequence[str]
     ) -> None:
         while (wait_s := frames.wait_s()) > 0:
             await self._clock.sleep(wait_s)

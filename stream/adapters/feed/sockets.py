@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -33,3 +34,23 @@ class Socket(ClientConnection):
         if self.frames is not None and isinstance(event, Frame) and event.opcode is Opcode.PING:
             self.frames.pong()
         super().process_event(event)
+
+
+class Link:
+    """One connection, from its handshake to its end."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[tuple[str, float]] | None = None
+        self.socket: ClientConnection | None = None
+        #: `relieve` is set when a successor is wanted, `receiving` when this connection can be one.
+        self.relieve = asyncio.Event()
+        self.receiving = asyncio.Event()
+        #: Why this side ended it; empty where it did not.
+        self.ending = ""
+        self.delivering = False
+        self.request_id = 0
+
+    async def end(self, reason: str) -> None:
+        self.ending = self.ending or reason
+        if self.socket is not None:
+            await self.socket.close()
