@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
@@ -159,11 +160,18 @@ class Journal(Protocol):
 
 
 class Publisher(Protocol):
-    """One connection to the broker. `publish` returns once the broker has acknowledged the message."""
+    """One connection to the broker."""
 
-    async def publish(
+    @property
+    def receive_maximum(self) -> int:
+        """How many messages the broker takes before it has acknowledged the first of them."""
+
+    def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None: ...
+    ) -> asyncio.Future[None]:
+        """Sends a message and returns a future that is done once the broker has acknowledged it. The future fails with
+        `MessageRefusedError` if the broker refuses this message, with `HungUpError` or `UnreachableError` if the
+        connection is of no use any more."""
 
 
 class Broker(Protocol):

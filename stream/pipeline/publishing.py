@@ -1,8 +1,10 @@
-"""Publishing: sends the outbox and the retained messages to the broker, in order, until it has acknowledged them.
+"""Publishing: sends the outbox and the retained messages to the broker until it has acknowledged them.
 
-Each event is published, and kept until it is acknowledged; a retained topic only ever carries its newest payload. A
-retained payload past its `valid_until` is not published: an old decision must not look like a current one.
-A message that the broker refuses waits with those that follow on its topic; the other topics go on.
+Many messages are in flight at once, one per topic, so that each topic keeps its order; events go before retained
+messages. Each event is kept until it is acknowledged; a retained topic only ever carries its newest payload. A retained
+payload past its `valid_until` is not published: an old decision must not look like a current one.
+A message that the broker refuses waits with those that follow on its topic; the other topics go on. It is retried when
+nothing else is in flight.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
 from stream.clock import Clock
 from stream.core.messages import schemas, topics
 from stream.core.messages.records import Outgoing, Retained
 from stream.core.messages.schemas import NodeInfo, NodeState, NodeStateName
 from stream.errors import HungUpError, JournalError, MessageRefusedError, UnreachableError
+from stream.pipeline.in_flight import InFlight
+from stream.pipeline.outbox import Outbox
 from stream.pipeline.refused_topics import RefusedTopics
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
@@ -28,7 +32,7 @@ log = logging.getLogger(__name__)
 
 #: Acknowledgements are written to the journal in batches of at most this many; a crash before that repeats messages,
 #: harmlessly.
-_ACKNOWLEDGE_BATCH = 64
+_ACKNOWLEDGE_BATCH = 256
 #: How long a stop may spend on emptying the outbox, which is durable and can wait.
 _LAST_WORDS_S = 1.5
 #: Shortest pause before refused topics are looked at again: one that is due may still have nothing to publish.
@@ -59,12 +63,17 @@ class EventPublisher:
         self._clock = clock
         self._exchange_now_ms = exchange_now_ms
         self._observe = observe
-        self._events: deque[Outgoing] = deque()
+        self._outbox = Outbox()
         self._refused = RefusedTopics()
         self._retained: dict[str, Retained] = {}
-        self._unsent: dict[str, None] = {}
+        #: Retained topics whose newest payload is not acknowledged, and which of them are still to be looked at.
+        self._unsent: set[str] = set()
+        self._unsent_line: deque[str] = deque()
         self._cleared: list[str] = []
         self._acknowledged: list[int] = []
+        self._noting: asyncio.Task[None] | None = None
+        #: How many messages were in flight when the last connection ended.
+        self._cautious = 0
         self._wake = asyncio.Event()
         self._state: NodeStateName = "starting"
         self._reasons: tuple[str, ...] = ()
@@ -86,7 +95,7 @@ class EventPublisher:
     def load(self, outbox: Sequence[Outgoing], retained: Sequence[Retained], gone: Sequence[str]) -> None:
         """Takes what an earlier run left: unacknowledged events, and retained messages. The topics in `gone` have left
         the configuration and are cleared at the broker."""
-        self._events.extend(outbox)
+        self._outbox.put(outbox)
         self._cleared.extend(gone)
         self._retained |= {item.topic: item for item in retained if item.topic not in gone}
         self._count()
@@ -98,24 +107,26 @@ class EventPublisher:
         self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
-        self._events.extend(events)
+        """Takes events and retained messages that the journal has, for publishing."""
+        self._outbox.put(events)
         for item in retained:
             self._retained[item.topic] = item
-            self._unsent[item.topic] = None
+            if item.topic not in self._unsent:
+                self._unsent.add(item.topic)
+                self._unsent_line.append(item.topic)
         self._count()
         self._wake.set()
 
     def pending(self) -> list[Outgoing]:
         """Returns the events that the broker has not acknowledged."""
-        return [*self._events, *self._refused.waiting()]
+        return self._outbox.pending()
 
     def amend(self, payloads: Mapping[int, bytes]) -> None:
         """Replaces the payloads of events that wait, by their number in the outbox."""
-        self._events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in self._events)
-        self._refused.amend(payloads)
+        self._outbox.amend(payloads)
 
     def _count(self) -> None:
-        self._observe(OutboxCounted(len(self._events) + len(self._refused)))
+        self._observe(OutboxCounted(len(self._outbox)))
 
     def retained_payload(self, topic: str) -> bytes | None:
         item = self._retained.get(topic)
@@ -141,7 +152,9 @@ class EventPublisher:
 
     def time_is_known(self) -> None:
         """Wakes the session, because retained messages that waited for the exchange's time can be judged now."""
-        self._wake.set()
+        if self._unsent and not self._unsent_line:
+            self._unsent_line.extend(topic for topic in self._retained if topic in self._unsent)
+            self._wake.set()
 
     def _late(self) -> bool:
         return self._closing and self._clock.monotonic_s() >= self._close_by_s
@@ -156,28 +169,39 @@ class EventPublisher:
         `UnreachableError` if the broker does not acknowledge or the journal is not in its place."""
         self.connected = True
         self._state_sent = None
+        self._refused.connected(self._clock.monotonic_s())
+        self._outbox.restart(except_for=self._refused.topics())
+        in_flight = InFlight(
+            publisher,
+            cautious=self._cautious,
+            accepted=self._message_accepted,
+            refused=self._message_refused,
+            lost=self._connection_lost,
+        )
         try:
-            self._refused.connected(self._clock.monotonic_s())
-            await self._send_state(publisher, "starting", ())
+            await self._send_state(in_flight, "starting", ())
             await self._check_journal_in_place()
             # The broker may have lost everything: all current values go out again, before the backlog of events.
-            self._unsent = dict.fromkeys(self._retained)
-            await self._publish_retained(publisher)
+            self._unsent = set(self._retained)
+            self._unsent_line = deque(self._retained)
+            await self._drain(in_flight, self._next_retained)
+            await self._clear_topics(in_flight)
             while True:
-                # Cleared before looking, so that what is offered during the publishing below is not missed.
-                self._wake.clear()
-                await self._publish_events(publisher)
-                await self._publish_retained(publisher)
-                await self._publish_refused(publisher)
+                await self._drain(in_flight, self._next_event, self._next_retained, self._next_refused)
+                await self._clear_topics(in_flight)
                 if self._closing:
+                    if self._noting is not None:
+                        await asyncio.wait([self._noting])
                     await self._note_acknowledged()
-                    await self._send_state(publisher, "stopped", ())
+                    await self._send_state(in_flight, "stopped", ())
                     return
-                if not self._events:
-                    await self._send_state(publisher, self._state, self._reasons)
+                if not await self._send_state(in_flight, self._state, self._reasons):
                     await self._pause()
         finally:
             self.connected = False
+            self._cautious = in_flight.end()
+            if self._noting is not None:
+                self._noting.cancel()
 
     async def _check_journal_in_place(self) -> None:
         """Makes sure that the journal still has what is about to be published: somebody may have removed its file since
@@ -187,12 +211,18 @@ class EventPublisher:
         except JournalError as error:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
 
-    async def _send_state(self, publisher: Publisher, state: NodeStateName, reasons: tuple[str, ...]) -> None:
-        if (state, reasons) == self._state_sent:
-            return
-        payload = schemas.encode(self.node_state(state, reasons))
-        if await self._publish(publisher, topics.node_topic(self._instance, "state"), payload, retain=True):
+    async def _send_state(self, in_flight: InFlight, state: NodeStateName, reasons: tuple[str, ...]) -> bool:
+        """Publishes the node's state unless this connection has it. Returns whether it was sent."""
+        topic = topics.node_topic(self._instance, "state")
+        if (state, reasons) == self._state_sent or self._refused.waits(topic, self._clock.monotonic_s()):
+            return False
+
+        def accepted() -> None:
             self._state_sent = (state, reasons)
+
+        in_flight.send(topic, schemas.encode(self.node_state(state, reasons)), retain=True, accepted=accepted)
+        await self._all_answered(in_flight)
+        return True
 
     async def _pause(self) -> None:
         """Waits until there is something to publish or to retry."""
@@ -201,77 +231,138 @@ class EventPublisher:
             async with asyncio.timeout(None if wait_s is None else max(wait_s, _LOOK_AGAIN_S)):
                 await self._wake.wait()
 
-    async def _publish_events(self, publisher: Publisher) -> None:
-        while self._events and not self._late():
-            event = self._events[0]
-            # If others already wait on its topic, the event is put behind them.
-            was_published = event.topic not in self._refused and await self._send_event(publisher, event)
-            self._events.popleft()
-            if was_published:
-                await self._published(event)
-            else:
-                self._refused.put(event)
-        if self._acknowledged:
-            await self._note_acknowledged()
+    async def _drain(self, in_flight: InFlight, *sources: Callable[[InFlight], bool]) -> None:
+        """Sends what the sources have, the first before the second and so on, until they have nothing and all of it is
+        answered. A source sends one message and returns whether it did."""
+        while True:
+            # Cleared before looking, so that what is offered from here on is not missed.
+            self._wake.clear()
+            for send in sources:
+                while in_flight.may_send() and not self._late() and send(in_flight):
+                    pass
+            if len(self._acknowledged) >= _ACKNOWLEDGE_BATCH or not len(in_flight):
+                self._note_soon()
+            if not len(in_flight):
+                return
+            await self._answer(in_flight)
 
-    async def _publish_refused(self, publisher: Publisher) -> None:
+    async def _all_answered(self, in_flight: InFlight) -> None:
+        while len(in_flight):
+            self._wake.clear()
+            await self._answer(in_flight)
+
+    async def _answer(self, in_flight: InFlight) -> None:
+        """Waits for an answer or for something to publish. Raises what ended the connection."""
+        if in_flight.lost is None:
+            await self._wake.wait()
+        if in_flight.lost is not None:
+            raise in_flight.lost
+
+    def _next_event(self, in_flight: InFlight) -> bool:
+        event = self._outbox.take()
+        if event is not None:
+            self._send_event(in_flight, event)
+        return event is not None
+
+    def _send_event(self, in_flight: InFlight, event: Outgoing) -> None:
+        accepted = partial(self._event_acknowledged, event)
+        in_flight.send(event.topic, event.payload, expiry_s=event.expiry_s, accepted=accepted)
+
+    def _next_retained(self, in_flight: InFlight) -> bool:
+        while self._unsent_line:
+            topic = self._unsent_line.popleft()
+            # One that is in flight comes back here if there is a newer payload by then.
+            if topic not in in_flight and topic not in self._refused and self._send_retained(in_flight, topic):
+                return True
+        return False
+
+    def _send_retained(self, in_flight: InFlight, topic: str) -> bool:
+        """Sends the newest payload of a topic. Returns False if it must wait, or is out of date."""
+        item = self._retained[topic]
+        if item.valid_until is not None and self._exchange_now_ms() is None:
+            # After a restart it may be long out of date: it waits for the exchange's time.
+            return False
+        expiry_s = self._remaining_s(item)
+        if expiry_s is not None and expiry_s <= 0:
+            self._unsent.discard(topic)
+            return False
+        accepted = partial(self._retained_acknowledged, item)
+        in_flight.send(topic, item.payload, retain=True, expiry_s=expiry_s, accepted=accepted)
+        return True
+
+    def _next_refused(self, in_flight: InFlight) -> bool:
+        """Retries one refused topic, when nothing else is in flight: it may cost the connection."""
+        if len(in_flight):
+            return False
         for topic in self._refused.due(self._clock.monotonic_s()):
-            waiting = self._refused.events(topic)
-            while waiting and not self._late():
-                event = waiting[0]
-                if not await self._send_event(publisher, event):
-                    break
-                waiting.popleft()
-                await self._published(event)
-            if not waiting:
-                self._refused.accepted(topic)
-        if self._acknowledged:
-            await self._note_acknowledged()
+            event = self._outbox.oldest(topic)
+            if event is not None:
+                self._send_event(in_flight, event)
+                return True
+            if topic in self._unsent and self._send_retained(in_flight, topic):
+                return True
+        return False
 
-    async def _send_event(self, publisher: Publisher, event: Outgoing) -> bool:
-        return await self._publish(publisher, event.topic, event.payload, expiry_s=event.expiry_s)
+    async def _clear_topics(self, in_flight: InFlight) -> None:
+        """Clears topics that have left the configuration, one at a time; there are few."""
+        for topic in list(self._cleared):
+            if self._late() or self._refused.waits(topic, self._clock.monotonic_s()):
+                continue
+            in_flight.send(topic, b"", retain=True, accepted=partial(self._cleared.remove, topic))
+            await self._all_answered(in_flight)
+            if topic not in self._cleared:
+                # If the journal cannot note this, the topic is cleared once more at the next start, harmlessly.
+                with contextlib.suppress(JournalError):
+                    await self._worker.call(self._journal.forget_retained, [topic])
 
-    async def _published(self, event: Outgoing) -> None:
+    # --- answers -----------------------------------------------------------------------------------------------
+
+    def _message_accepted(self, topic: str) -> None:
+        self._refused.accepted(topic)
+        self._observe(Published(topic))
+        self._wake.set()
+
+    def _message_refused(self, topic: str, error: MessageRefusedError) -> None:
+        self._observe(PublishFailed(topic, str(error)))
+        self._refused.refused(topic, str(error), self._clock.monotonic_s())
+        self._wake.set()
+
+    def _connection_lost(self, topic: str, error: Exception) -> None:
+        self._wake.set()
+        self._observe(PublishFailed(topic, str(error)))
+        if isinstance(error, HungUpError):
+            self._refused.hung_up(topic, str(error), self._clock.monotonic_s())
+        elif isinstance(error, UnreachableError):
+            self._refused.unanswered(topic, self._clock.monotonic_s())
+
+    def _event_acknowledged(self, event: Outgoing) -> None:
         if event.timed and event.arrived_at_s is not None:
             self._observe(ForecastAcknowledged(self._clock.monotonic_s() - event.arrived_at_s))
+        self._outbox.acknowledged(event.topic)
         self._count()
         self._acknowledged.append(event.seq)
-        if len(self._acknowledged) >= _ACKNOWLEDGE_BATCH:
-            await self._note_acknowledged()
+
+    def _retained_acknowledged(self, item: Retained) -> None:
+        if self._retained[item.topic] is item:
+            self._unsent.discard(item.topic)
+        else:
+            # A newer payload was offered while this one was in flight.
+            self._unsent_line.append(item.topic)
+
+    def _note_soon(self) -> None:
+        """Lets the journal note what is acknowledged while the next messages go out: the worker may be busy."""
+        if self._acknowledged and (self._noting is None or self._noting.done()):
+            self._noting = asyncio.ensure_future(self._note_acknowledged())
 
     async def _note_acknowledged(self) -> None:
         seqs = list(self._acknowledged)
         if not seqs:
             return
-        try:
+        # They stay on the list if the journal cannot note them, and in the worst case are published once more after a
+        # restart.
+        with contextlib.suppress(JournalError):
             await self._worker.call(self._journal.acknowledge, seqs)
-        except JournalError:
-            # They stay on the list, and in the worst case are published once more after a restart.
-            return
-        del self._acknowledged[: len(seqs)]
-
-    async def _publish_retained(self, publisher: Publisher) -> None:
-        for topic in list(self._unsent):
-            if self._late():
-                return
-            item = self._retained[topic]
-            if item.valid_until is not None and self._exchange_now_ms() is None:
-                # After a restart it may be long out of date: it waits for the exchange's time.
-                continue
-            expiry_s = self._remaining_s(item)
-            outdated = expiry_s is not None and expiry_s <= 0
-            if not outdated and not await self._publish(publisher, topic, item.payload, retain=True, expiry_s=expiry_s):
-                continue
-            # A newer payload may have been offered while this one was being published; it is still to be sent.
-            if self._retained[topic] is item:
-                del self._unsent[topic]
-        for topic in list(self._cleared):
-            if self._late() or not await self._publish(publisher, topic, b"", retain=True):
-                continue
-            self._cleared.remove(topic)
-            # If the journal cannot note this, the topic is cleared once more at the next start, harmlessly.
-            with contextlib.suppress(JournalError):
-                await self._worker.call(self._journal.forget_retained, [topic])
+            del self._acknowledged[: len(seqs)]
 
     def _remaining_s(self, item: Retained) -> int | None:
         """Returns for how many seconds the broker may keep this payload: None for ever, 0 if it is out of date."""
@@ -279,27 +370,3 @@ class EventPublisher:
         if item.expiry_s is None or item.valid_until is None or now_ms is None:
             return item.expiry_s
         return max(0, min(item.expiry_s, -((now_ms - item.valid_until) // 1_000)))
-
-    async def _publish(
-        self, publisher: Publisher, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> bool:
-        """Publishes a message unless its topic waits for a retry. Returns whether the broker has acknowledged it: False
-        also if it refused this message. Raises `UnreachableError` if it ended the connection or did not answer."""
-        if self._refused.waits(topic, self._clock.monotonic_s()):
-            return False
-        try:
-            await publisher.publish(topic, payload, retain=retain, expiry_s=expiry_s)
-        except MessageRefusedError as error:
-            self._observe(PublishFailed(topic, str(error)))
-            self._refused.refused(topic, str(error), self._clock.monotonic_s())
-            return False
-        except UnreachableError as error:
-            self._observe(PublishFailed(topic, str(error)))
-            if isinstance(error, HungUpError):
-                self._refused.hung_up(topic, str(error), self._clock.monotonic_s())
-            else:
-                self._refused.unanswered(topic, self._clock.monotonic_s())
-            raise
-        self._refused.accepted(topic)
-        self._observe(Published(topic))
-        return True

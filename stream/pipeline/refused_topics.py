@@ -1,18 +1,15 @@
-"""Topics that the broker refuses: which events wait on them, and when they are retried.
+"""Topics that the broker refuses, why, and when they are retried.
 
 One topic must not hold up the others. Within a topic the order stays: what follows a refused message waits behind it. A
 broker may refuse a message with a reason, or end the connection at it each time, or never acknowledge it; in the latter
-two cases the topic at fault is that of the message that was being published.
+two cases the topic at fault is that of the oldest message without an answer.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-
-from stream.core.messages.records import Outgoing
+from collections import Counter
+from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,6 @@ class _Held:
     hung_up: bool
     pause_s: float
     retry_at_s: float
-    events: deque[Outgoing] = field(default_factory=deque)
 
 
 class RefusedTopics:
@@ -45,39 +41,20 @@ class RefusedTopics:
         self._warned: Counter[str] = Counter()
         self._accepted_here = False
 
-    def __len__(self) -> int:
-        """Returns how many events wait."""
-        return sum(len(held.events) for held in self._held.values())
-
     def __contains__(self, topic: str) -> bool:
         return topic in self._held
+
+    def topics(self) -> set[str]:
+        return set(self._held)
 
     def waits(self, topic: str, now_s: float) -> bool:
         """Returns whether it is too early to publish anything on this topic."""
         held = self._held.get(topic)
         return held is not None and now_s < held.retry_at_s
 
-    def put(self, event: Outgoing) -> None:
-        """Puts an event behind those that already wait on its topic, which must be a refused one."""
-        self._held[event.topic].events.append(event)
-
     def due(self, now_s: float) -> list[str]:
-        """Returns the topics with events that may be retried now."""
-        return [topic for topic, held in self._held.items() if held.events and now_s >= held.retry_at_s]
-
-    def events(self, topic: str) -> deque[Outgoing]:
-        """Returns the events that wait on a topic, oldest first; the caller removes those that it has published."""
-        held = self._held.get(topic)
-        return held.events if held is not None else deque()
-
-    def waiting(self) -> list[Outgoing]:
-        """Returns all events that wait."""
-        return [event for held in self._held.values() for event in held.events]
-
-    def amend(self, payloads: Mapping[int, bytes]) -> None:
-        """Replaces the payloads of events that wait, by their number in the outbox."""
-        for held in self._held.values():
-            held.events = deque(replace(e, payload=payloads.get(e.seq, e.payload)) for e in held.events)
+        """Returns the topics that may be retried now."""
+        return [topic for topic, held in self._held.items() if now_s >= held.retry_at_s]
 
     def next_try_s(self, now_s: float) -> float | None:
         """Returns the seconds until the first refused topic may be retried; None if no topic is refused."""
@@ -103,19 +80,12 @@ class RefusedTopics:
                 held.retry_at_s = now_s
 
     def accepted(self, topic: str) -> None:
-        """Notes that the broker takes the topic. Events that wait on it are due at once, and stay here until the caller
-        has published them."""
+        """Notes that the broker takes the topic."""
         self._accepted_here = True
         if topic == self._strikes[0]:
             self._strikes = ("", 0)
-        held = self._held.get(topic)
-        if held is None:
-            return
-        if held.events:
-            held.retry_at_s = 0.0
-            return
-        del self._held[topic]
-        log.info("the broker takes %s again", topic, extra={"topic": topic})
+        if self._held.pop(topic, None) is not None:
+            log.info("the broker takes %s again", topic, extra={"topic": topic})
 
     def refused(self, topic: str, reason: str, now_s: float) -> None:
         self._hold(topic, reason, now_s, hung_up=False)

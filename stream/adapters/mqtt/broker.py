@@ -13,6 +13,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from stream.adapters.mqtt.client import Client as _Client
 from stream.adapters.mqtt.rivals import NO_ANSWER, Rivals
 from stream.adapters.outbound import authorities
 from stream.core.messages.schemas import CONTENT_TYPE
-from stream.errors import HungUpError, MessageRefusedError, RefusedError, UnreachableError
+from stream.errors import MessageRefusedError, RefusedError, UnreachableError
 from stream.ports import Publisher
 from stream.telemetry import BrokerConnected, BrokerLost, Observer
 from stream.urls import parse
@@ -33,8 +34,6 @@ from stream.urls import parse
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
-#: A slow broker is waited for: reconnecting would only make it receive the same message twice.
-_ACKNOWLEDGED_S = 15.0
 _KEEPALIVE_S = 20
 _HEALTHY_AFTER_S = 5.0
 _LAST_WORD_S = 1.0
@@ -49,8 +48,19 @@ _TAKEOVERS, _TAKEOVERS_BLIND = 3, 2
 _FIGHT_S = 300.0
 
 
+class _Packed(Properties):
+    """Properties that are encoded once: most messages have the same."""
+
+    def pack(self) -> bytes:
+        packed: bytes | None = self.__dict__.get("packed")
+        if packed is None:
+            self.__dict__["packed"] = packed = bytes(super().pack())  # type: ignore[no-untyped-call]
+        return packed
+
+
+@lru_cache(maxsize=64)
 def _properties(packet: int, expiry_s: int | None = None) -> Properties:
-    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    properties = _Packed(packet)  # type: ignore[no-untyped-call]
     properties.ContentType = CONTENT_TYPE
     properties.PayloadFormatIndicator = 1
     if expiry_s is not None:
@@ -63,33 +73,29 @@ _LOST = (aiomqtt.MqttError, UnreachableError, OSError, UnicodeError)
 
 
 class Session:
-    """Implements `stream.ports.Publisher` on one live connection; one message at a time."""
+    """Implements `stream.ports.Publisher` on one live connection."""
 
     def __init__(self, client: _Client) -> None:
         self._client = client
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
-        if refusal := self._client.too_large(topic, payload):
-            raise MessageRefusedError(refusal)
-        self._client.refusal = None
-        try:
-            await self._client.publish(
-                topic,
-                payload,
-                qos=1,
-                retain=retain,
-                properties=_properties(PacketTypes.PUBLISH, expiry_s),
-                timeout=_ACKNOWLEDGED_S,
-            )
-        except aiomqtt.MqttError as error:
-            if self._client.ended:
-                raise HungUpError(self._client.farewell or "the connection ended without a word") from None
-            raise UnreachableError(f"the broker did not acknowledge: {error}") from None
-        except ValueError as error:
-            # The library itself rejects the message as invalid.
-            raise MessageRefusedError(str(error)) from None
-        if self._client.refusal is not None:
-            raise MessageRefusedError(self._client.refusal)
+    @property
+    def receive_maximum(self) -> int:
+        return self._client.receive_maximum
+
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> asyncio.Future[None]:
+        refusal = self._client.too_large(topic, payload)
+        if refusal is None:
+            properties = _properties(PacketTypes.PUBLISH, expiry_s)
+            try:
+                return self._client.send(topic, payload, retain=retain, properties=properties)
+            except ValueError as error:
+                # The library itself rejects the message as invalid.
+                refusal = str(error)
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refused.set_exception(MessageRefusedError(refusal))
+        return refused
 
 
 class MqttBroker:
@@ -327,6 +333,4 @@ def broker_client(
         timeout=_TIMEOUT_S,
         max_queued_incoming_messages=_MOST_QUEUED,
     )
-    # The library warns above ten pending calls; we wait for each acknowledgement, so the number is no sign of trouble.
-    client.pending_calls_threshold = 1_000
     return client

@@ -1,7 +1,8 @@
 """One connection to a broker, which reports why it ends: aiomqtt's client, with some of its behaviour replaced.
 
 The library takes any acknowledgement for success, waits until its timeout where the connection has already ended,
-drops the broker's reason on the way, and tries the addresses of a host name one after the other.
+drops the broker's reason on the way, and tries the addresses of a host name one after the other. Its `publish` needs a
+task for each message in flight; `send` needs a future.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiomqtt
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.properties import Properties
 
 from stream.adapters.backoff import ADDRESS_RACE_S
+from stream.adapters.mqtt.deliveries import Deliveries
 
 T = TypeVar("T")
 
@@ -25,6 +29,10 @@ _REACHED_S = 10.0
 #: MQTT 5: another client has connected with our client id.
 _TAKEN_OVER = 0x8E
 _REASON_CHARACTERS = 200
+#: MQTT 5: what applies where the broker does not say how many messages it takes at a time.
+_RECEIVE_MAXIMUM = 65_535
+#: A slow broker is waited for: reconnecting would only make it receive the same message twice.
+_ACKNOWLEDGED_S = 15.0
 #: What a PUBLISH packet has apart from topic and payload: fixed header, packet identifier, our properties.
 _PUBLISH_OVERHEAD_BYTES = 64
 
@@ -39,8 +47,6 @@ def _words(reason_code: Any, properties: Any) -> str:
 class Client(aiomqtt.Client):
     """The library's client. Uses private parts of aiomqtt 2 and of paho: both are pinned to their major version."""
 
-    #: Why the broker refused the newest publication.
-    refusal: str | None = None
     #: Why the broker refused topics of the newest subscription.
     denials: tuple[str, ...] = ()
     #: The broker's reason when it ended the connection or refused to open it.
@@ -48,9 +54,32 @@ class Client(aiomqtt.Client):
     #: Whether the connection has ended, whoever ended it.
     ended = False
     taken_over = False
+    #: How many messages the broker takes before it has acknowledged the first of them.
+    receive_maximum = _RECEIVE_MAXIMUM
     _connected_once = False
     _largest_packet_bytes: int | None = None
     _reached: socket.socket | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._deliveries = Deliveries(self._loop, _ACKNOWLEDGED_S)
+        # Whoever calls `send` keeps to `receive_maximum`; paho's own queue would search all messages for each answer.
+        self._client.max_inflight_messages_set(0)
+
+    def send(self, topic: str, payload: bytes, *, retain: bool, properties: Properties) -> asyncio.Future[None]:
+        """Publishes with QoS 1 and returns a future that is done once the broker has acknowledged the message.
+
+        The future fails with `MessageRefusedError`, with `HungUpError` once the connection has ended, and with
+        `UnreachableError` where the answer does not come in time. Raises `ValueError` where the message is invalid.
+        """
+        info = self._client.publish(topic, payload, 1, retain, properties)
+        future = self._deliveries.add(info.mid)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._deliveries.hang_up(self._last_words())
+        return future
+
+    def _last_words(self) -> str:
+        return self.farewell or "the connection ended without a word"
 
     def why(self, error: BaseException) -> str:
         """Returns the cause of `error` for a person to read: the broker's own reason where it gave one."""
@@ -143,6 +172,7 @@ class Client(aiomqtt.Client):
         if reason_code.is_failure:
             self.farewell = _words(reason_code, properties)
         self._connected_once = not reason_code.is_failure
+        self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
         self._largest_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
@@ -151,6 +181,8 @@ class Client(aiomqtt.Client):
         if flags.is_disconnect_packet_from_server:
             self.farewell = _words(reason_code, properties)
             self.taken_over = reason_code.value == _TAKEN_OVER
+        # Before the library wakes those who read: whoever published must learn first at which message it ended.
+        self._deliveries.hang_up(self._last_words())
         if not self._connected.done():
             # The library would wait for an answer that cannot come. Its connect, which may call this, runs in a thread.
             self._loop.call_soon_threadsafe(self._never_connected)
@@ -166,6 +198,4 @@ class Client(aiomqtt.Client):
         super()._on_subscribe(client, userdata, mid, reason_codes, properties)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
-        if reason_code.is_failure:
-            self.refusal = _words(reason_code, properties)
-        super()._on_publish(client, userdata, mid, reason_code, properties)
+        self._deliveries.acknowledge(mid, _words(reason_code, properties) if reason_code.is_failure else None)

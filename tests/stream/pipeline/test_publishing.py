@@ -34,23 +34,43 @@ class Publisher:
         denied: Collection[str] = (),
         poison: Collection[str] = (),
         unanswered: Collection[str] = (),
+        receive_maximum: int = 65_535,
     ) -> None:
         self.accepts, self.denied, self.poison, self.unanswered = accepts, denied, poison, unanswered
+        self.receive_maximum = receive_maximum
         self.offered: list[str] = []
         self.published: list[tuple[str, bytes, bool, int | None]] = []
         self.any_published = asyncio.Event()
+        self.ended: UnreachableError | None = None
+        #: Topics of the messages without an answer, and the largest number of them.
+        self.in_flight: list[str] = []
+        self.most_in_flight = 0
 
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> None:
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> asyncio.Future[None]:
+        assert topic not in self.in_flight, "two messages of one topic are in flight"
+        self.in_flight.append(topic)
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+        assert len(self.in_flight) <= self.receive_maximum
+        return asyncio.ensure_future(self._take(topic, payload, retain, expiry_s))
+
+    async def _take(self, topic: str, payload: bytes, retain: bool, expiry_s: int | None) -> None:
         await asyncio.sleep(0)
+        if self.ended is not None:
+            raise self.ended
         self.offered.append(topic)
+        if topic in self.poison:
+            self.ended = HungUpError("Not authorized")
+        elif topic in self.unanswered:
+            self.ended = UnreachableError("the broker did not acknowledge")
+        elif topic not in self.denied and len(self.published) >= self.accepts:
+            self.ended = UnreachableError("gone")
+        if self.ended is not None:
+            raise self.ended
+        self.in_flight.remove(topic)
         if topic in self.denied:
             raise MessageRefusedError("Not authorized")
-        if topic in self.poison:
-            raise HungUpError("Not authorized")
-        if topic in self.unanswered:
-            raise UnreachableError("the broker did not acknowledge")
-        if len(self.published) >= self.accepts:
-            raise UnreachableError("gone")
         self.published.append((topic, payload, retain, expiry_s))
         self.any_published.set()
 
@@ -132,6 +152,37 @@ async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stan
     assert sorted(set(events), key=events.index) == [f"e/{h}" for h in range(10)]
     assert "r" in second.topics()
     assert await asyncio.to_thread(stand.journal.outbox) == []
+
+
+async def test_many_topics_are_in_flight_at_once_within_what_the_broker_takes(stand: Stand) -> None:
+    stand.publisher.offer(await commit(stand, 2_000), [])
+    for receive_maximum, most in ((20, 20), (65_535, 256)):
+        publisher = Publisher(receive_maximum=receive_maximum, accepts=1_000)
+        with contextlib.suppress(UnreachableError):
+            await stand.talk(publisher)
+        assert publisher.most_in_flight == most
+
+
+async def test_after_a_connection_that_ended_in_between_one_message_is_sent_at_a_time(stand: Stand) -> None:
+    """The message that ends connections is then the only suspect."""
+    stand.publisher.offer(await commit(stand, 100), [])
+    first, second = Publisher(50), Publisher(10)
+    for publisher in (first, second):
+        with pytest.raises(UnreachableError):
+            await stand.talk(publisher, close=False)
+    assert first.most_in_flight > 10
+    assert second.most_in_flight == 1
+
+
+async def test_events_go_before_retained_messages(stand: Stand) -> None:
+    publisher = Publisher(receive_maximum=3)
+    talking = asyncio.create_task(stand.talk(publisher, close=False))
+    await publisher.any_published.wait()
+    stand.publisher.offer(await commit(stand, 10), [Retained(f"r/{n}", b"x", None) for n in range(10)])
+    stand.publisher.close()
+    await talking
+    leaves = [topic[0] for topic in publisher.topics() if topic[1] == "/"]
+    assert leaves == ["e"] * 10 + ["r"] * 10
 
 
 async def test_each_connection_begins_with_starting_and_all_retained_values(stand: Stand) -> None:
