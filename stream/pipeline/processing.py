@@ -22,6 +22,7 @@ from stream.core.deciding.replay import predict_ready, warm
 from stream.core.forecasting import serving
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
+from stream.core.forecasting.rolling import Rolling
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.outputs import Due
 from stream.core.messages import builders, recording, turn
@@ -85,6 +86,7 @@ class Processor:
         self._observe = observe
         self._offer = offer
         self._load = load
+        self._rolling = Rolling()
         self._states: dict[str, State] = {}
         #: By symbol: what has been issued, by this node and by others.
         self._issued: dict[str, IssuedHistory] = {}
@@ -334,7 +336,7 @@ class Processor:
         """Predicts for all symbols at once. If the model raises, predicts for each alone, so that only the symbol whose
         input causes it goes without a forecast."""
         try:
-            return predict_ready(ready, self._predictor.model, self._predictor)
+            return predict_ready(ready, self._predictor.model, self._predictor, self._rolling)
         except Exception:
             if len(ready) == 1:
                 log.exception("%s: the model fails", ready[0].symbol, extra={"symbol": ready[0].symbol})

@@ -92,6 +92,8 @@ class Ready(msgspec.Struct, frozen=True):
     symbol: str
     open_time: int
     window: Array
+    #: The window of the candle before, if that is an hour older.
+    follows: Array | None = None
 
 
 class Insufficient(msgspec.Struct, frozen=True):
@@ -184,7 +186,7 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
         days = _with_day(days, candle.open_time, hours, accumulation.excess(realized, model, har))
     ready = returns >= MIN_RETURNS_24H
     events.append(
-        Ready(state.symbol, candle.open_time, window)
+        Ready(state.symbol, candle.open_time, window, state.window if hours == 1 else None)
         if ready
         else Insufficient(state.symbol, candle.open_time, returns)
     )

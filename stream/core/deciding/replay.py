@@ -29,6 +29,7 @@ from stream.core.forecasting import features, target
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.predictions import Prediction, assemble
+from stream.core.forecasting.rolling import Rolling
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
@@ -198,20 +199,20 @@ def _before(
     return State(symbol, last_open_time=last, window=window, realized=realized, sigmas=sigmas, forecast_until=until)
 
 
-def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict) -> list[Prediction]:
+def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict, rolling: Rolling) -> list[Prediction]:
     """Returns predictions for the operators that wait, in their order: one model call for those that closed together.
 
-    A symbol for which the model gave no usable answer is not among them.
+    A symbol for which the model gave no usable answer is not among them. `rolling` keeps what the next hour's features
+    need; it makes them faster and no different.
     """
     found: dict[tuple[str, int], Prediction] = {}
-    last = features.LOOKBACK_HOURS - 1
     for open_time in sorted({r.open_time for r in ready}):
         together = [r for r in ready if r.open_time == open_time]
-        grid = open_time + HOUR_MS * np.arange(-last, 1, dtype=np.int64)
-        table = features.compute(grid, np.stack([r.window for r in together]), newest=1)
-        row = np.array([0])
-        volatility = predict(table.sequences(row)[:, 0], table.static[:, 0])
-        for i, r in enumerate(together):
-            for prediction in assemble(r.symbol, table.of(i), row, volatility[i : i + 1], model):
-                found[r.symbol, open_time] = prediction
+        symbols = [r.symbol for r in together]
+        table, sequences = rolling.newest(
+            open_time, symbols, [r.window for r in together], [r.follows for r in together]
+        )
+        volatility = predict(sequences, table.static)
+        for prediction in assemble(symbols, table, np.arange(len(symbols)), volatility, model):
+            found[prediction.symbol, open_time] = prediction
     return [found[r.symbol, r.open_time] for r in ready if (r.symbol, r.open_time) in found]

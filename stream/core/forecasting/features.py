@@ -13,6 +13,7 @@ Garman & Klass (1980): ½ ln(H/L)² - (2 ln 2 - 1) ln(C/O)², the variance of an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -33,13 +34,20 @@ EWMA_HALF_LIFE_HOURS = 72
 #: The EWMA's window; what lies beyond weighs under 0.1 %.
 EWMA_HOURS = 720
 
-# What is summed over windows, by its place in one array.
-_RETURN, _SQUARE, _RETURNED, _PRESENT, _RANGE, _VOLUME, _NEGATIVE = range(7)
+EWMA_DECAY = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
+
+# What is summed over windows, by its place in one array: the channels.
+RETURN, SQUARE, RETURNED, PRESENT, RANGE, VOLUME, _NEGATIVE = range(7)
+CHANNELS = 7
+#: The channels that are also summed with weights, for the EWMA.
+WEIGHTED = [SQUARE, RETURNED]
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
+#: All windows that are summed.
+WINDOWS_HOURS = (*_RANGE_HOURS, 23, SEQUENCE_HOURS)
 #: The season of the coming hours is the range of the same hours of the week in this many weeks before.
-_SEASON_HOURS = (3, 12, 24)
-_SEASON_WEEKS = 4
-_WEEK_HOURS = 168
+SEASON_HOURS = (3, 12, 24)
+SEASON_WEEKS = 4
+WEEK_HOURS = 168
 
 SEQUENCE_NAMES = (
     "return_scaled",
@@ -68,7 +76,7 @@ STATIC_NAMES = (
     "log_volume_3h",
     "log_volume_24h",
     "log_volume_168h",
-    *(f"log_range_season_{h}h" for h in _SEASON_HOURS),
+    *(f"log_range_season_{h}h" for h in SEASON_HOURS),
     *(f"next_24h_{day}" for day in ("tue", "wed", "thu", "fri", "sat", "sun")),
     "last_24h_weekend",
     "next_1h_weekend",
@@ -100,10 +108,6 @@ class Features:
     gaps: NDArray[np.int64]
     ready: NDArray[np.bool_]
 
-    def of(self, index: int) -> Features:
-        """Returns the features of one symbol out of a batch of them."""
-        return Features(self.open_time, *(getattr(self, f.name)[index] for f in fields(self)[1:]))
-
     def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the 48 rows that end with each of `rows`: [..., n, 48, F]."""
         windows = np.lib.stride_tricks.sliding_window_view(self.sequence_rows, SEQUENCE_HOURS, axis=-2)
@@ -125,12 +129,56 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
     wanted = lead + (open_time.shape[0] if newest is None else min(newest, open_time.shape[0]))
     times = np.concatenate([open_time[0] + HOUR_MS * np.arange(-lead, 0, dtype=np.int64), open_time])
     pad = np.full((*ohlcv.shape[:-2], lead, 5), np.nan)
-    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(np.concatenate([pad, ohlcv], axis=-2), -1, 0))
+    summed = channels_of(np.concatenate([pad, ohlcv], axis=-2))
+    # One array for all that is summed: windows cost calls, not rows, when a single candle is computed.
+    windows = Trailing(summed, newest=wanted)
+    weighted = Trailing(summed[..., WEIGHTED, :], EWMA_DECAY, newest=wanted).sum(EWMA_HOURS)
+    largest = trailing_max(np.abs(summed[..., RETURN, :]), 24)[..., -wanted:]
+    # The season: the range of the same hours of the week in the weeks before.
+    season = np.stack(
+        [windows.sum(h, week * WEEK_HOURS - h) for h in SEASON_HOURS for week in range(1, SEASON_WEEKS + 1)]
+    ).reshape(len(SEASON_HOURS), SEASON_WEEKS, *windows.sum(1).shape)
+    every = rows(
+        times[-wanted:],
+        lambda channel, hours: windows.sum(hours)[..., channel, :],
+        weighted,
+        largest,
+        season_level(season),
+    )
+    cut = (..., slice(lead, None))
+    return Features(
+        open_time=every.open_time[lead:],
+        sequence_rows=every.sequence_rows,
+        static=every.static[..., lead:, :],
+        **{f.name: getattr(every, f.name)[cut] for f in fields(every)[3:]},
+    )
 
+
+def channels_of(ohlcv: Array) -> Array:
+    """Returns what is summed over windows, for every row of a grid: [..., T, 5] to [..., channels, T]. The first row
+    has no return."""
+    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(ohlcv, -1, 0))
     present = np.isfinite(c)
     log_close = np.log(np.where(present, c, 1.0))
-    returned = present & (delayed(present.astype(np.float64), 1) > 0)
-    r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
+    before = delayed(present.astype(np.float64), 1) > 0
+    return channels(o, h, low, c, v, log_close, delayed(log_close, 1), before)
+
+
+def channels(
+    o: Array,
+    h: Array,
+    low: Array,
+    c: Array,
+    v: Array,
+    log_close: Array,
+    log_close_before: Array,
+    before: NDArray[np.bool_],
+) -> Array:
+    """Returns what is summed over windows, of rows of which each has its predecessor's log of the close: [..., n] to
+    [..., channels, n]. `before` says whether the predecessor has a candle."""
+    present = np.isfinite(c)
+    returned = present & before
+    r = np.where(returned, log_close - log_close_before, 0.0)
     squares = r * r
     with np.errstate(divide="ignore", invalid="ignore"):
         ranges = np.where(
@@ -138,50 +186,61 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
             0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
             0.0,
         )
-    # One array for all that is summed: windows cost calls, not rows, when a single candle is computed.
-    summed = Trailing(
-        np.stack(
-            [
-                r,
-                squares,
-                returned.astype(np.float64),
-                present.astype(np.float64),
-                np.maximum(ranges, 0.0),
-                np.where(present, v, 0.0),
-                np.where(r < 0, squares, 0.0),
-            ],
-            axis=-2,
-        ),
-        newest=wanted,
+    return np.stack(
+        [
+            r,
+            squares,
+            returned.astype(np.float64),
+            present.astype(np.float64),
+            np.maximum(ranges, 0.0),
+            np.where(present, v, 0.0),
+            np.where(r < 0, squares, 0.0),
+        ],
+        axis=-2,
     )
-    weighted = Trailing(
-        np.stack([squares, returned.astype(np.float64)], axis=-2), 0.5 ** (1 / EWMA_HALF_LIFE_HOURS), newest=wanted
-    ).sum(EWMA_HOURS)
-    largest = np.log(np.maximum(trailing_max(np.abs(r), 24), SIGMA_FLOOR))[..., -wanted:]
-    # From here on only the rows that were asked for, and the 47 before the first of them.
-    times, present, r, v = times[-wanted:], present[..., -wanted:], r[..., -wanted:], v[..., -wanted:]
 
-    def over(channel: int, rows: int) -> Array:
-        return summed.sum(rows)[..., channel, :]
 
-    def log_rms(squared: int, count: int, *windows: int) -> list[Array]:
-        """Returns the log of the root mean square over each window; computed in one array, again to save calls."""
-        total = np.stack([over(squared, rows) for rows in windows])
-        number = np.stack([over(count, rows) for rows in windows])
-        return list(np.log(np.maximum(np.sqrt(total / np.maximum(number, 1.0)), SIGMA_FLOOR)))
+def log_rms(squared: Array, number: Array) -> Array:
+    """Returns the log of the root mean square, from the sum of squares and their number."""
+    mean: Array = np.log(np.maximum(np.sqrt(squared / np.maximum(number, 1.0)), SIGMA_FLOOR))
+    return mean
 
-    n_24 = over(_RETURNED, 24)
-    realized = standard_deviation(over(_RETURN, 24), over(_SQUARE, 24), n_24)
+
+def season_level(sums: Array) -> Array:
+    """Returns the log of the range of the season's windows from their sums: [windows, weeks, ..., channels, n] to
+    [windows, weeks, ..., n], NaN where under half of the hours exist."""
+    squared, number = sums[..., RANGE, :], sums[..., PRESENT, :]
+    enough = number * 2 >= np.reshape(SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
+    level: Array = np.where(enough, log_rms(squared, number), np.nan)
+    return level
+
+
+def rows(
+    times: NDArray[np.int64], over: Callable[[int, int], Array], weighted: Array, largest: Array, season: Array
+) -> Features:
+    """Returns the features of rows from the sums that they rest on; `sequence_rows` has as many rows as the rest.
+
+    times: [n]. over(channel, hours): the sum over the last `hours` rows, [..., n]. weighted: [..., `WEIGHTED`, n].
+    largest: the largest |return| of 24 h, [..., n]. season: as `season_level` returns it.
+    """
+    present, r = over(PRESENT, 1) > 0, over(RETURN, 1)
+
+    def log_rms_over(squared: int, count: int, *windows: int) -> list[Array]:
+        """Returns the log of the root mean square over each window; computed in one array, to save calls."""
+        return list(log_rms(np.stack([over(squared, w) for w in windows]), np.stack([over(count, w) for w in windows])))
+
+    n_24 = over(RETURNED, 24)
+    realized = standard_deviation(over(RETURN, 24), over(SQUARE, 24), n_24)
     log_realized = np.log(realized)
-    log_6, log_72, log_168, log_720 = log_rms(_SQUARE, _RETURNED, 6, 72, 168, 720)
-    log_ranges = log_rms(_RANGE, _PRESENT, *_RANGE_HOURS)
+    log_6, log_72, log_168, log_720 = log_rms_over(SQUARE, RETURNED, 6, 72, 168, 720)
+    log_ranges = log_rms_over(RANGE, PRESENT, *_RANGE_HOURS)
     scale = np.exp(log_168)
 
     ewma_variance = weighted[..., 0, :] / np.maximum(weighted[..., 1, :], 1e-12)
     ewma = np.maximum(np.sqrt(ewma_variance), SIGMA_FLOOR)
 
-    def mean_volume(rows: int) -> Array:
-        return over(_VOLUME, rows) / np.maximum(over(_PRESENT, rows), 1.0)
+    def mean_volume(hours: int) -> Array:
+        return over(VOLUME, hours) / np.maximum(over(PRESENT, hours), 1.0)
 
     def log_volume(part: Array, whole: Array, usual: Array) -> Array:
         # A thousandth of the usual volume keeps quiet hours finite; a dead market compares as equal.
@@ -195,23 +254,18 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
             _within(r / scale, 8.0),
             np.where(present, _within(log_ranges[0] - log_168, 6.0), 0.0),
             np.where(n_24 >= 1, _within(log_realized - log_168, 6.0), 0.0),
-            np.where(present, _within(log_volume(over(_VOLUME, 1), volume_168, volume_168), 6.0), 0.0),
+            np.where(present, _within(log_volume(over(VOLUME, 1), volume_168, volume_168), 6.0), 0.0),
         ],
         _SEQUENCE_CALENDAR[hour_of_week],
         [~present],
     )
 
-    # The season: a mean of logarithms over the weeks; a week with under half of those hours is left out.
-    sums = np.stack(
-        [summed.sum(h, week * _WEEK_HOURS - h) for h in _SEASON_HOURS for week in range(1, _SEASON_WEEKS + 1)]
-    ).reshape(len(_SEASON_HOURS), _SEASON_WEEKS, *summed.sum(1).shape)
-    squared, number = sums[..., _RANGE, :], sums[..., _PRESENT, :]
-    valid = number * 2 >= np.reshape(_SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
-    level = np.log(np.maximum(np.sqrt(squared / np.maximum(number, 1.0)), SIGMA_FLOOR)) - log_ranges[-1]
-    total = np.add.accumulate(np.where(valid, level, 0.0), axis=1)[:, -1]
-    season = _within(total / np.maximum(np.add.reduce(valid, axis=1), 1), 6.0)
+    # A mean of logarithms over the weeks; a week with under half of those hours is left out.
+    exists = ~np.isnan(season)
+    total = np.add.accumulate(np.where(exists, season - log_ranges[-1], 0.0), axis=1)[:, -1]
+    seasonal = _within(total / np.maximum(np.add.reduce(exists, axis=1), 1), 6.0)
 
-    return_24 = _within(over(_RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
+    return_24 = _within(over(RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
     static = _columns(
         [
             log_720,
@@ -223,33 +277,29 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
             *(_within(log_range - log_720, 6.0) for log_range in log_ranges),
             return_24,
             np.minimum(return_24, 0.0),
-            _within(over(_RETURN, 168) / (scale * np.sqrt(168.0)), 8.0),
-            over(_NEGATIVE, 24) / np.maximum(over(_SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
-            _within(largest - log_realized, 6.0),
+            _within(over(RETURN, 168) / (scale * np.sqrt(168.0)), 8.0),
+            over(_NEGATIVE, 24) / np.maximum(over(SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
+            _within(np.log(np.maximum(largest, SIGMA_FLOOR)) - log_realized, 6.0),
             log_volume(mean_volume(3), volume_24, volume_720),
             log_volume(volume_24, volume_168, volume_720),
             log_volume(volume_168, volume_720, volume_720),
-            *season,
+            *seasonal,
         ],
         _STATIC_CALENDAR[hour_of_week],
         [],
     )
-
-    known_sum, known_squares, known_count = over(_RETURN, 23), over(_SQUARE, 23), over(_RETURNED, 23)
-    gaps = SEQUENCE_HOURS - over(_PRESENT, SEQUENCE_HOURS)
-    cut = (..., slice(lead, None))
     return Features(
-        open_time=times[lead:],
+        open_time=times,
         sequence_rows=sequence_rows,
-        static=static[..., lead:, :],
-        realized_24h=realized[cut],
-        returns_24h=n_24[cut].astype(np.int64),
-        known_sum=known_sum[cut],
-        known_squares=known_squares[cut],
-        known_count=known_count[cut].astype(np.int64),
-        ewma=ewma[cut],
-        gaps=gaps[cut].astype(np.int64),
-        ready=(present & (n_24 >= MIN_RETURNS_24H))[cut],
+        static=static,
+        realized_24h=realized,
+        returns_24h=n_24.astype(np.int64),
+        known_sum=over(RETURN, 23),
+        known_squares=over(SQUARE, 23),
+        known_count=over(RETURNED, 23).astype(np.int64),
+        ewma=ewma,
+        gaps=(SEQUENCE_HOURS - over(PRESENT, SEQUENCE_HOURS)).astype(np.int64),
+        ready=present & (n_24 >= MIN_RETURNS_24H),
     )
 
 

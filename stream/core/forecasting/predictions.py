@@ -5,6 +5,8 @@ Pure and vectorised over rows: the daemon's one row and batch prediction's seven
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress, repeat
 from typing import Literal, NewType
 
 import msgspec
@@ -64,9 +66,14 @@ def quality(gaps: int) -> Quality:
 
 
 def assemble(
-    symbol: str, features: Features, rows: NDArray[np.int64], volatility: NDArray[np.float32], model: Model
+    symbols: str | Sequence[str],
+    features: Features,
+    rows: NDArray[np.int64],
+    volatility: NDArray[np.float32],
+    model: Model,
 ) -> list[Prediction]:
-    """Returns the predictions for `rows` of one symbol's features, given the model's output for them ([n, 5]).
+    """Returns the predictions for `rows` of features, given the model's output for them ([n, 5]). The rows are all of
+    one symbol, or each of its own.
 
     A row for which the model gave no positive finite volatility has no prediction and is left out.
     Raises `PredictorError` if the shape of the output does not fit the rows.
@@ -74,6 +81,7 @@ def assemble(
     if volatility.shape != (len(rows), OUTPUT_WIDTH):
         raise PredictorError(f"the model answered with shape {volatility.shape} to {len(rows)} rows")
     usable = np.all(np.isfinite(volatility) & (volatility > 0), axis=1)
+    names = repeat(symbols) if isinstance(symbols, str) else compress(symbols, usable.tolist())
     rows, volatility = rows[usable], volatility[usable]
     sigma = np.maximum(volatility.astype(np.float64), SIGMA_FLOOR)
     columns = (
@@ -88,7 +96,7 @@ def assemble(
     )
     return [
         Prediction(
-            symbol=symbol,
+            symbol=name,
             open_time=t,
             model_version=model.version,
             volatility=v,
@@ -104,7 +112,8 @@ def assemble(
             gaps=gaps,
             quality=quality(gaps),
         )
-        for t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps in zip(
-            *(c.tolist() for c in columns), strict=True
+        # Not strict: one symbol's name is repeated without an end.
+        for name, (t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps) in zip(
+            names, zip(*(c.tolist() for c in columns), strict=True), strict=False
         )
     ]

@@ -45,11 +45,7 @@ class Trailing:
             raise ValueError("a window has at least one row")
         if (rows, ago) in self._sums:
             return self._sums[rows, ago]
-        while 2 ** len(self._powers) <= rows:
-            half = 2 ** (len(self._powers) - 1)
-            last = self._powers[-1]
-            older = delayed(last, half)
-            self._powers.append(last + (older if self._decay == 1.0 else self._decay**half * older))
+        self.powers(rows)
         total: Array | None = None
         offset = 0
         for level in range(rows.bit_length()):
@@ -62,6 +58,15 @@ class Trailing:
         assert total is not None
         self._sums[rows, ago] = total
         return total
+
+    def powers(self, rows: int) -> list[Array]:
+        """Returns Σ over the last 1, 2, 4, … rows up to `rows`, for every row: each [..., T]."""
+        while 2 ** len(self._powers) <= rows:
+            half = 2 ** (len(self._powers) - 1)
+            last = self._powers[-1]
+            older = delayed(last, half)
+            self._powers.append(last + (older if self._decay == 1.0 else self._decay**half * older))
+        return self._powers
 
     def _ending(self, power: Array, offset: int) -> Array:
         """Returns the newest rows of `power` as it was `offset` rows ago; a view if all of them exist."""

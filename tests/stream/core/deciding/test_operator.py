@@ -22,6 +22,7 @@ from stream.core.deciding.operator import Event, Gap, Insufficient, Issued, Oper
 from stream.core.deciding.policy import Policy, Thresholds
 from stream.core.deciding.replay import predict_ready, predict_rows, replay, to_grid, warm
 from stream.core.forecasting import features, intervals, serving, target
+from stream.core.forecasting.rolling import Rolling
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -53,12 +54,12 @@ def drive(
     candles: Sequence[Candle], states: dict[str, State] | None = None
 ) -> tuple[dict[str, State], dict[str, list[Event]]]:
     """Drives the operator as the daemon does: one candle at a time, one prediction at a time."""
-    states = dict(states or {})
+    states, rolling = dict(states or {}), Rolling()
     sigmas: dict[str, list[Event]] = {}
     for candle in candles:
         state, events = step(RULES, states.get(candle.symbol, State(candle.symbol)), candle)
         for ready in [e for e in events if isinstance(e, Ready)]:
-            state, concluded = step(RULES, state, predict_ready([ready], MODEL, sample_predict)[0])
+            state, concluded = step(RULES, state, predict_ready([ready], MODEL, sample_predict, rolling)[0])
             events += concluded
         states[candle.symbol] = state
         sigmas.setdefault(candle.symbol, []).extend(e for e in events if not isinstance(e, Ready))
