@@ -40,14 +40,11 @@ def settings_table() -> str:
 
 
 def metrics_table() -> str:
-    registry = Metrics(version="", symbols=["BTCUSDT"], model=sample_model()).registry
-    labels = {
-        name: collector._labelnames for collector, names in registry._collector_to_names.items() for name in names
-    }
+    metrics = Metrics(version="", symbols=["BTCUSDT"], model=sample_model())
     rows = []
-    for family in registry.collect():
+    for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        shown = ", ".join(f"`{label}`" for label in labels[family.name]) or "–"
+        shown = ", ".join(f"`{label}`" for label in metrics.labels[family.name]) or "–"
         rows.append((f"`{name}`", family.type, shown, family.documentation))
     return table(("metric", "type", "labels", "meaning"), rows)
 

@@ -6,7 +6,7 @@ Answers come from `stream.ports.Status`, the schemas in /openapi.json from the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import PathParameter, QueryParameter
+from litestar.response import Stream
 
 from stream.core.messages.schemas import Decision, Drift, Forecast, Score
 from stream.ports import Status
@@ -46,10 +47,14 @@ class Ready(msgspec.Struct):
     remarks: list[str]
 
 
-def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> Litestar:
-    """Builds the ASGI app. `metrics` returns the Prometheus text, and is called in a thread."""
+#: Gives the Prometheus text of the named metrics, or of all, in parts that take a few milliseconds each.
+Metrics = Callable[[Collection[str] | None], Iterable[bytes]]
+
+
+def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
+    """Builds the ASGI app."""
     page = _PAGE.read_bytes()
-    scrape: asyncio.Future[bytes] | None = None
+    scrapes: dict[frozenset[str], asyncio.Task[list[bytes]]] = {}
 
     def known(symbol: str) -> str:
         symbol = symbol.upper()
@@ -62,13 +67,30 @@ def build_app(status: Status, metrics: Callable[[], bytes], *, version: str) -> 
             raise NotFoundException(f"there is no {what} yet")
         return Response(payload, media_type=MediaType.JSON)
 
-    @get("/metrics", media_type="text/plain; version=0.0.4", include_in_schema=False)
-    async def get_metrics() -> bytes:
-        # With hundreds of symbols it takes a second, for which the loop must not wait; nor must scrapes pile up.
-        nonlocal scrape
-        if scrape is None or scrape.done():
-            scrape = asyncio.ensure_future(asyncio.to_thread(metrics))
-        return await asyncio.shield(scrape)
+    async def scrape(names: frozenset[str]) -> list[bytes]:
+        parts = []
+        for part in metrics(names or None):
+            parts.append(part)
+            await asyncio.sleep(0)
+        return parts
+
+    async def sent(parts: list[bytes]) -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+            await asyncio.sleep(0)
+
+    @get("/metrics", include_in_schema=False)
+    async def get_metrics(
+        name: Annotated[list[str] | None, QueryParameter(name="name[]", description="Only these metrics.")] = None,
+    ) -> Stream:
+        # Who asks for the same at the same time shares the answer, so that scrapes do not pile up.
+        names = frozenset(name or ())
+        if names not in scrapes:
+            scrapes[names] = asyncio.create_task(scrape(names))
+            scrapes[names].add_done_callback(lambda _: scrapes.pop(names))
+        parts = await asyncio.shield(scrapes[names])
+        # In one piece, a text of many megabytes would hold the loop while it is copied into the socket.
+        return Stream(sent(parts), media_type="text/plain; version=0.0.4")
 
     @get("/healthz", responses={503: ResponseSpec(Health, description="The pipeline does not move.")})
     async def get_health() -> Response[Health]:

@@ -80,7 +80,7 @@ def test_the_baseline_is_served_and_said_everywhere(
     assert get("/api/v1/forecast/BTCUSDT")["serving"] == "har"
     score = until(lambda: get("/api/v1/score/BTCUSDT"), "a score")
     assert (score["rule"]["serving"], score["rule"]["excess"] > score["rule"]["limit"]) == ("har", True)
-    assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1.0' in get("/metrics")
+    assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1' in get("/metrics")
 
     out = tmp_path / "rows.parquet"
     command = ["predict", "--candles", candle_file, "--from", "2024-01-01", "--out", out, "--model", too_high]

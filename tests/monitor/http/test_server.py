@@ -6,8 +6,7 @@ import asyncio
 import json
 import re
 import subprocess
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def metrics(facts: Facts) -> Metrics:
 
 @pytest.fixture
 async def client(facts: Facts, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
-    app = await asyncio.to_thread(server.build_app, facts, metrics.text, version="1.2.3")
+    app = await asyncio.to_thread(server.build_app, facts, metrics.chunks, version="1.2.3")
     async with (
         web.serve(app, web.bind("127.0.0.1", 0)) as url,
         httpx.AsyncClient(base_url=url, trust_env=False) as client,
@@ -147,28 +146,45 @@ async def test_readiness_gives_its_reasons(client: httpx.AsyncClient, facts: Fac
 
 @pytest.mark.fault(48)
 async def test_a_scrape_of_many_symbols_does_not_hold_the_loop(facts: Facts) -> None:
-    """Of 500 symbols the text takes a second. Meanwhile others are answered, and a second scrape shares the first."""
-    begun, go_on = threading.Event(), threading.Event()
-    scrapes: list[None] = []
+    """Its parts are written between other work. Meanwhile others are answered, and a second scrape shares the first."""
+    go_on, both_are_here = asyncio.Event(), asyncio.Event()
+    begun: list[object] = []
+    asked: list[object] = []
 
-    def text() -> bytes:
-        scrapes.append(None)
-        begun.set()
-        go_on.wait(30)
-        return b"metrics"
+    def parts(names: object) -> Iterator[bytes]:
+        begun.append(names)
+        while not go_on.is_set():
+            yield b""
+        yield b"metrics"
 
-    app = await asyncio.to_thread(server.build_app, facts, text, version="1.2.3")
+    app = await asyncio.to_thread(server.build_app, facts, parts, version="1.2.3")
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/metrics":
+            asked.append(scope)
+            if len(asked) == 2:
+                both_are_here.set()
+        await app(scope, receive, send)
+
     async with (
-        web.serve(app, web.bind("127.0.0.1", 0)) as url,
+        web.serve(watched, web.bind("127.0.0.1", 0)) as url,
         httpx.AsyncClient(base_url=url, trust_env=False) as client,
     ):
-        first = asyncio.create_task(client.get("/metrics"))
-        await asyncio.to_thread(begun.wait, 30)
-        second = asyncio.create_task(client.get("/metrics"))
+        scrapes = [asyncio.create_task(client.get("/metrics")) for _ in range(2)]
+        await both_are_here.wait()
         assert (await client.get("/healthz")).status_code == 200
         go_on.set()
-        assert [(await answer).content for answer in (first, second)] == [b"metrics"] * 2
-    assert len(scrapes) <= 2
+        assert [(await answer).content for answer in scrapes] == [b"metrics"] * 2
+    assert begun == [None]
+
+
+async def test_a_scrape_can_ask_for_some_metrics(client: httpx.AsyncClient) -> None:
+    names = ["volcast_ws_connects_total", "volcast_exposure_ratio", "volcast_no_such_thing"]
+    answer = await client.get("/metrics", params={"name[]": names})
+    families = text_string_to_metric_families(answer.text)
+    assert {f"volcast_{name}" for name in ("ws_connects", "exposure_ratio")} == {f.name for f in families}
+    alone = await client.get("/metrics?name[]=volcast_no_such_thing")
+    assert (alone.status_code, alone.content) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +217,7 @@ async def test_metrics_are_prometheus_text_with_the_contracts_names(client: http
         assert f"volcast_{name}" in names, name
     volatility = {s.labels["horizon"]: s.value for s in families["volcast_forecast_volatility_annualized"].samples}
     assert set(volatility) == {"next", "1h", "6h", "12h", "24h"}
-    assert volatility["next"] == pytest.approx(facts.forecasts[-1].volatility.annualized)
+    assert volatility["next"] == pytest.approx(facts.forecasts[-1].volatility.annualized, rel=1e-5)
 
 
 def score(*, detected: bool) -> schemas.Score:
@@ -231,15 +247,15 @@ async def test_scores_are_served_and_counted(client: httpx.AsyncClient, metrics:
         'volcast_live_rmse{model="served",symbol="BTCUSDT",window="90d"} 0.002',
         'volcast_live_bias_ratio{model="model",symbol="BTCUSDT",window="7d"} -0.02',
         'volcast_live_coverage_ratio{symbol="BTCUSDT",window="7d"} 0.88',
-        'volcast_live_matured_forecasts{symbol="BTCUSDT",window="7d"} 100.0',
-        'volcast_decay_detected{symbol="BTCUSDT"} 1.0',
+        'volcast_live_matured_forecasts{symbol="BTCUSDT",window="7d"} 100',
+        'volcast_decay_detected{symbol="BTCUSDT"} 1',
     ):
         assert line in text, line
     metrics(telemetry.ScoreChanged(score(detected=False)))
-    assert 'volcast_decay_detected{symbol="BTCUSDT"} 0.0' in metrics.text().decode()
+    assert 'volcast_decay_detected{symbol="BTCUSDT"} 0' in metrics.text().decode()
     har = msgspec.structs.replace(facts.forecasts[-1], serving="har")
     metrics(telemetry.ForecastCommitted(har, facts.decision))
-    assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1.0' in metrics.text().decode()
+    assert 'volcast_serving_baseline{symbol="BTCUSDT"} 1' in metrics.text().decode()
 
 
 async def test_openapi_describes_what_mqtt_carries(client: httpx.AsyncClient) -> None:
@@ -331,14 +347,14 @@ async def test_a_part_of_the_page_that_fails_says_so_and_fails_alone(
 def test_labels_of_configured_symbols_exist_from_the_start() -> None:
     text = Metrics(version="1", symbols=("BTCUSDT", "ETHUSDT"), model=MODEL).text().decode()
     for line in (
-        'volcast_klines_closed_total{provenance="backfill",symbol="ETHUSDT"} 0.0',
-        'volcast_forecasts_total{provenance="live",symbol="ETHUSDT"} 0.0',
-        'volcast_drift_detected{symbol="ETHUSDT"} 0.0',
-        'volcast_serving_baseline{symbol="ETHUSDT"} 0.0',
-        'volcast_drift_fast_detected{symbol="ETHUSDT"} 0.0',
-        'volcast_decay_detected{symbol="ETHUSDT"} 0.0',
-        'volcast_decay_alarms_total{kind="excess_qlike",symbol="ETHUSDT"} 0.0',
-        'volcast_live_matured_forecasts{symbol="ETHUSDT",window="30d"} 0.0',
+        'volcast_klines_closed_total{provenance="backfill",symbol="ETHUSDT"} 0',
+        'volcast_forecasts_total{provenance="live",symbol="ETHUSDT"} 0',
+        'volcast_drift_detected{symbol="ETHUSDT"} 0',
+        'volcast_serving_baseline{symbol="ETHUSDT"} 0',
+        'volcast_drift_fast_detected{symbol="ETHUSDT"} 0',
+        'volcast_decay_detected{symbol="ETHUSDT"} 0',
+        'volcast_decay_alarms_total{kind="excess_qlike",symbol="ETHUSDT"} 0',
+        'volcast_live_matured_forecasts{symbol="ETHUSDT",window="30d"} 0',
     ):
         assert line in text
     assert "_created" not in text
