@@ -155,11 +155,11 @@ class BySymbol:
         ]
         least = [size for size, for_all in columns if for_all]
         more = [size for size, for_all in columns if not for_all]
-        room = PLANNED_BYTES - sum(sum(least) + len(least) * len(symbol) for symbol in self._written)
+        spare_bytes = PLANNED_BYTES - sum(sum(least) + len(least) * len(symbol) for symbol in self._written)
         count = 0
         for symbol in self._written:
-            room -= sum(more) + len(more) * len(symbol)
-            if room < 0 and count >= FEWEST_IN_FULL:
+            spare_bytes -= sum(more) + len(more) * len(symbol)
+            if spare_bytes < 0 and count >= FEWEST_IN_FULL:
                 break
             count += 1
         return count

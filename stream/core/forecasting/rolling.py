@@ -141,7 +141,7 @@ class Rolling:
         that hour is missing.
         """
         hour = open_time // HOUR_MS
-        self._make_room(symbols)
+        self._reserve(symbols)
         at = np.array([self._places[symbol] for symbol in symbols])
         known = np.array([f is not None and self._seen[k] is f for k, f in zip(at.tolist(), follows, strict=True)])
         places: Places = slice(int(at[0]), int(at[0]) + len(at)) if np.all(np.diff(at) == 1) else at
@@ -158,19 +158,24 @@ class Rolling:
             self._seen[k] = window
         return self._rows(open_time, hour, places, len(symbols))
 
-    def _make_room(self, symbols: Sequence[str]) -> None:
+    def _reserve(self, symbols: Sequence[str]) -> None:
+        """Gives each symbol a place."""
         new = [symbol for symbol in symbols if symbol not in self._places]
         if not new:
             return
         for symbol in new:
             self._places[symbol] = len(self._places)
         self._seen += [None] * len(new)
-        room = len(self._places)
-        self._sums.grow(room)
-        self._weighted.grow(room)
-        self._season = _grown(self._season, room)
-        self._sequence = _grown(self._sequence, room)
-        self._log_close = _grown(self._log_close, room)
+        capacity = self._log_close.shape[-1]
+        if len(self._places) <= capacity:
+            return
+        # With some to spare: symbols that come one by one must not copy everything each time.
+        capacity = max(len(self._places), capacity + capacity // 8)
+        self._sums.grow(capacity)
+        self._weighted.grow(capacity)
+        self._season = _grown(self._season, capacity)
+        self._sequence = _grown(self._sequence, capacity)
+        self._log_close = _grown(self._log_close, capacity)
 
     def _add(self, hour: int, places: Places, candles: Array) -> None:
         """Adds an hour with candles [5, symbols] to symbols of which the hour before is known."""
