@@ -18,7 +18,7 @@ def loss(realized: float, forecast: float) -> float:
 
 
 def losses(realized: NDArray[np.float64], forecast: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the loss of each of n forecasts, [n]."""
+    """Returns the loss of each forecast: [n], or [k, n] where there are k forecasts of each."""
     x = (realized / forecast) ** 2
     found: NDArray[np.float64] = x - np.log(x) - 1
     return found

@@ -158,19 +158,28 @@ class Scoreboard:
         """Returns one window for each forecaster. No window is empty: it ends with the newest forecast that matured."""
         known = np.nonzero(np.isfinite(self._realized[-days * 24 :]))[0] + _HOURS - days * 24
         realized, covered = self._realized[known], float(self._covered[known].mean())
-        found = []
-        for name, forecast in zip(FORECASTERS, self._forecasts[:, known], strict=True):
-            off = forecast - realized
-            found.append(
-                ScoreWindow(
-                    model=name,
-                    days=days,
-                    matured=len(known),
-                    qlike=float(qlike.losses(realized, forecast).mean()),
-                    rmse=float(np.sqrt((off * off).mean())),
-                    bias=float(off.mean()),
-                    bias_ratio=float(off.mean() / realized.mean()),
-                    coverage=covered if name == "served" else None,
-                )
+        # All forecasters at once, each a row of its own in memory: the same sums as one by one.
+        forecasts = np.ascontiguousarray(self._forecasts[:, known])
+        off = forecasts - realized
+        bias = off.mean(axis=1)
+        columns = (
+            qlike.losses(realized, forecasts).mean(axis=1),
+            np.sqrt((off * off).mean(axis=1)),
+            bias,
+            bias / realized.mean(),
+        )
+        return [
+            ScoreWindow(
+                model=name,
+                days=days,
+                matured=len(known),
+                qlike=qlike_mean,
+                rmse=rmse,
+                bias=mean_bias,
+                bias_ratio=bias_ratio,
+                coverage=covered if name == "served" else None,
             )
-        return found
+            for name, qlike_mean, rmse, mean_bias, bias_ratio in zip(
+                FORECASTERS, *(column.tolist() for column in columns), strict=True
+            )
+        ]
