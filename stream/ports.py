@@ -141,6 +141,10 @@ class Journal(Protocol):
 
     def acknowledge(self, seqs: Sequence[int]) -> None: ...
 
+    def prune(self) -> int:
+        """Forgets what nothing looks back to any more, a part at a time; returns how many rows that were."""
+        ...
+
     def unscored(self, symbol: str, from_open_time: int) -> list[Forecast]:
         """Returns the forecasts for candles from `from_open_time` on that have no outcome yet, each in its newest
         revision."""

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _STORAGE_EVERY_TICKS = 30
+_PRUNE_EVERY_TICKS = 300
 _STOP_S = 3.0
 _SCORES_AFTER_S = 0.05
 _SCORES_AT_STOP_S = 0.5
@@ -280,6 +281,10 @@ class Daemon:
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._keep_terms()
                 await self._measurements.storage()
+            if ticks % _PRUNE_EVERY_TICKS == 0:
+                # A journal that cannot be written keeps what it has.
+                with contextlib.suppress(JournalError):
+                    await self._worker.call(self._journal.prune)
             ticks += 1
             await self._clock.sleep(_TICK_S)
 

@@ -1,4 +1,4 @@
-"""Many symbols that close together, in a process of its own: `python close_together.py SYMBOLS HOURS BROKER_URL FOLDER`.
+"""Many symbols that close together, in a process of its own: `close_together.py SYMBOLS HOURS BROKER_URL FOLDER`.
 
 Operator, model, journal, publisher and MQTT are the product's; each symbol has arrays of its own, as after a warm-up.
 Prints a line of JSON per hour: seconds from the last closing frame to the last acknowledged decision and to the last

@@ -67,6 +67,29 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE policies (version TEXT PRIMARY KEY, body BLOB NOT NULL);
     CREATE TABLE configured (symbol TEXT PRIMARY KEY) WITHOUT ROWID;
     """,
+    # With rowids: rows this long, sorted by their key, take a page of 4 KiB each.
+    """
+    ALTER TABLE forecasts RENAME TO forecasts_before;
+    ALTER TABLE decisions RENAME TO decisions_before;
+    DROP INDEX forecasts_by_time;
+    DROP INDEX decisions_by_time;
+    CREATE TABLE forecasts (
+        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (id, revision)
+    );
+    CREATE TABLE decisions (
+        id TEXT NOT NULL, revision INTEGER NOT NULL, symbol TEXT NOT NULL, open_time INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (id, revision)
+    );
+    INSERT INTO forecasts SELECT * FROM forecasts_before ORDER BY open_time;
+    INSERT INTO decisions SELECT * FROM decisions_before ORDER BY open_time;
+    DROP TABLE forecasts_before;
+    DROP TABLE decisions_before;
+    CREATE INDEX forecasts_by_time ON forecasts (symbol, open_time);
+    CREATE INDEX decisions_by_time ON decisions (symbol, open_time);
+    """,
 )
 
 
