@@ -1,0 +1,66 @@
+"""What many symbols that close together cost, outcomes maturing: operator, model, journal, publisher and MQTT.
+
+`make bench` takes 300 symbols. All of a large exchange, which takes some three minutes:
+VOLCAST_CLOSE_SYMBOLS=3000 python -m pytest tests/benchmarks/test_close_together.py -m bench -s
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+from stream.testing.broker import EmbeddedBroker
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
+SYMBOLS = int(os.environ.get("VOLCAST_CLOSE_SYMBOLS", "300"))
+#: Outcomes mature from the 25th hour on.
+HOURS, MATURING = 30, 25
+#: Of a symbol, from the last closing frame to the last acknowledged decision: 3 s for 3,000 symbols.
+DECIDED_LIMIT_MS = 1.0
+#: The same with everything else that follows: scores, and all retained messages.
+ALL_CPU_LIMIT_MS = 2.5
+LAG_P99_LIMIT_MS = 50.0
+#: Of a symbol, the interpreter and its libraries aside.
+RESIDENT_LIMIT_KB = 700.0
+LIBRARIES_MB = 95.0
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with EmbeddedBroker() as running:
+        yield running.url
+
+
+def test_all_decisions_of_symbols_that_close_together(broker: str, tmp_path: Path) -> None:
+    program = ROOT / "tests" / "support" / "close_together.py"
+    command = [sys.executable, str(program), str(SYMBOLS), str(HOURS), broker, str(tmp_path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    hours = [json.loads(line) for line in done.stdout.splitlines()]
+
+    def median(name: str) -> float:
+        return statistics.median(hour[name] for hour in hours[MATURING:])
+
+    decided_ms, decided_cpu_ms = 1e3 * median("decided_s") / SYMBOLS, 1e3 * median("decided_cpu_s") / SYMBOLS
+    all_cpu_ms = 1e3 * median("all_cpu_s") / SYMBOLS
+    lag_ms = 1e3 * median("lag_p99_s")
+    resident_kb = 1e3 * (hours[-1]["resident_mb"] - LIBRARIES_MB) / SYMBOLS
+    print(f"\n{SYMBOLS} symbols close together, {hours[-1]['messages']} messages; of each symbol:")
+    print(f"last closing frame to last acknowledged decision {decided_ms:.2f} ms (limit {DECIDED_LIMIT_MS:g} ms)")
+    print(f"CPU of that {decided_cpu_ms:.2f} ms (limit {DECIDED_LIMIT_MS:g} ms)")
+    print(f"CPU of the whole hour {all_cpu_ms:.2f} ms (limit {ALL_CPU_LIMIT_MS:g} ms)")
+    print(f"memory {resident_kb:.0f} kB (limit {RESIDENT_LIMIT_KB:g} kB)")
+    print(f"loop lag meanwhile, p99 {lag_ms:.1f} ms (limit {LAG_P99_LIMIT_MS:g} ms)")
+    assert decided_ms <= DECIDED_LIMIT_MS
+    assert decided_cpu_ms <= DECIDED_LIMIT_MS
+    assert all_cpu_ms <= ALL_CPU_LIMIT_MS
+    assert resident_kb <= RESIDENT_LIMIT_KB
+    assert lag_ms <= LAG_P99_LIMIT_MS
