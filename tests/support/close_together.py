@@ -1,14 +1,18 @@
-"""Many symbols that close together, in a process of its own: `close_together.py SYMBOLS HOURS BROKER_URL FOLDER`.
+"""Many symbols that close together, in a process of its own: `close_together.py SYMBOLS HOURS BROKER_URL FOLDER
+[profile]`.
 
 Operator, model, journal, publisher and MQTT are the product's; each symbol has arrays of its own, as after a warm-up.
 Prints a line of JSON per hour: seconds from the last closing frame to the last acknowledged decision and to the last
-message, CPU seconds, the loop's lag and the resident memory.
+message, CPU seconds, the loop's lag and the resident memory. With `profile`, profiles of the second half of the hours
+follow, of the worker's thread and of the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import json
+import pstats
 import random
 import sys
 import time
@@ -36,6 +40,7 @@ from stream.testing.market import simulate_symbol
 
 START = 1_704_067_200_000
 PROBE_S = 0.005
+PROFILE_LINES = 30
 
 
 class Watch:
@@ -78,7 +83,7 @@ async def probe(lags_s: list[float]) -> None:
         lags_s.append(time.monotonic() - before_s - PROBE_S)
 
 
-async def main(symbols: int, hours: int, broker_url: str, folder: Path) -> None:
+async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled: bool) -> None:
     predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
     history = rules.history_hours("BTCUSDT")
@@ -86,6 +91,7 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path) -> None:
     state = warm(rules, "BTCUSDT", candles[:history], predictor.model, predictor)
     names = [f"S{n:04}USDT" for n in range(symbols)]
     watch, clock = Watch(), Clock()
+    work, loop = cProfile.Profile(), cProfile.Profile()
     journal = SqliteJournal(folder)
     worker = Worker(clock=clock, observe=watch)
     publisher = EventPublisher(
@@ -109,6 +115,9 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path) -> None:
     for candle in candles[history:]:
         batch = [Due(msgspec.structs.replace(candle, symbol=name), "live", time.monotonic()) for name in names]
         now_ms = candle.close_time + 1
+        if profiled and candle is candles[-(hours // 2)]:
+            await worker.call(work.enable)
+            loop.enable()
         lags_s: list[float] = []
         probing = asyncio.create_task(probe(lags_s))
         began_s, cpu_s, published = time.monotonic(), time.process_time(), watch.published
@@ -130,12 +139,17 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path) -> None:
                     "all_s": watch.published_at_s - began_s,
                     "all_cpu_s": time.process_time() - cpu_s,
                     "messages": watch.published - published,
-                    "lag_p99_s": sorted(lags_s)[int(0.99 * len(lags_s))],
+                    "lag_p99_s": sorted([*lags_s, 0.0])[int(0.99 * len(lags_s))],
                     "resident_mb": resident_mb(),
                 }
             ),
             flush=True,
         )
+    if profiled:
+        loop.disable()
+        await worker.call(work.disable)
+        for profile in (work, loop):
+            pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(PROFILE_LINES)
     publisher.close()
     await speaking
     worker.close()
@@ -143,4 +157,4 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), "profile" in sys.argv[5:]))
