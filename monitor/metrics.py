@@ -119,6 +119,7 @@ class Metrics:
         self.backfills = counter("backfill_requests", "Questions to REST.")
         self.backfill_failures = counter("backfill_failures", "Questions that REST did not answer.")
         self.weight = gauge("rest_used_weight_ratio", "Used share of the exchange's request weight.")
+        self.ready = gauge("warmup_symbols_ready", "Symbols that have their history and their newest forecast.")
         self.lag = gauge("event_loop_lag_seconds", "How late the event loop was at the last probe.")
         self.offset = gauge("clock_offset_seconds", "The exchange's clock minus ours.")
 
@@ -169,6 +170,7 @@ class Metrics:
             telemetry.CandleRevised: lambda f: self.revisions.labels(f.symbol).inc(),
             telemetry.ForecastRevised: self._revised,
             telemetry.MissingCounted: lambda f: self.missing.labels(f.symbol).set(f.hours),
+            telemetry.WarmupProgressed: lambda f: self.ready.set(f.ready),
             telemetry.Inferred: lambda f: self.inference.observe(f.seconds),
             telemetry.ForecastCommitted: self._forecast,
             telemetry.ScoreChanged: self._score,

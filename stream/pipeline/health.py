@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
+from stream.pipeline import progress
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
@@ -23,6 +24,8 @@ _READY_GRACE_MS = 120_000
 #: The same in real time at least, for an exchange whose clock runs faster than real time.
 _READY_GRACE_REAL_S = 5.0
 BROKER_AWAY = "broker not connected"
+#: Up to this many symbols are named one by one.
+_NAMED = 5
 
 
 class Health:
@@ -94,27 +97,54 @@ class Health:
             reasons.append("the exchange has not answered yet")
         else:
             due = grid_floor(self._time.now_ms(self._clock.monotonic_s()) - self._grace_ms) - HOUR_MS
-            for symbol in self._symbols:
-                reasons += self._of_symbol(symbol, due)
+            reasons += self._of_symbols(due)
         served = self._processor.serving_baseline()
         remarks = (*served.values(), *self._publisher.remarks)
         return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
-    def _of_symbol(self, symbol: str, due: int) -> list[str]:
-        reasons: list[str] = []
-        sequencer = self._intake.subscriptions[symbol].sequencer
-        if sequencer.unlisted and not sequencer.started:
-            reasons.append(f"{symbol}: the exchange does not list it")
-        if sequencer.halted:
-            return reasons
-        if symbol in self._processor.unforecast:
-            reasons.append(f"{symbol}: the model gives no usable forecast")
-        done = self._done.get(symbol, self._warmed(symbol))
-        if done is None:
-            reasons.append(f"{symbol}: warming up")
-        elif done < due:
-            reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
+    def ready_symbols(self) -> int:
+        """Returns how many symbols have their history and have had their newest candle processed since the start."""
+        return sum(self._newest_done(symbol) is not None for symbol in self._symbols)
+
+    def _of_symbols(self, due: int) -> list[str]:
+        unlisted: list[str] = []
+        unforecast: list[str] = []
+        warming: list[str] = []
+        late: dict[int, list[str]] = {}
+        for symbol in self._symbols:
+            sequencer = self._intake.subscriptions[symbol].sequencer
+            if sequencer.unlisted and not sequencer.started:
+                unlisted.append(symbol)
+            if sequencer.halted:
+                continue
+            if symbol in self._processor.unforecast:
+                unforecast.append(symbol)
+            done = self._newest_done(symbol)
+            if done is None:
+                warming.append(symbol)
+            elif done < due:
+                late.setdefault((due - done) // HOUR_MS, []).append(symbol)
+        reasons = self._told(unlisted, "the exchange does not list it")
+        reasons += self._told(unforecast, "the model gives no usable forecast")
+        if len(warming) > _NAMED:
+            reasons.append(progress.sentence(self.ready_symbols(), len(self._symbols)))
+        else:
+            reasons += [f"{symbol}: warming up" for symbol in warming]
+        for hours, symbols in sorted(late.items()):
+            reasons += self._told(symbols, f"{hours} due candle(s) not processed")
         return reasons
+
+    def _told(self, symbols: list[str], what: str) -> list[str]:
+        """Returns a reason for each of a few symbols, and one for many."""
+        if len(symbols) <= _NAMED:
+            return [f"{symbol}: {what}" for symbol in symbols]
+        return [f"{len(symbols):,} of {len(self._symbols):,} symbols, {symbols[0]} among them: {what}"]
+
+    def _newest_done(self, symbol: str) -> int | None:
+        done = self._done.get(symbol)
+        if done is None and (done := self._warmed(symbol)) is not None:
+            self._done[symbol] = done
+        return done
 
     def _warmed(self, symbol: str) -> int | None:
         """Returns the symbol's newest open time if nothing is in progress: after a restart the newest candle may have
