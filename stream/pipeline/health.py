@@ -124,17 +124,17 @@ class Health:
                 warming.append(symbol)
             elif done < due:
                 late.setdefault((due - done) // HOUR_MS, []).append(symbol)
-        reasons = self._told(unlisted, "the exchange does not list it")
-        reasons += self._told(unforecast, "the model gives no usable forecast")
+        reasons = self._reasons_of(unlisted, "the exchange does not list it")
+        reasons += self._reasons_of(unforecast, "the model gives no usable forecast")
         if len(warming) > _NAMED:
             reasons.append(progress.sentence(self.ready_symbols(), len(self._symbols)))
         else:
             reasons += [f"{symbol}: warming up" for symbol in warming]
         for hours, symbols in sorted(late.items()):
-            reasons += self._told(symbols, f"{hours} due candle(s) not processed")
+            reasons += self._reasons_of(symbols, f"{hours} due candle(s) not processed")
         return reasons
 
-    def _told(self, symbols: list[str], what: str) -> list[str]:
+    def _reasons_of(self, symbols: list[str], what: str) -> list[str]:
         """Returns a reason for each of a few symbols, and one for many."""
         if len(symbols) <= _NAMED:
             return [f"{symbol}: {what}" for symbol in symbols]

@@ -228,8 +228,8 @@ class Intake:
             sequencer = subscription.sequencer
             news = sequencer.missing_hours(now_s), sequencer.halted
             # Of a thousand symbols hardly any has changed within the second.
-            if news != subscription.told:
-                subscription.told = news
+            if news != subscription.reported:
+                subscription.reported = news
                 self._observe(MissingCounted(subscription.symbol, news[0]))
                 self._observe(TradingObserved(subscription.symbol, news[1]))
             self._act(subscription, sequencer.tick(now_s))

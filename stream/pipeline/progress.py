@@ -41,7 +41,7 @@ class Progress:
         #: Whether some symbol has not been ready yet.
         self.starting = True
 
-    def tell(self, ready: int) -> None:
+    def report(self, ready: int) -> None:
         """Takes how many symbols are ready now. To be called about once a second."""
         if ready != self._ready:
             self._observe(WarmupProgressed(ready))

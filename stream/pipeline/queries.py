@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Of so many symbols a failure of one kind is told, and how long it is not told of others then.
-_TOLD_OF, _TOLD_AGAIN_S = 10, 60.0
+#: Of so many symbols a failure of one kind is logged, and how long it is not logged of others then.
+_LOGGED_OF, _LOGGED_AGAIN_S = 10, 60.0
 
 
 class Queries:
@@ -76,19 +76,19 @@ class Queries:
             pause_s = min(RETRY_CAP_S, pause_s * 2)
 
     def _log(self, symbol: str, reason: str) -> None:
-        """Logs why REST does not answer. What many symbols meet within a minute is told of the first ones."""
+        """Logs why REST does not answer. What many symbols meet within a minute is logged of the first ones."""
         now_s = self._clock.monotonic_s()
         kind = re.sub(r"\d+", "", reason.replace(symbol, ""))
         since_s, count = self._failures.get(kind, (now_s, 0))
-        if now_s - since_s > _TOLD_AGAIN_S:
+        if now_s - since_s > _LOGGED_AGAIN_S:
             since_s, count = now_s, 0
         self._failures[kind] = since_s, count + 1
         log.log(
-            logging.WARNING if count < _TOLD_OF else logging.DEBUG,
+            logging.WARNING if count < _LOGGED_OF else logging.DEBUG,
             "%s: REST does not answer, retrying: %s%s",
             symbol,
             reason,
-            " (of others that meet the same, this is not told)" if count == _TOLD_OF - 1 else "",
+            " (not logged of others that meet the same)" if count == _LOGGED_OF - 1 else "",
             extra={"symbol": symbol, "reason": reason},
         )
 

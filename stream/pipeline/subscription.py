@@ -21,8 +21,8 @@ class Subscription:
     audit_again_at_s: float = 0.0
     audit_pause_s: float = 0.0
     auditing: bool = False
-    #: What observers were told last: missing hours, and whether it is halted.
-    told: tuple[int, bool] | None = None
+    #: What was last reported to observers: missing hours, and whether it is halted.
+    reported: tuple[int, bool] | None = None
 
     @property
     def symbol(self) -> str:

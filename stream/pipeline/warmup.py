@@ -4,7 +4,7 @@ Rules of this module:
 - A fresh start begins with the newest hour that was over when the exchange's time was first read. Nothing before it is
   ever forecast.
 - A few symbols at a time have their histories in memory, in the order in which they are configured. One that waits for
-  what REST does not show gives its lane to the next.
+  what REST does not show gives its slot to the next.
 - The history is complete before that hour's turn comes: each of its hours is there, precedes the symbol's very first
   candle, or is proven not to exist. What the first answers lack is asked for again.
 """
@@ -32,22 +32,22 @@ from stream.times import utc
 log = logging.getLogger(__name__)
 
 #: Symbols that may have their histories in memory at a time, 3 MB each: enough to hide how long REST takes.
-_LANES = 12
+_HISTORIES = 12
 
 
-class _Lane:
+class _Slot:
     """One symbol's right to have its history in memory."""
 
     def __init__(self, free: asyncio.Semaphore) -> None:
         self._free = free
         self._held = False
 
-    async def enter(self) -> None:
+    async def take(self) -> None:
         if not self._held:
             await self._free.acquire()
             self._held = True
 
-    def leave(self) -> None:
+    def give_up(self) -> None:
         if self._held:
             self._held = False
             self._free.release()
@@ -74,30 +74,30 @@ class Warmup:
         self._worker = worker
         self._clock = clock
         self._stalled = stalled
-        self._lanes = asyncio.Semaphore(_LANES)
+        self._slots = asyncio.Semaphore(_HISTORIES)
 
     async def warm(self, subscription: Subscription) -> Answer | None:
         """Gives the symbol its history and sets which candle is due next. Returns REST's answer about the hours from
         the newest of the history on, if a fresh start has asked for them."""
-        lane = _Lane(self._lanes)
+        slot = _Slot(self._slots)
         try:
-            return await self._warm(subscription, lane)
+            return await self._warm(subscription, slot)
         finally:
-            lane.leave()
+            slot.give_up()
 
-    async def _warm(self, subscription: Subscription, lane: _Lane) -> Answer | None:
+    async def _warm(self, subscription: Subscription, slot: _Slot) -> Answer | None:
         symbol = subscription.symbol
         answer: Answer | None = None
         done = await self._worker.call(self._journal.processed, symbol)
         if done is not None:
-            await lane.enter()
+            await slot.take()
             newest = done.open_time
             oldest = newest - (self._processor.history_hours(symbol) - 1) * HOUR_MS
             candles = await self._worker.call(self._journal.candles, symbol, oldest, newest)
             missing_until = candles[0].open_time - HOUR_MS if candles else newest
-            candles = (await self._complete(subscription, lane, oldest, missing_until) or []) + candles
+            candles = (await self._complete(subscription, slot, oldest, missing_until) or []) + candles
         else:
-            newest, candles, answer = await self._first_past(subscription, lane)
+            newest, candles, answer = await self._first_past(subscription, slot)
         # A full disk at the start is waited for like a full disk later on.
         await self._worker.commit(partial(self._journal.store_history, candles))
         await self._processor.warm(symbol, candles, done)
@@ -105,21 +105,21 @@ class Warmup:
         subscription.settled.set()
         return answer
 
-    async def _first_past(self, subscription: Subscription, lane: _Lane) -> tuple[int, list[Candle], Answer | None]:
+    async def _first_past(self, subscription: Subscription, slot: _Slot) -> tuple[int, list[Candle], Answer | None]:
         """Returns the open time of the last hour before the one that a fresh start begins with, the history's candles
         up to it, and the answer that confirms them."""
         while True:
             newest = grid_floor(await self._queries.exchange_first_ms(subscription)) - 2 * HOUR_MS
             oldest = newest - (self._processor.history_hours(subscription.symbol) - 2) * HOUR_MS
-            candles = await self._complete(subscription, lane, oldest, newest)
+            candles = await self._complete(subscription, slot, oldest, newest)
             if candles is None:
                 continue
             if not candles:
                 return newest, candles, None
-            if (answer := await self._confirmed(subscription, lane, candles)) is not None:
+            if (answer := await self._confirmed(subscription, slot, candles)) is not None:
                 return newest, candles, answer
 
-    async def _complete(self, subscription: Subscription, lane: _Lane, oldest: int, newest: int) -> list[Candle] | None:
+    async def _complete(self, subscription: Subscription, slot: _Slot, oldest: int, newest: int) -> list[Candle] | None:
         """Returns all candles that open in [oldest, newest], in order, however long REST needs to show or disprove
         them. Returns None if the exchange has corrected its time meanwhile and `newest` is not over yet."""
         found: dict[int, Candle] = {}
@@ -130,7 +130,7 @@ class Warmup:
             if await self._queries.exchange_now_ms(subscription) < newest + HOUR_MS:
                 return None
             oldest_asked = missing[0] - witness_hours * HOUR_MS
-            answer = await self._ask(subscription, lane, oldest_asked, missing[-1], urgency=Urgency.HISTORY)
+            answer = await self._ask(subscription, slot, oldest_asked, missing[-1], urgency=Urgency.HISTORY)
             found |= {c.open_time: c for c in answer.candles}
             missing = self._missing(subscription, found, first, newest)
             if missing and missing[0] == first:
@@ -138,7 +138,7 @@ class Warmup:
                 missing = self._missing(subscription, found, first, newest)
             if not missing:
                 break
-            lane.leave()
+            slot.give_up()
             subscription.settled.set()
             if not logged:
                 logged = True
@@ -163,31 +163,31 @@ class Warmup:
     async def _ask(
         self,
         subscription: Subscription,
-        lane: _Lane,
+        slot: _Slot,
         from_open_time: int,
         to_open_time: int | None = None,
         *,
         urgency: Urgency,
     ) -> Answer:
-        """Asks until REST answers; between two attempts the lane is another symbol's."""
+        """Asks until REST answers; between two attempts the slot is another symbol's."""
 
         async def attempt() -> Answer:
-            await lane.enter()
+            await slot.take()
             try:
                 return await self._queries.once(subscription, from_open_time, to_open_time, urgency=urgency)
             except (UnreachableError, UnknownSymbolError):
-                lane.leave()
+                slot.give_up()
                 raise
 
         return await self._queries.until_answered(subscription, attempt)
 
-    async def _confirmed(self, subscription: Subscription, lane: _Lane, fetched: list[Candle]) -> Answer | None:
+    async def _confirmed(self, subscription: Subscription, slot: _Slot, fetched: list[Candle]) -> Answer | None:
         """Asks for the newest hours alone, and returns the answer if it has the history's newest candle as it came
         before; None otherwise. Pages that agree with each other may still be another symbol's. The same answer shows
         the candle that a fresh start begins with."""
         last = fetched[-1]
         subscription.sequencer.asking()
-        answer = await self._ask(subscription, lane, last.open_time - HOUR_MS, urgency=Urgency.NOW)
+        answer = await self._ask(subscription, slot, last.open_time - HOUR_MS, urgency=Urgency.NOW)
         again = next((c for c in answer.candles if c.open_time == last.open_time), None)
         if again is not None and again.ohlcv == last.ohlcv:
             return answer

@@ -1,7 +1,7 @@
-"""What a start costs: CPU and time of many symbols beside what model and weight allow, and one symbol's first forecast.
+"""What a start costs: many symbols beside what model and weight allow, and one symbol up to its first forecast.
 
-`make bench` starts 40 symbols against an exchange that grants 1,000 weight a minute, so that the weight decides how long
-it takes. A thousand symbols against the real limit, which is some 8 minutes:
+`make bench` starts 40 symbols against an exchange that grants 1,000 weight a minute, so that the weight decides how
+long it takes. A thousand symbols against the real limit, which is some 8 minutes:
 VOLCAST_START_SYMBOLS=1000 VOLCAST_START_WEIGHT=6000 python -m pytest tests/benchmarks/test_start_of_many.py -m bench -s
 """
 
@@ -46,6 +46,7 @@ FIRST_FORECAST_LIMIT_S = 0.3
 
 EXCHANGE = """
 import asyncio, sys
+import msgspec
 from stream.core.market.candle import HOUR_MS
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate_symbol
@@ -53,7 +54,6 @@ from stream.testing.market import simulate_symbol
 async def main(symbols, weight):
     start = 1_704_067_200_000
     one = simulate_symbol("X", start - 7_300 * HOUR_MS, 7_310, 5)
-    import msgspec
     tape = {s: [msgspec.structs.replace(c, symbol=s) for c in one] for s in symbols}
     async with Exchange(tape, start + 600_000, speed=1.0, weight_per_minute=weight) as exchange:
         print(exchange.ws_url, exchange.rest_url, flush=True)
@@ -143,7 +143,7 @@ async def test_the_start_of_many_symbols(many: tuple[str, str], broker: str, tmp
     count = len(SYMBOLS)
     calls, weight = len(asked) / count, sum(e["detail"]["weight"] for e in asked) / count
     windows = math.ceil(weight * count / (_WEIGHT_SHARE * WEIGHT)) - 1
-    # What is left of the weight in the last window, and what the model does in the last of them, comes on top.
+    # Setting up, and what the model has still to do when the last answer is there, comes on top.
     allowed_s = max(windows * WINDOW_S, count * model_s) + 10.0
     print()
     print(

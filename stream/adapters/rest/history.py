@@ -91,7 +91,7 @@ class BinanceHistory:
         self._reported_time = reported_time
         self._time_serves_s = time_serves_s
         #: The newest server time, and when it was asked for (monotonic).
-        self._told: tuple[int, float] | None = None
+        self._reported: tuple[int, float] | None = None
         #: By urgency: the question for the time that is under way.
         self._asking: dict[Urgency, _Shared] = {}
 
@@ -134,7 +134,7 @@ class BinanceHistory:
             server_ms = binance.decode_time(await self._get("/api/v3/time", {}, self._queue.place(urgency)))
         except WireError as error:
             raise UnreachableError(str(error)) from None
-        self._told = server_ms, asked_s
+        self._reported = server_ms, asked_s
         self._reported_time(server_ms, asked_s)
         return server_ms
 
@@ -225,8 +225,8 @@ class BinanceHistory:
         return Answer([c for c in found if c.open_time <= beyond], server_ms, newest, absent)
 
     async def _recent_time(self, urgency: Urgency) -> int:
-        if self._told is not None and self._clock.monotonic_s() - self._told[1] < self._time_serves_s:
-            return self._told[0]
+        if self._reported is not None and self._clock.monotonic_s() - self._reported[1] < self._time_serves_s:
+            return self._reported[0]
         return await self._time(urgency)
 
     async def _page(self, symbol: str, start_ms: int, last_ms: int | None, server_ms: int, place: Place) -> KlinesPage:
@@ -248,9 +248,9 @@ class BinanceHistory:
     async def _get(self, path: str, params: dict[str, str], place: Place) -> bytes:
         async with self._queue.turn(place, _WEIGHTS[path]) as turn:
             reply = await self._http.get(path, params, max_bytes=_MAX_BODY_BYTES)
-            turn.told = reply.count("x-mbx-used-weight-1m")
-        if turn.told is not None:
-            self._observe(WeightUsed(turn.told / self._budget.limit))
+            turn.reported = reply.count("x-mbx-used-weight-1m")
+        if turn.reported is not None:
+            self._observe(WeightUsed(turn.reported / self._budget.limit))
         if reply.status == 200:
             return reply.body
         self._queue.obey(reply.status, reply.count("retry-after"))

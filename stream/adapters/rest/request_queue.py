@@ -42,9 +42,9 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Turn:
-    """A request that may leave. `told` is to be set to the used weight that its answer reports."""
+    """A request that may leave. `reported` is to be set to the used weight that its answer reports."""
 
-    told: int | None = None
+    reported: int | None = None
 
 
 @dataclass(slots=True, order=True)
@@ -103,7 +103,7 @@ class RequestQueue:
             # Also where the cancellation came between the admission and here.
             if not admitted.cancelled() and admitted.exception() is None:
                 self._active -= 1
-                self._budget.settle(weight, turn.told, self._clock.monotonic_s())
+                self._budget.settle(weight, turn.reported, self._clock.monotonic_s())
             self._admit()
 
     async def aclose(self) -> None:

@@ -27,9 +27,9 @@ class WeightBudget:
         self._sent_weight = 0
         #: Weight of the requests that are not answered yet.
         self._open = 0
-        #: The exchange's count less what has been forgotten since, and when it was told.
-        self._told = 0
-        self._told_at_s = float("-inf")
+        #: The exchange's count less what has been forgotten since, and when it was reported.
+        self._reported = 0
+        self._reported_at_s = float("-inf")
 
     def spend(self, weight: int, now_s: float) -> None:
         """Counts a request that leaves now; `settle` must follow."""
@@ -37,18 +37,18 @@ class WeightBudget:
         self._sent_weight += weight
         self._open += weight
 
-    def settle(self, weight: int, told: int | None, now_s: float) -> None:
-        """Counts its end. `told` is the exchange's count; without one the request counts nevertheless."""
+    def settle(self, weight: int, reported: int | None, now_s: float) -> None:
+        """Counts its end. `reported` is the exchange's count; without one the request counts nevertheless."""
         self._forget(now_s)
         self._open -= weight
-        if told is None:
-            self._told += weight
+        if reported is None:
+            self._reported += weight
         else:
-            self._told, self._told_at_s = told, now_s
+            self._reported, self._reported_at_s = reported, now_s
 
     def used(self, now_s: float) -> int:
         self._forget(now_s)
-        return self._told + self._open
+        return self._reported + self._open
 
     def wait_s(self, weight: int, share: float, now_s: float) -> float:
         """Returns how many seconds a request has to wait until no more than `share` of the limit is used with it; 0
@@ -58,7 +58,7 @@ class WeightBudget:
         excess = self.used(now_s) + min(weight, most) - most
         if excess <= 0:
             return 0.0
-        others_forgotten_s = max(0.0, self._told_at_s + WINDOW_S - now_s)
+        others_forgotten_s = max(0.0, self._reported_at_s + WINDOW_S - now_s)
         for at_s, sent in self._sent:
             excess -= sent
             if excess <= 0:
@@ -69,7 +69,7 @@ class WeightBudget:
         while self._sent and self._sent[0][0] <= now_s - WINDOW_S:
             _, weight = self._sent.popleft()
             self._sent_weight -= weight
-            self._told = max(0, self._told - weight)
-        if now_s >= self._told_at_s + WINDOW_S:
+            self._reported = max(0, self._reported - weight)
+        if now_s >= self._reported_at_s + WINDOW_S:
             # Nobody has told for a minute what others use: only this node's own requests still count.
-            self._told = min(self._told, max(0, self._sent_weight - self._open))
+            self._reported = min(self._reported, max(0, self._sent_weight - self._open))

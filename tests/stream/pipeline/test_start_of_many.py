@@ -1,4 +1,4 @@
-"""The start of many symbols: what is asked of REST and in which order, who waits for whom, and what is told of it."""
+"""The start of many symbols: what is asked of REST and in which order, who waits for whom, and what is logged of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream.core.market.outputs import Due
 from stream.pipeline.health import Health
 from stream.pipeline.progress import MANY, Progress
 from stream.pipeline.publishing import EventPublisher
-from stream.pipeline.warmup import _LANES
+from stream.pipeline.warmup import _HISTORIES
 from stream.ports import Urgency
 from stream.telemetry import BackfillFailed, Fact, MissingCounted, WarmupProgressed
 from stream.testing.market import simulate_symbol
@@ -89,12 +89,12 @@ async def test_histories_come_a_few_at_a_time_and_in_order(tmp_path: Path, tape:
     made = await asyncio.to_thread(Stand, tmp_path, tape, SYMBOLS)
     made.rest.open.clear()
     async with running(made):
-        await made.until(lambda: len(made.rest.questions) >= _LANES)
+        await made.until(lambda: len(made.rest.questions) >= _HISTORIES)
         await made.rest_of_the_loop()
         asked = {q[0] for q in made.rest.questions}
-        assert len(asked) == len(made.rest.questions) == _LANES
+        assert len(asked) == len(made.rest.questions) == _HISTORIES
         # Who read the time first may be last to know that it is known.
-        assert asked <= set(SYMBOLS[: _LANES + 1])
+        assert asked <= set(SYMBOLS[: _HISTORIES + 1])
         made.rest.open.set()
         assert set(await processed(made, len(SYMBOLS))) == set(SYMBOLS)
 
@@ -102,12 +102,12 @@ async def test_histories_come_a_few_at_a_time_and_in_order(tmp_path: Path, tape:
 async def test_symbols_that_rest_fails_for_keep_no_other_waiting(tmp_path: Path, tape: list[Candle]) -> None:
     """More of them than histories may be in memory at a time, and all before the others."""
     made = await asyncio.to_thread(Stand, tmp_path, tape, SYMBOLS)
-    made.rest.fails = set(SYMBOLS[: _LANES + 3])
+    made.rest.fails = set(SYMBOLS[: _HISTORIES + 3])
     async with running(made):
         well = set(SYMBOLS) - made.rest.fails
         assert set(await processed(made, len(well))) == well
         made.rest.fails = set()
-        assert set(await processed(made, _LANES + 3)) == set(SYMBOLS[: _LANES + 3])
+        assert set(await processed(made, _HISTORIES + 3)) == set(SYMBOLS[: _HISTORIES + 3])
 
 
 async def test_symbols_that_rest_hides_an_hour_of_keep_no_other_waiting(tmp_path: Path, tape: list[Candle]) -> None:
@@ -178,9 +178,9 @@ async def test_what_many_symbols_meet_is_told_of_a_few(stand: Stand, caplog: pyt
     stand.rest.reachable = False
     with caplog.at_level(logging.DEBUG):
         await stand.until(lambda: {f.symbol for f in stand.facts if isinstance(f, BackfillFailed)} == set(SYMBOLS))
-    told = [r for r in caplog.records if "REST does not answer" in r.getMessage()]
-    assert len(told) >= len(SYMBOLS)
-    assert 1 <= sum(r.levelno >= logging.WARNING for r in told) <= 10
+    logged = [r for r in caplog.records if "REST does not answer" in r.getMessage()]
+    assert len(logged) >= len(SYMBOLS)
+    assert 1 <= sum(r.levelno >= logging.WARNING for r in logged) <= 10
 
 
 async def test_observers_hear_of_a_symbol_what_has_changed(stand: Stand) -> None:
@@ -203,10 +203,10 @@ def test_the_log_tells_the_progress_of_many_at_a_pace_that_can_be_read(caplog: p
     with caplog.at_level(logging.INFO):
         for second in range(101):
             now_s = float(second)
-            progress.tell(second * 10)
+            progress.report(second * 10)
         for _ in range(50):
             now_s += 1.0
-            progress.tell(1_000)
+            progress.report(1_000)
     lines = [r.getMessage() for r in caplog.records]
     assert lines[0] == "warming up: 100 of 1,000 symbols are ready"
     assert lines[-1] == "all 1,000 symbols are ready, 100 s after the start"
@@ -219,6 +219,6 @@ def test_of_a_few_symbols_their_own_lines_tell_enough(caplog: pytest.LogCaptureF
     progress = Progress(2, clock=Clock(), observe=facts.append)
     with caplog.at_level(logging.INFO):
         for ready in (0, 1, 2):
-            progress.tell(ready)
+            progress.report(ready)
     assert not caplog.records
     assert [f.ready for f in facts if isinstance(f, WarmupProgressed)] == [0, 1, 2]

@@ -119,10 +119,10 @@ async def answering(body: bytes | Callable[[bytes], bytes], headers: str = "") -
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             request = await reader.readuntil(b"\r\n\r\n")
-            said = body if isinstance(body, bytes) else body(request)
-            length = len(said)
+            reply = body if isinstance(body, bytes) else body(request)
+            length = len(reply)
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n".encode())
-            writer.write(said)
+            writer.write(reply)
             await writer.drain()
         writer.close()
 

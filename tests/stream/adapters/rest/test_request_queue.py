@@ -62,14 +62,16 @@ class Stand:
         self._ends: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str, urgency: Urgency = Urgency.NOW, weight: int = 2, told: int | None = None) -> None:
+    async def ask(
+        self, name: str, urgency: Urgency = Urgency.NOW, weight: int = 2, reported: int | None = None
+    ) -> None:
         self._ends[name] = asyncio.Event()
 
         async def request() -> None:
             async with self.queue.turn(self.queue.place(urgency), weight) as turn:
                 self.left.append(name)
                 await self._ends[name].wait()
-                turn.told = told
+                turn.reported = reported
 
         self._tasks[name] = asyncio.create_task(request())
         await settle()
@@ -193,7 +195,7 @@ async def test_what_is_less_urgent_leaves_weight_to_what_is_more() -> None:
 
 async def test_the_weight_of_others_counts_until_the_exchange_tells_less() -> None:
     stand = Stand(at_once=20, limit=100, shares=dict.fromkeys(Urgency, 0.5))
-    await stand.ask("one", told=49)
+    await stand.ask("one", reported=49)
     await stand.end("one")
     await stand.ask("two")
     assert stand.left == ["one"]
@@ -212,8 +214,8 @@ def test_no_window_of_the_exchange_ever_has_more_than_the_share(requests: list[t
 
     def settle_until(until_s: float) -> None:
         for end_s, weight in sorted(u for u in under_way if u[0] <= until_s):
-            told = sum(w for at_s, w in arrived if at_s > end_s - 60)
-            budget.settle(weight, told, end_s)
+            reported = sum(w for at_s, w in arrived if at_s > end_s - 60)
+            budget.settle(weight, reported, end_s)
             under_way.remove((end_s, weight))
 
     for weight, pause_s, takes_s in requests:
