@@ -37,6 +37,7 @@ from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
+from stream.adapters.rest.weight import MINUTE_S
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
@@ -213,6 +214,7 @@ async def _run(
         observe=observe,
         reported_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
         weight_share=_WEIGHT_SHARE,
+        minute_s=MINUTE_S / max(1.0, settings.time_scale) if settings.time_scale else None,
         time_serves_s=_TIME_SERVES_S / max(1.0, settings.time_scale) if settings.time_scale else 0.0,
         patience_s=_PATIENCE_S,
         way=ground.rest_way,

@@ -23,7 +23,7 @@ import pytest
 from stream import node
 from stream.adapters import predictor as predictors
 from stream.adapters.bundles import packaged_model
-from stream.adapters.rest.weight import WINDOW_S
+from stream.adapters.rest.weight import MINUTE_S
 from stream.clock import Clock
 from stream.core.forecasting import features
 from stream.node import _WEIGHT_SHARE
@@ -144,7 +144,7 @@ async def test_the_start_of_many_symbols(many: tuple[str, str], broker: str, tmp
     calls, weight = len(asked) / count, sum(e["detail"]["weight"] for e in asked) / count
     windows = math.ceil(weight * count / (_WEIGHT_SHARE * WEIGHT)) - 1
     # Setting up, and what the model has still to do when the last answer is there, comes on top.
-    allowed_s = max(windows * WINDOW_S, count * model_s) + 10.0
+    allowed_s = max(windows * MINUTE_S, count * model_s) + 10.0
     print()
     print(
         f"{count} symbols: {wall_s:.1f} s, weight and model allow {allowed_s:.1f} s (limit {TIME_RATIO_LIMIT:g} times)"

@@ -23,7 +23,7 @@ from typing import Self
 from stream.adapters.outbound import Way
 from stream.adapters.rest.http_get import AT_ONCE, HttpGet
 from stream.adapters.rest.request_queue import Place, RequestQueue
-from stream.adapters.rest.weight import WeightBudget
+from stream.adapters.rest.weight import MINUTE_S, WEIGHT_PER_MINUTE, WeightBudget
 from stream.clock import Clock
 from stream.core.market import binance
 from stream.core.market.binance import ExchangeInfo, KlinesPage, UnknownSymbolError, WireError
@@ -67,17 +67,19 @@ class BinanceHistory:
         observe: Observer = lambda fact: None,
         reported_time: Callable[[int, float], None] = lambda server_ms, asked_s: None,
         weight_share: float | None = None,
+        minute_s: float | None = MINUTE_S,
         time_serves_s: float = 0.0,
         patience_s: float = float("inf"),
         way: Way | None = None,
     ) -> None:
         """`reported_time` is called with every server time as it arrives, and the monotonic time of its request. With
         `weight_share`, no request leaves that would use more than this share of the weight of a minute, which all
-        clients of an address have in common; what is less urgent leaves some of it to what is more. A server time that
-        was asked for less than `time_serves_s` ago serves a further question for candles. A ban that lasts longer than
-        `patience_s` raises `UnreachableError` at once instead of being waited for. `way` is as for `HttpGet`."""
+        clients of an address have in common; what is less urgent leaves some of it to what is more. `minute_s` is as
+        for `WeightBudget`. A server time that was asked for less than `time_serves_s` ago serves a further question
+        for candles. A ban that lasts longer than `patience_s` raises `UnreachableError` at once instead of being
+        waited for. `way` is as for `HttpGet`."""
         self._http = HttpGet(base_url, headers=_NO_CACHE, way=way)
-        self._budget = WeightBudget()
+        self._budget = WeightBudget(WEIGHT_PER_MINUTE, minute_s)
         self._queue = RequestQueue(
             clock=clock,
             at_once=AT_ONCE,
