@@ -279,7 +279,7 @@ class Daemon:
                 self.intake.watch()
                 self.intake.audit()
             self._publish_state()
-            self._progress.report(self.health.ready_symbols())
+            self._progress.report(*self.health.warmed_up())
             if self._measurements.exchange_time() is not None:
                 self.publisher.time_is_known()
             if self._journal.stuck is not None:

@@ -102,9 +102,12 @@ class Health:
         remarks = (*served.values(), *self._publisher.remarks)
         return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
-    def ready_symbols(self) -> int:
-        """Returns how many symbols have their history and have had their newest candle processed since the start."""
-        return sum(self._newest_done(symbol) is not None for symbol in self._symbols)
+    def warmed_up(self) -> tuple[int, int]:
+        """Returns how many symbols have their history and their newest candle processed, and how many are still to have
+        them; symbols that are not traded and have never been ready are neither."""
+        missing = [symbol for symbol in self._symbols if self._newest_done(symbol) is None]
+        waiting = sum(not self._intake.subscriptions[symbol].sequencer.halted for symbol in missing)
+        return len(self._symbols) - len(missing), waiting
 
     def _of_symbols(self, due: int) -> list[str]:
         unlisted: list[str] = []
@@ -127,7 +130,7 @@ class Health:
         reasons = self._reasons_of(unlisted, "the exchange does not list it")
         reasons += self._reasons_of(unforecast, "the model gives no usable forecast")
         if len(warming) > _NAMED:
-            reasons.append(progress.sentence(self.ready_symbols(), len(self._symbols)))
+            reasons.append(progress.sentence(self.warmed_up()[0], len(self._symbols)))
         else:
             reasons += [f"{symbol}: warming up" for symbol in warming]
         for hours, symbols in sorted(late.items()):
@@ -150,5 +153,6 @@ class Health:
         """Returns the symbol's newest open time if nothing is in progress: after a restart the newest candle may have
         been processed by the run before. Returns None otherwise."""
         subscription = self._intake.subscriptions[symbol]
-        idle = subscription.sequencer.started and subscription.backfill is None and self._is_idle()
+        idle = self._busy_since_s is None and self._is_idle()
+        idle = idle and subscription.sequencer.started and subscription.backfill is None
         return subscription.sequencer.last_open_time if idle else None

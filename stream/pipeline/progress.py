@@ -37,23 +37,26 @@ class Progress:
         self._observe = observe
         self._began_s = clock.monotonic_s()
         self._ready: int | None = None
+        self._logged = 0
         self._line_at_s = self._began_s + _EVERY_S
-        #: Whether some symbol has not been ready yet.
+        #: Whether some symbol has not been ready yet that is expected to be.
         self.starting = True
 
-    def report(self, ready: int) -> None:
-        """Takes how many symbols are ready now. To be called about once a second."""
+    def report(self, ready: int, waiting: int) -> None:
+        """Takes how many symbols are ready now, and how many are still to be; those that are not traded are neither. To
+        be called about once a second."""
         if ready != self._ready:
             self._observe(WarmupProgressed(ready))
         self._ready = ready
         if not self.starting:
             return
-        self.starting = ready < self._symbols
+        self.starting = waiting > 0
         if self._symbols < MANY:
             return
         now_s = self._clock.monotonic_s()
         if not self.starting:
-            log.info("all %s symbols are ready, %.0f s after the start", f"{ready:,}", now_s - self._began_s)
-        elif now_s >= self._line_at_s:
-            self._line_at_s = now_s + _EVERY_S
+            text = "%s of %s symbols are ready, %.0f s after the start"
+            log.info(text, f"{ready:,}", f"{self._symbols:,}", now_s - self._began_s)
+        elif now_s >= self._line_at_s and ready != self._logged:
+            self._logged, self._line_at_s = ready, now_s + _EVERY_S
             log.info("%s", sentence(ready, self._symbols), extra={"ready": ready, "symbols": self._symbols})

@@ -51,6 +51,10 @@ class Queries:
         #: By kind of failure: since when it is counted, and of how many symbols.
         self._failures: dict[str, tuple[float, int]] = {}
 
+    @property
+    def time_is_known(self) -> bool:
+        return self._time.known
+
     async def until_answered(self, subscription: Subscription, query: Callable[[], Awaitable[T]]) -> T:
         """Repeats the query until REST answers, and returns the answer, however long that takes."""
         pause_s = RETRY_FIRST_S

@@ -98,6 +98,7 @@ class Warmup:
             candles = (await self._complete(subscription, slot, oldest, missing_until) or []) + candles
         else:
             newest, candles, answer = await self._first_past(subscription, slot)
+        await slot.take()
         # A full disk at the start is waited for like a full disk later on.
         await self._worker.commit(partial(self._journal.store_history, candles))
         await self._processor.warm(symbol, candles, done)
@@ -127,6 +128,9 @@ class Warmup:
         pause_s, logged = RETRY_FIRST_S, False
         while missing := self._missing(subscription, found, first, newest):
             before = len(missing)
+            if not self._queries.time_is_known:
+                # As long as nobody answers: others may need nothing of REST.
+                slot.give_up()
             if await self._queries.exchange_now_ms(subscription) < newest + HOUR_MS:
                 return None
             oldest_asked = missing[0] - witness_hours * HOUR_MS
@@ -134,6 +138,7 @@ class Warmup:
             found |= {c.open_time: c for c in answer.candles}
             missing = self._missing(subscription, found, first, newest)
             if missing and missing[0] == first:
+                slot.give_up()
                 first = await self._listed_since(subscription, first, found)
                 missing = self._missing(subscription, found, first, newest)
             if not missing:
@@ -197,6 +202,7 @@ class Warmup:
             utc(last.open_time),
             extra={"symbol": subscription.symbol, "open_time": last.open_time},
         )
+        slot.give_up()
         await self._clock.sleep(RETRY_FIRST_S)
         return None
 

@@ -203,15 +203,32 @@ def test_the_log_tells_the_progress_of_many_at_a_pace_that_can_be_read(caplog: p
     with caplog.at_level(logging.INFO):
         for second in range(101):
             now_s = float(second)
-            progress.report(second * 10)
+            progress.report(second * 10, 1_000 - second * 10)
         for _ in range(50):
             now_s += 1.0
-            progress.report(1_000)
+            progress.report(1_000, 0)
     lines = [r.getMessage() for r in caplog.records]
     assert lines[0] == "warming up: 100 of 1,000 symbols are ready"
-    assert lines[-1] == "all 1,000 symbols are ready, 100 s after the start"
+    assert lines[-1] == "1,000 of 1,000 symbols are ready, 100 s after the start"
     assert len(lines) == 10
     assert [f.ready for f in facts if isinstance(f, WarmupProgressed)] == list(range(0, 1_001, 10))
+
+
+def test_a_symbol_that_is_not_traded_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    progress = Progress(50, clock=Clock(monotonic_s=lambda: now_s), observe=lambda fact: None)
+    with caplog.at_level(logging.INFO):
+        for second in range(100):
+            now_s = float(second)
+            progress.report(40, 9)
+        assert progress.starting
+        progress.report(49, 0)
+    assert not progress.starting
+    # A number is not repeated as long as it does not change.
+    assert [r.getMessage() for r in caplog.records] == [
+        "warming up: 40 of 50 symbols are ready",
+        "49 of 50 symbols are ready, 99 s after the start",
+    ]
 
 
 def test_of_a_few_symbols_their_own_lines_tell_enough(caplog: pytest.LogCaptureFixture) -> None:
@@ -219,6 +236,6 @@ def test_of_a_few_symbols_their_own_lines_tell_enough(caplog: pytest.LogCaptureF
     progress = Progress(2, clock=Clock(), observe=facts.append)
     with caplog.at_level(logging.INFO):
         for ready in (0, 1, 2):
-            progress.report(ready)
+            progress.report(ready, 2 - ready)
     assert not caplog.records
     assert [f.ready for f in facts if isinstance(f, WarmupProgressed)] == [0, 1, 2]
