@@ -67,9 +67,10 @@ class RequestQueue:
         budget: WeightBudget | None = None,
         shares: Mapping[Urgency, float] | None = None,
     ) -> None:
-        """At most `at_once` requests are under way. With `shares`, a request waits until no more than its urgency's
-        share of the budget is used with it. A pause that the server asks for is waited for where it ends within
-        `patience_s`; else requests raise `UnreachableError` at once."""
+        """At most `at_once` requests are under way; a fifth of them is left to what is urgent, so that a server which
+        answers none of the others does not keep it waiting. With `shares`, a request waits until no more than its
+        urgency's share of the budget is used with it. A pause that the server asks for is waited for where it ends
+        within `patience_s`; else requests raise `UnreachableError` at once."""
         self._clock = clock
         self._at_once = at_once
         self._patience_s = patience_s
@@ -146,6 +147,8 @@ class RequestQueue:
             if first.admitted.done():
                 heapq.heappop(self._waiting)
                 continue
+            if first.place.urgency >= Urgency.HISTORY and self._active >= self._at_once - self._at_once // 5:
+                return
             if (wait_s := self._wait_s(first, now_s)) > 0:
                 self._look_again(now_s + wait_s + _A_LITTLE_S)
                 return

@@ -174,6 +174,21 @@ async def test_a_pause_binds_all_and_a_ban_beyond_our_patience_is_told_at_once(s
     assert stand.left == ["waits"]
 
 
+async def test_a_server_that_answers_no_history_keeps_no_close_waiting() -> None:
+    stand = Stand(at_once=10)
+    for n in range(12):
+        await stand.ask(f"{n}", Urgency.AUDIT if n % 2 else Urgency.HISTORY)
+    assert len(stand.left) == 8
+    await stand.ask("close", Urgency.NOW)
+    await stand.ask("repair", Urgency.REPAIR)
+    assert stand.left[8:] == ["close", "repair"]
+    await stand.end("close", "repair")
+    assert len(stand.left) == 10
+    await stand.end("0")
+    assert len(stand.left) == 11
+    await stand.close()
+
+
 SHARES = {Urgency.NOW: 1.0, Urgency.REPAIR: 0.9, Urgency.HISTORY: 0.8, Urgency.AUDIT: 0.5}
 
 
