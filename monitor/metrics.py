@@ -175,6 +175,7 @@ class Metrics:
         self.backfills = counter("backfill_requests", "Questions to REST.")
         self.backfill_failures = counter("backfill_failures", "Questions that REST did not answer.")
         self.weight = gauge("rest_used_weight_ratio", "Used share of the exchange's request weight.")
+        self.ready = gauge("warmup_symbols_ready", "Symbols that have their history and their newest forecast.")
         self.lag = gauge("event_loop_lag_seconds", "How late the event loop was at the last probe.")
         self.offset = gauge("clock_offset_seconds", "The exchange's clock minus ours.")
 
@@ -206,6 +207,7 @@ class Metrics:
             telemetry.CandleRevised: lambda f: self.revisions.inc(f.symbol),
             telemetry.ForecastRevised: self._revised,
             telemetry.MissingCounted: lambda f: self.missing.set(f.symbol, f.hours),
+            telemetry.WarmupProgressed: lambda f: self.ready.set(f.ready),
             telemetry.Inferred: lambda f: self.inference.observe(f.seconds),
             telemetry.ForecastCommitted: self._forecast,
             telemetry.ScoreChanged: self._score,

@@ -37,10 +37,10 @@ from stream.adapters.mqtt.retained_topics import RetainedTopicsReader
 from stream.adapters.mqtt.rivals import Rivals
 from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
+from stream.adapters.rest.weight import MINUTE_S
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
-from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas, topics
 from stream.core.messages.builders import model_ref
@@ -58,8 +58,10 @@ log = logging.getLogger(__name__)
 
 #: How long a start waits for the exchange to confirm a symbol before it continues without the answer.
 _PREFLIGHT_S = 5.0
-#: REST pauses once this share of the address's request weight is used; requests in flight then stay under half of it.
-_WEIGHT_SHARE = 0.4
+#: The share of the address's request weight that REST may use: a little under the half that is promised.
+_WEIGHT_SHARE = 0.49
+#: How long a server time serves further questions, in the exchange's seconds: shorter than REST may lag a close.
+_TIME_SERVES_S = 1.0
 #: A REST ban longer than this raises an error instead of being waited out, so that the feed can open meanwhile.
 _PATIENCE_S = 5.0
 #: A symbol is refused if the exchange does not list it on two questions this far apart.
@@ -212,6 +214,8 @@ async def _run(
         observe=observe,
         reported_time=lambda server_ms, asked_s: exchange_time.observe(server_ms, clock.monotonic_s(), asked_s),
         weight_share=_WEIGHT_SHARE,
+        minute_s=MINUTE_S / max(1.0, settings.time_scale) if settings.time_scale else None,
+        time_serves_s=_TIME_SERVES_S / max(1.0, settings.time_scale) if settings.time_scale else 0.0,
         patience_s=_PATIENCE_S,
         way=ground.rest_way,
     ) as history:
@@ -326,24 +330,18 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 async def _preflight(settings: Settings, ground: _Ground, history: BinanceHistory) -> None:
     """Raises `RefusedError` for a symbol that the exchange twice does not list and the journal does not know. An
     exchange that does not answer is no reason to refuse: the daemon waits for it."""
-    for symbol in settings.symbols:
-        try:
-            async with asyncio.timeout(_PREFLIGHT_S):
-                await _listed(symbol, history)
-        except (UnreachableError, TimeoutError) as error:
-            log.warning("REST does not answer yet (%s); starting without it", error or "timeout")
-            return
-        except UnknownSymbolError:
-            if await asyncio.to_thread(ground.journal.last_open_time, symbol) is None:
-                raise unknown_symbol(symbol) from None
-
-
-async def _listed(symbol: str, history: BinanceHistory) -> None:
     try:
-        await history.exchange_info(symbol)
-    except UnknownSymbolError:
-        await asyncio.sleep(_DENIED_AGAIN_S)
-        await history.exchange_info(symbol)
+        async with asyncio.timeout(_PREFLIGHT_S):
+            denied = await history.unlisted(settings.symbols)
+            if denied:
+                await asyncio.sleep(_DENIED_AGAIN_S)
+                denied = await history.unlisted(denied)
+    except (UnreachableError, TimeoutError) as error:
+        log.warning("REST does not answer yet (%s); starting without it", error or "timeout")
+        return
+    for symbol in denied:
+        if await asyncio.to_thread(ground.journal.last_open_time, symbol) is None:
+            raise unknown_symbol(symbol)
 
 
 def _log_once() -> Observer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,6 +18,19 @@ from stream.core.messages.records import EventMessage, Issuer, Outgoing, Process
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
 from stream.telemetry import Latest, Readiness
+
+
+class Urgency(IntEnum):
+    """What a question to REST is for. Of the questions that wait, those with the smallest number go first."""
+
+    #: A close that is due, the newest hour of a symbol, the exchange's time.
+    NOW = 0
+    #: Hours that the stream lost.
+    REPAIR = 1
+    #: The past that a symbol needs before its first forecast.
+    HISTORY = 2
+    #: Whether the exchange has changed what passed.
+    AUDIT = 3
 
 
 class History(Protocol):
@@ -33,7 +47,9 @@ class History(Protocol):
         there is none."""
         ...
 
-    async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
+    async def candles(
+        self, symbol: str, from_open_time: int, to_open_time: int | None = None, *, urgency: Urgency = Urgency.NOW
+    ) -> Answer:
         """Returns the closed candles that open in [from, to], as far as the exchange shows them. Raises
         `UnknownSymbolError` if it does not list the symbol."""
         ...

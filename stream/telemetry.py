@@ -89,6 +89,12 @@ class MissingCounted(Fact, frozen=True, gc=False):
     hours: int
 
 
+class WarmupProgressed(Fact, frozen=True, gc=False):
+    """So many symbols are ready: their history is complete, and their newest candle has been processed."""
+
+    ready: int
+
+
 class Inferred(Fact, frozen=True, gc=False):
     seconds: float
     rows: int

@@ -22,6 +22,7 @@ from stream.pipeline.processing import Processor
 from stream.pipeline.queries import Queries
 from stream.pipeline.revision import REVISED_HOURS
 from stream.pipeline.subscription import Subscription
+from stream.ports import Urgency
 from stream.telemetry import BackfillFailed, BackfillRequested, Observer
 
 #: How long after each close, in exchange time, the audit is due.
@@ -108,7 +109,8 @@ class Audit:
         pause_s = _UNANSWERED_S
         try:
             self._observe(BackfillRequested(subscription.symbol))
-            answer = await self._queries.once(subscription, newest - (REVISED_HOURS - 1) * HOUR_MS)
+            oldest = newest - (REVISED_HOURS - 1) * HOUR_MS
+            answer = await self._queries.once(subscription, oldest, urgency=Urgency.AUDIT)
             # REST's newest candle may be an older copy than the processed one: it can confirm it, but not replace it.
             shown = answer.newest_open_time or 0
             await self._processor.revise(subscription.symbol, [c for c in answer.candles if c.open_time < shown])

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from stream.clock import Clock
 from stream.core.market.outputs import AskStatus, Done, Output, Wait, emitted
+from stream.core.market.rest_answer import Answer
 from stream.pipeline.queries import Queries
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.warmup import Warmup
+from stream.ports import Urgency
 
 
 class Backfills:
@@ -38,13 +40,21 @@ class Backfills:
     async def run(self, subscription: Subscription) -> None:
         """Runs one backfill of one symbol to its end; the first one begins with the warm-up."""
         sequencer = subscription.sequencer
+        answer: Answer | None = None
         if not sequencer.started:
-            await self._warmup.warm(subscription)
+            answer = await self._warmup.warm(subscription)
         await self._queries.exchange_now_ms(subscription)
         while True:
-            answer = await self._queries.candles(subscription, sequencer.question())
+            warmed_up = answer is not None
+            if answer is None:
+                urgency = self._urgency(subscription)
+                answer = await self._queries.candles(subscription, sequencer.question(), urgency=urgency)
             self._act(subscription, sequencer.answer(answer))
+            answer = None
             await self._emit(subscription)
+            if warmed_up and sequencer.overdue(self._clock.monotonic_s()):
+                # Another candle has closed while the model was at work: that answer is no answer about it.
+                continue
             step, outputs = sequencer.next_step(self._clock.monotonic_s())
             if isinstance(step, AskStatus):
                 await self._ask_status(subscription)
@@ -56,6 +66,11 @@ class Backfills:
                 return
             if isinstance(step, Wait) and step.seconds > 0:
                 await self._clock.sleep(step.seconds)
+
+    def _urgency(self, subscription: Subscription) -> Urgency:
+        """One hour that is due is what its close waits for; more of them, or none, are what may have been lost."""
+        hours = subscription.sequencer.missing_hours(self._clock.monotonic_s())
+        return Urgency.NOW if hours == 1 else Urgency.REPAIR
 
     async def _emit(self, subscription: Subscription) -> None:
         """Passes on all candles whose turn it is now, one by one."""

@@ -23,7 +23,7 @@ from stream.core.messages.builders import EVENT_EXPIRY_S
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
 from stream.core.messages.schemas import Drift, Feed, NodeInfo
 from stream.errors import JournalError, UnreachableError
-from stream.pipeline import identity
+from stream.pipeline import identity, progress
 from stream.pipeline.health import BROKER_AWAY, Health
 from stream.pipeline.intake import Intake
 from stream.pipeline.measurements import Measurements
@@ -92,6 +92,9 @@ class Daemon:
         #: Whether the queued candles came while the journal could not be written: then they are late and pass as
         #: backfill (docs/contract.md §7).
         self._late = False
+        #: The level at which the log tells of each symbol what is routine.
+        self._routine = progress.routine_level(len(self._symbols))
+        self._progress = progress.Progress(len(self._symbols), clock=clock, observe=observe)
         self._worker = Worker(clock=clock, observe=observe)
         self._measurements = Measurements(
             data_dir, journal=journal, worker=self._worker, exchange_time=exchange_time, clock=clock, observe=observe
@@ -105,6 +108,7 @@ class Daemon:
             observe=observe,
             offer=self._offer,
             load=load,
+            routine=self._routine,
         )
         self.publisher = EventPublisher(
             instance=instance,
@@ -262,7 +266,9 @@ class Daemon:
             self._late = self._late and (waiting is not None or not self._queue.empty())
             self.health.end({symbol: due.candle.open_time for symbol, due in batch.items()})
             self.intake.took()
-            self._publish_state()
+            # Of many symbols that start one after another, each would change the state: then the tick publishes it.
+            if len(self._symbols) < progress.MANY or not self._progress.starting:
+                self._publish_state()
 
     async def _tick(self) -> None:
         ticks = 0
@@ -274,6 +280,7 @@ class Daemon:
                 self.intake.watch()
                 self.intake.audit()
             self._publish_state()
+            self._progress.report(*self.health.warmed_up())
             if self._measurements.exchange_time() is not None:
                 self.publisher.time_is_known()
             if self._journal.stuck is not None:
@@ -311,7 +318,8 @@ class Daemon:
         self, symbol: str, state: FeedStateName, from_open_time: int | None, to_open_time: int | None
     ) -> None:
         now_ms = self._clock.wall_ms()
-        log.info("%s: feed is %s", symbol, state, extra={"symbol": symbol, "state": state})
+        level = logging.INFO if state in ("gap", "halted") else self._routine
+        log.log(level, "%s: feed is %s", symbol, state, extra={"symbol": symbol, "state": state})
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, grid_floor
 from stream.core.market.exchange_time import ExchangeTime
+from stream.pipeline import progress
 from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.publishing import EventPublisher
@@ -23,6 +24,8 @@ _READY_GRACE_MS = 120_000
 #: The same in real time at least, for an exchange whose clock runs faster than real time.
 _READY_GRACE_REAL_S = 5.0
 BROKER_AWAY = "broker not connected"
+#: Up to this many symbols are named one by one.
+_NAMED = 5
 
 
 class Health:
@@ -94,31 +97,62 @@ class Health:
             reasons.append("the exchange has not answered yet")
         else:
             due = grid_floor(self._time.now_ms(self._clock.monotonic_s()) - self._grace_ms) - HOUR_MS
-            for symbol in self._symbols:
-                reasons += self._of_symbol(symbol, due)
+            reasons += self._of_symbols(due)
         served = self._processor.serving_baseline()
         remarks = (*served.values(), *self._publisher.remarks)
         return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
-    def _of_symbol(self, symbol: str, due: int) -> list[str]:
-        reasons: list[str] = []
-        sequencer = self._intake.subscriptions[symbol].sequencer
-        if sequencer.unlisted and not sequencer.started:
-            reasons.append(f"{symbol}: the exchange does not list it")
-        if sequencer.halted:
-            return reasons
-        if symbol in self._processor.unforecast:
-            reasons.append(f"{symbol}: the model gives no usable forecast")
-        done = self._done.get(symbol, self._warmed(symbol))
-        if done is None:
-            reasons.append(f"{symbol}: warming up")
-        elif done < due:
-            reasons.append(f"{symbol}: {(due - done) // HOUR_MS} due candle(s) not processed")
+    def warmed_up(self) -> tuple[int, int]:
+        """Returns how many symbols have their history and their newest candle processed, and how many are still to have
+        them; symbols that are not traded and have never been ready are neither."""
+        missing = [symbol for symbol in self._symbols if self._newest_done(symbol) is None]
+        waiting = sum(not self._intake.subscriptions[symbol].sequencer.halted for symbol in missing)
+        return len(self._symbols) - len(missing), waiting
+
+    def _of_symbols(self, due: int) -> list[str]:
+        unlisted: list[str] = []
+        unforecast: list[str] = []
+        warming: list[str] = []
+        late: dict[int, list[str]] = {}
+        for symbol in self._symbols:
+            sequencer = self._intake.subscriptions[symbol].sequencer
+            if sequencer.unlisted and not sequencer.started:
+                unlisted.append(symbol)
+            if sequencer.halted:
+                continue
+            if symbol in self._processor.unforecast:
+                unforecast.append(symbol)
+            done = self._newest_done(symbol)
+            if done is None:
+                warming.append(symbol)
+            elif done < due:
+                late.setdefault((due - done) // HOUR_MS, []).append(symbol)
+        reasons = self._reasons_of(unlisted, "the exchange does not list it")
+        reasons += self._reasons_of(unforecast, "the model gives no usable forecast")
+        if len(warming) > _NAMED:
+            reasons.append(progress.sentence(self.warmed_up()[0], len(self._symbols)))
+        else:
+            reasons += [f"{symbol}: warming up" for symbol in warming]
+        for hours, symbols in sorted(late.items()):
+            reasons += self._reasons_of(symbols, f"{hours} due candle(s) not processed")
         return reasons
+
+    def _reasons_of(self, symbols: list[str], what: str) -> list[str]:
+        """Returns a reason for each of a few symbols, and one for many."""
+        if len(symbols) <= _NAMED:
+            return [f"{symbol}: {what}" for symbol in symbols]
+        return [f"{len(symbols):,} of {len(self._symbols):,} symbols, {symbols[0]} among them: {what}"]
+
+    def _newest_done(self, symbol: str) -> int | None:
+        done = self._done.get(symbol)
+        if done is None and (done := self._warmed(symbol)) is not None:
+            self._done[symbol] = done
+        return done
 
     def _warmed(self, symbol: str) -> int | None:
         """Returns the symbol's newest open time if nothing is in progress: after a restart the newest candle may have
         been processed by the run before. Returns None otherwise."""
         subscription = self._intake.subscriptions[symbol]
-        idle = subscription.sequencer.started and subscription.backfill is None and self._is_idle()
+        idle = self._busy_since_s is None and self._is_idle()
+        idle = idle and subscription.sequencer.started and subscription.backfill is None
         return subscription.sequencer.last_open_time if idle else None

@@ -226,8 +226,12 @@ class Intake:
             self._group.create_task(self._ask_time(), name="exchange time")
         for subscription in self.subscriptions.values():
             sequencer = subscription.sequencer
-            self._observe(MissingCounted(subscription.symbol, sequencer.missing_hours(now_s)))
-            self._observe(TradingObserved(subscription.symbol, sequencer.halted))
+            news = sequencer.missing_hours(now_s), sequencer.halted
+            # Of a thousand symbols hardly any has changed within the second.
+            if news != subscription.reported:
+                subscription.reported = news
+                self._observe(MissingCounted(subscription.symbol, news[0]))
+                self._observe(TradingObserved(subscription.symbol, news[1]))
             self._act(subscription, sequencer.tick(now_s))
 
     def audit(self) -> None:

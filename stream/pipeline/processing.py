@@ -75,9 +75,10 @@ class Processor:
         observe: Observer,
         offer: Callable[[Sequence[Outgoing], Sequence[Retained]], None],
         load: Load | None = None,
+        routine: int = logging.INFO,
     ) -> None:
         """`offer` receives the events and retained messages that were committed, for publishing. `load` makes a
-        predictor from the bytes of a former bundle."""
+        predictor from the bytes of a former bundle. `routine` is the log level of what each symbol's start tells."""
         self._journal = journal
         self._worker = worker
         self._predictor = predictor
@@ -86,6 +87,7 @@ class Processor:
         self._observe = observe
         self._offer = offer
         self._load = load
+        self._routine = routine
         self._rolling = Rolling()
         self._states: dict[str, State] = {}
         #: By symbol: what has been issued, by this node and by others.
@@ -137,7 +139,8 @@ class Processor:
             await self._adopt(state, history)
             if (received := self._received.pop(symbol, None)) is not None:
                 await self._learn(symbol, *received)
-        log.info("%s: warmed up on %d candles", symbol, len(candles), extra={"symbol": symbol, "candles": len(candles)})
+        extra = {"symbol": symbol, "candles": len(candles)}
+        log.log(self._routine, "%s: warmed up on %d candles", symbol, len(candles), extra=extra)
         if expected is not None:
             newest = await self._worker.call(self._journal.newest, symbol)
             self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))

@@ -21,6 +21,8 @@ class Subscription:
     audit_again_at_s: float = 0.0
     audit_pause_s: float = 0.0
     auditing: bool = False
+    #: What was last reported to observers: missing hours, and whether it is halted.
+    reported: tuple[int, bool] | None = None
 
     @property
     def symbol(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
@@ -23,6 +25,7 @@ from stream.pipeline.intake import Intake
 from stream.pipeline.processing import Processor
 from stream.pipeline.subscription import Subscription
 from stream.pipeline.worker import Worker
+from stream.ports import Urgency
 from stream.telemetry import Fact
 from stream.testing.sample_model import sample_model, sample_predict
 
@@ -54,6 +57,13 @@ class Rest:
         self.asked = 0
         self.asked_for_candles = 0
         self.lacks: set[int] = set()
+        #: Symbols for which there is no answer.
+        self.fails: set[str] = set()
+        #: Each question for candles: symbol, urgency, and from which hour to which.
+        self.questions: list[tuple[str, Urgency, int, int | None]] = []
+        #: Answers are held back until this is set.
+        self.open = asyncio.Event()
+        self.open.set()
         self.queried = asyncio.Event()
 
     @property
@@ -75,15 +85,23 @@ class Rest:
         await self._answer()
         return next((c.open_time for c in self.candles_ if c.open_time >= from_open_time), None)
 
-    async def candles(self, symbol: str, from_open_time: int, to_open_time: int | None = None) -> Answer:
+    async def candles(
+        self, symbol: str, from_open_time: int, to_open_time: int | None = None, *, urgency: Urgency = Urgency.NOW
+    ) -> Answer:
         self.asked_for_candles += 1
+        self.questions.append((symbol, urgency, from_open_time, to_open_time))
         self.reported_time(self.now_ms)
         await self._answer()
+        await self.open.wait()
+        if symbol in self.fails:
+            raise UnreachableError("nobody there for this one")
         last = 2**60 if to_open_time is None else to_open_time
         shown = self.now_ms - self.lag_ms
         seen = [c for c in self.candles_ if c.open_time not in self.lacks and from_open_time <= c.open_time <= shown]
         times = [c.open_time for c in seen]
         found = [c for c in seen if c.open_time <= last and c.close_time < self.now_ms]
+        if symbol != SYMBOL:
+            found = [msgspec.structs.replace(c, symbol=symbol) for c in found]
         return Answer(found, self.now_ms, times[-1] if times else None, tuple(t for t in lacking(times) if t <= last))
 
     async def _answer(self) -> None:
@@ -104,8 +122,9 @@ class Predictor:
 
 
 class Stand:
-    def __init__(self, data_dir: Path, tape: list[Candle]) -> None:
+    def __init__(self, data_dir: Path, tape: list[Candle], symbols: Sequence[str] = (SYMBOL,)) -> None:
         self.tape = tape
+        self.symbols = tuple(symbols)
         self.now_s = 0.0
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
         self.time = ExchangeTime()
@@ -124,9 +143,9 @@ class Stand:
             observe=self.facts.append,
             offer=lambda events, retained: None,
         )
-        self.queue: asyncio.Queue[Due] = asyncio.Queue(100)
+        self.queue: asyncio.Queue[Due] = asyncio.Queue()
         self.intake = Intake(
-            [SYMBOL],
+            self.symbols,
             history=self.rest,
             journal=self.journal,
             processor=self.processor,

@@ -42,6 +42,8 @@ def overdue(last_open_time: int | None, exchange_now_ms: int, grace_ms: int) -> 
 
 def lacking(open_times: Sequence[int]) -> list[int]:
     """Returns the hours that an ordered answer lacks between two of its candles."""
+    if open_times and open_times[-1] - open_times[0] == (len(open_times) - 1) * HOUR_MS:
+        return []
     return [
         hour for before, after in itertools.pairwise(open_times) for hour in range(before + HOUR_MS, after, HOUR_MS)
     ]
@@ -57,9 +59,10 @@ class Absences:
 
     def shown(self, absent: Iterable[int], present: Iterable[int], at_s: float) -> None:
         """Takes the hours that one answer lacks, and those that it has."""
-        for hour in present:
-            self._first_shown_s.pop(hour, None)
-            self._proven.discard(hour)
+        if self._first_shown_s:
+            for hour in present:
+                self._first_shown_s.pop(hour, None)
+                self._proven.discard(hour)
         for hour in absent:
             if at_s - self._first_shown_s.setdefault(hour, at_s) >= self._apart_s:
                 self._proven.add(hour)
@@ -67,6 +70,10 @@ class Absences:
     def proven(self, hours: Iterable[int]) -> bool:
         """Returns whether all of these hours are proven not to exist."""
         return all(hour in self._proven for hour in hours)
+
+    def unproven(self, hours: Iterable[int]) -> list[int]:
+        """Returns those of these hours that are not proven not to exist."""
+        return [hour for hour in hours if hour not in self._proven]
 
     def again_at_s(self, hours: Iterable[int]) -> float | None:
         """Returns the time from which another answer can prove the last of these hours absent. Returns None if all are

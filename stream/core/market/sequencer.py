@@ -105,6 +105,7 @@ class Sequencer:
     def start(self, last_open_time: int | None, next_open_time: int) -> None:
         """Begins after the warm-up: the history ends at `last_open_time`, and the candle of `next_open_time` is due."""
         self.last_open_time, self.next_open_time = last_open_time, next_open_time
+        self._asked_for = next_open_time
         self.started = True
 
     # --- frames ------------------------------------------------------------------------------------------------
@@ -191,7 +192,11 @@ class Sequencer:
         """Returns what counts of an answer, and takes in which hours it shows not to exist. `asked_ms` is the
         exchange's time at the question, None if it was not known: then no candle counts."""
         self.absences.shown(answer.absent, (c.open_time for c in answer.candles), now_s)
-        counted = [c for c in answer.candles if self._counts(c, answer, asked_ms, now_s)]
+        # Nearly all of an answer was over long ago.
+        surely = 0
+        if asked_ms is not None and answer.newest_open_time is not None:
+            surely = min(asked_ms - self._margin_ms - HOUR_MS + 1, answer.newest_open_time - 1)
+        counted = [c for c in answer.candles if c.open_time <= surely or self._counts(c, answer, asked_ms, now_s)]
         return Answer(counted, answer.asked_at_ms, answer.newest_open_time, answer.absent)
 
     def _counts(self, candle: Candle, answer: Answer, asked_ms: int | None, now_s: float) -> bool:
@@ -225,9 +230,13 @@ class Sequencer:
         self.halted = not trades
         return self._notify("halted", self.next_open_time or None) if self.halted else []
 
-    def question(self) -> int:
-        """Returns the open time from which REST is to be asked for candles."""
+    def asking(self) -> None:
+        """Notes that REST is asked now: it can show what has closed until now."""
         self._ask_once_more = False
+
+    def question(self) -> int:
+        """Returns the open time from which REST is to be asked for candles, now."""
+        self.asking()
         self._asked_for = self.next_open_time
         return self.next_open_time - self._witness_hours * HOUR_MS
 

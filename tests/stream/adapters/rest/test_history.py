@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ from stream.clock import Clock
 from stream.core.market.binance import UnknownSymbolError
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.errors import UnreachableError
+from stream.ports import Urgency
 from stream.telemetry import Fact, WeightUsed
 from stream.testing.exchange import Exchange
 from stream.testing.market import simulate_symbol
@@ -112,15 +113,16 @@ async def test_used_weight_is_told(exchange: Exchange) -> None:
     assert 0 < ratios[-1] < 0.01
 
 
-async def answering(body: bytes, headers: str = "") -> asyncio.Server:
-    """Starts a server that gives the same answer to every request."""
+async def answering(body: bytes | Callable[[bytes], bytes], headers: str = "") -> asyncio.Server:
+    """Starts a server that gives the same answer to every request, or what the function answers to it."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            length = len(body)
+            request = await reader.readuntil(b"\r\n\r\n")
+            reply = body if isinstance(body, bytes) else body(request)
+            length = len(reply)
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{headers}Connection: close\r\n\r\n".encode())
-            writer.write(body)
+            writer.write(reply)
             await writer.drain()
         writer.close()
 
@@ -160,20 +162,19 @@ async def test_a_weight_that_is_no_count_is_left_alone() -> None:
 
 
 async def test_a_rest_that_repeats_one_old_page_is_not_asked_for_ever(candles: list[Candle]) -> None:
-    class Stuck(BinanceHistory):
-        asked = 0
+    asked: list[bytes] = []
 
-        async def server_time_ms(self) -> int:
-            return START + 9_000 * HOUR_MS
+    def page(request: bytes) -> bytes:
+        asked.append(request)
+        if b"/time" in request:
+            return b'{"serverTime":%d}' % (START + 9_000 * HOUR_MS)
+        return msgspec.json.encode([kline_row(c) for c in candles[:1_000]])
 
-        async def _get(self, path: str, params: dict[str, str]) -> bytes:
-            self.asked += 1
-            return msgspec.json.encode([kline_row(c) for c in candles[:1_000]])
-
-    async with Stuck("http://127.0.0.1:9", clock=Clock()) as client:
+    server = await answering(page)
+    async with server, BinanceHistory(address_of(server), clock=Clock()) as client:
         with pytest.raises(UnreachableError, match="without a candle"):
             await client.candles("BTCUSDT", START + 5_000 * HOUR_MS)
-        assert client.asked == 1
+    assert sum(b"/klines" in request for request in asked) == 1
 
 
 WALKED = START + 100 * HOUR_MS
@@ -268,8 +269,7 @@ async def test_hundreds_of_symbols_wait_for_each_other_and_not_in_vain() -> None
                 await full.wait()
                 active -= 1
                 answered += 1
-                body = b'{"serverTime":1704067200000}'
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
                 await writer.drain()
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -279,7 +279,96 @@ async def test_hundreds_of_symbols_wait_for_each_other_and_not_in_vain() -> None
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, asyncio.timeout(60):
         async with BinanceHistory(url, clock=Clock()) as client:
-            times = await asyncio.gather(*(client.server_time_ms() for _ in range(400)))
+            newest = await asyncio.gather(*(client.newest(f"S{n}USDT") for n in range(400)))
         await asyncio.gather(*(task for task in connections if task is not None))
-    assert set(times) == {1_704_067_200_000}
+    assert set(newest) == {None}
     assert (most, answered) == (AT_ONCE, 400)
+
+
+MANY = tuple(f"S{n:03}USDT" for n in range(250))
+
+
+@pytest.fixture
+async def crowded() -> AsyncIterator[Exchange]:
+    """An exchange with many symbols, half an hour after a close."""
+    tape = {s: simulate_symbol(s, START, 30, n) for n, s in enumerate(MANY)}
+    async with Exchange(tape, START + 20 * HOUR_MS + 1_800_000) as running:
+        yield running
+
+
+@pytest.mark.parametrize("unknown", [[], [0], [99, 100], [7, 8, 249]])
+async def test_one_question_serves_a_hundred_symbols_and_finds_those_that_are_not_listed(
+    crowded: Exchange, unknown: list[int]
+) -> None:
+    symbols = [f"X{n}USDT" if n in unknown else symbol for n, symbol in enumerate(MANY)]
+    async with BinanceHistory(crowded.rest_url, clock=Clock()) as history:
+        assert await history.unlisted(symbols) == [f"X{n}USDT" for n in unknown]
+        asked = crowded.access_log.entries("request")
+        assert len(asked) <= 3 + 2 * 7 * len(unknown)
+        assert await history.unlisted([]) == []
+        assert await history.unlisted(["NOSUCHPAIR"]) == ["NOSUCHPAIR"]
+
+
+async def test_a_time_serves_all_who_ask_at_once_and_for_the_moment_that_is_allowed(crowded: Exchange) -> None:
+    now_s = 0.0
+    clock = Clock(monotonic_s=lambda: now_s)
+
+    def times() -> int:
+        return sum(e.method == "/api/v3/time" for e in crowded.access_log.entries("request"))
+
+    async with BinanceHistory(crowded.rest_url, clock=clock, time_serves_s=1.0) as history:
+        answers = await asyncio.gather(*(history.candles(symbol, START) for symbol in MANY))
+        assert {len(a.candles) for a in answers} == {20}
+        assert times() == 1
+        now_s = 0.9
+        await history.candles(MANY[0], START)
+        assert times() == 1
+        now_s = 1.0
+        await history.candles(MANY[0], START)
+        assert times() == 2
+        # Who wants to know the time itself is never given an old one.
+        await history.server_time_ms()
+        assert times() == 3
+
+
+async def test_who_stops_waiting_for_the_time_takes_it_from_nobody(crowded: Exchange) -> None:
+    async with BinanceHistory(crowded.rest_url, clock=Clock()) as history:
+        one, other = (asyncio.create_task(history.server_time_ms()) for _ in range(2))
+        await asyncio.sleep(0)
+        one.cancel()
+        assert await other > START
+        assert one.cancelled()
+        alone = asyncio.create_task(history.server_time_ms())
+        await asyncio.sleep(0)
+        alone.cancel()
+        # Asked in the step of the loop in which the one before is being cancelled.
+        next_one = asyncio.create_task(history.server_time_ms())
+        assert await next_one > START
+        assert alone.cancelled()
+
+
+async def test_questions_of_all_kinds_stay_within_the_share_of_the_weight() -> None:
+    """Histories of many symbols at once, closes among them, on a clock that only waiting moves."""
+    now_s = 1_000.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        await asyncio.sleep(0)
+
+    def monotonic_s() -> float:
+        return now_s
+
+    tape = {s: simulate_symbol(s, START, 30, n) for n, s in enumerate(MANY[:60])}
+    async with Exchange(
+        tape, START + 20 * HOUR_MS + 1_800_000, monotonic=monotonic_s, weight_per_minute=100
+    ) as exchange:
+        clock = Clock(monotonic_s=monotonic_s, sleep=sleep)
+        async with BinanceHistory(exchange.rest_url, clock=clock, weight_share=0.49) as history:
+            await history.exchange_info(MANY[0])
+            await asyncio.gather(
+                *(history.candles(s, START, urgency=Urgency.HISTORY) for s in MANY[:60]),
+                *(history.candles(s, START, urgency=Urgency.NOW) for s in MANY[:20]),
+            )
+        assert exchange.limits()["broken"] == 0
+        assert exchange.limits()["used_weight_in_1_min"] <= 49
