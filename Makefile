@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PEERS  := .venv-peers
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Where btcusdt_1h.parquet and other_1h.parquet are taken from if data/ lacks them; without it they are fetched.
 DATA ?= ../shared/data
 OTHERS := ETHUSDT,BNBUSDT,XRPUSDT,ADAUSDT,LTCUSDT,LINKUSDT,DOGEUSDT,TRXUSDT,ETCUSDT,XLMUSDT
 
-.PHONY: demo test fast cover check docs bench model clean
+.PHONY: demo test fast cover check docs bench peers model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/volcast demo
@@ -35,6 +36,12 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s
+
+# Other clients of the same stream, each in an environment of its own; what does not install is left out, and named.
+peers:
+	@$(PYTHON) tests/programs.py venv
+	$(PYTHON) tests/peers/install.py $(PEERS)
+	$(PEERS)/volcast/bin/python tests/peers/run.py $(PEERS) --keras $(BIN)/python
 
 # dvc.yaml has the stages; DVC finds `volcast` on the PATH.
 model: $(VENV)/.dev data/btcusdt_1h.parquet data/other_1h.parquet
@@ -68,4 +75,4 @@ $(VENV)/.dev: $(BIN)/pip pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs dist build .mypy_cache .ruff_cache .hypothesis

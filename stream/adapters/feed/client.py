@@ -59,6 +59,10 @@ _OVERLAP_S = 15.0
 _STATUSES = (*_REFUSALS, 500, 502, 503)
 _CLOSE_CODES = (1000, 1001, 1006, 1008, 1011, 1012)
 
+#: What observers get for each of the many frames that carry a candle.
+_FORMING = FrameReceived("kline")
+_CLOSING = FrameReceived("kline_closed")
+
 #: Returns REST's newest candle of a symbol, closed or forming. Raises `UnreachableError` where REST does not answer.
 Newest = Callable[[str], Awaitable[Candle | None]]
 
@@ -235,14 +239,21 @@ class BinanceFeed:
             while True:
                 data = await socket.recv(decode=False)
                 received_at_s = self._clock.monotonic_s()
-                link.delivering = True
-                candle = await self._frame(link, data, received_at_s, listener)
-                link.delivering = False
-                if candle is None:
+                update = self._update(link, data)
+                if update is None:
                     continue
+                if update.closed:
+                    self._observe(_CLOSING)
+                    link.delivering = True
+                    await listener.closed(update, received_at_s)
+                    link.delivering = False
+                else:
+                    self._observe(_FORMING)
+                    listener.forming(update, received_at_s)
                 # Counted from now: the time that delivery took is not silence of the exchange.
-                silence.received(candle, self._clock.monotonic_s())
-                self._report_quiet(quiet=False)
+                silence.received(update.candle, self._clock.monotonic_s())
+                if self._quiet:
+                    self._report_quiet(quiet=False)
                 if len(silence.received_from) == len(self._symbols):
                     link.receiving.set()
                 if received_at_s - opened_at_s >= self._healthy_after_s:
@@ -254,20 +265,16 @@ class BinanceFeed:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _frame(self, link: Link, data: bytes, received_at_s: float, listener: FeedListener) -> Candle | None:
-        """Delivers one frame. Returns its candle where it carries data, which ends a silence, else None."""
+    def _update(self, link: Link, data: bytes) -> KlineUpdate | None:
+        """Decodes one frame. Returns it where it carries data, which ends a silence; else acts on it and returns
+        None."""
         try:
             frame = binance.decode_frame(data)
         except WireError as error:
             self._observe(FrameRejected(error.reason, str(error)))
             return None
         if isinstance(frame, KlineUpdate):
-            self._observe(FrameReceived("kline_closed" if frame.closed else "kline"))
-            if frame.closed:
-                await listener.closed(frame, received_at_s)
-            else:
-                listener.forming(frame, received_at_s)
-            return frame.candle
+            return frame
         if isinstance(frame, Reply):
             self._observe(FrameReceived("reply"))
             if frame.error:

@@ -32,7 +32,8 @@ class Silence:
         if candle.symbol in self._quiet_since_s:
             self._known[candle.symbol] = candle
             self._quiet_since_s[candle.symbol] = now_s
-            self._attempts.pop(candle.symbol, None)
+            if self._attempts:
+                self._attempts.pop(candle.symbol, None)
             self.received_from.add(candle.symbol)
 
     def excuse(self, now_s: float) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -91,11 +92,20 @@ class _Event(msgspec.Struct, gc=False):
     k: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _KlineEvent(msgspec.Struct, gc=False):
+    """An event of which nothing is converted but what is in its kline: `E` keeps the type that it came with."""
+
+    e: str
+    E: int | float | str
+    s: str
+    k: _Kline
+
+
 class _Combined(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """The frame that nearly all are, decoded in one pass."""
 
     stream: str
-    data: _Event
+    data: _KlineEvent
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -109,10 +119,10 @@ class _Envelope(msgspec.Struct, gc=False):
     msg: str = ""
 
 
-_combined = msgspec.json.Decoder(_Combined)
 _envelope = msgspec.json.Decoder(_Envelope)
 _event = msgspec.json.Decoder(_Event)
 # strict=False: the exchange writes prices as strings. NaN and "Infinity" get as far as `check`.
+_combined = msgspec.json.Decoder(_Combined, strict=False)
 _kline = msgspec.json.Decoder(_Kline, strict=False)
 _rows = msgspec.json.Decoder(
     list[tuple[int, float, float, float, float, float, int, float, int, float, float, Any]], strict=False
@@ -145,7 +155,10 @@ def decode_frame(data: bytes | str) -> Frame:
     except UNREADABLE:
         # Another frame, or one that is broken: which it is, the steps below tell.
         return _decode_other_frame(data)
-    return _kline_update(event) if event.e == "kline" else _decode_other_frame(data)
+    event_time = event.E
+    if event.e != "kline" or not isinstance(event_time, int):
+        return _decode_other_frame(data)
+    return _kline_update(event.s, event_time, event.k)
 
 
 def _decode_other_frame(data: bytes | str) -> Frame:
@@ -165,7 +178,11 @@ def _decode_other_frame(data: bytes | str) -> Frame:
         return ServerShutdown(to_ms(event.E))
     if event.e != "kline":
         raise WireError("unknown_event", f"unexpected event {event.e[:40]!r}")
-    return _kline_update(event)
+    try:
+        k = _kline.decode(event.k)
+    except UNREADABLE as error:
+        raise WireError("kline_fields", f"a kline without its fields: {error}") from None
+    return _kline_update(event.s, event.E, k)
 
 
 def _reply(envelope: _Envelope) -> Reply:
@@ -182,25 +199,26 @@ def _reply(envelope: _Envelope) -> Reply:
     return Reply(envelope.id)
 
 
-def _kline_update(event: _Event) -> KlineUpdate:
-    try:
-        k = _kline.decode(event.k)
-    except UNREADABLE as error:
-        raise WireError("kline_fields", f"a kline without its fields: {error}") from None
+@lru_cache(maxsize=4_096)
+def _is_symbol(name: str) -> bool:
+    return SYMBOL_PATTERN.fullmatch(name) is not None
+
+
+def _kline_update(symbol: str, event_stamp: int, k: _Kline) -> KlineUpdate:
     if k.i != INTERVAL:
         raise WireError("interval", f"interval {k.i[:10]!r} was not asked for")
-    if k.s != event.s or not SYMBOL_PATTERN.fullmatch(k.s):
+    if k.s != symbol or not _is_symbol(symbol):
         raise WireError("symbol", "event and kline name different symbols, or none")
     open_time = to_ms(k.t)
     if to_ms(k.T) != open_time + HOUR_MS - 1:
         raise WireError("off_grid", f"the kline closes at {k.T}, not an hour after {k.t}")
-    event_time = to_ms(event.E)
+    event_time = to_ms(event_stamp)
     # An absurd event time would mislead the whole node, so it must lie near the hour of its candle.
     if not open_time <= event_time <= open_time + 25 * HOUR_MS:
-        raise WireError("time_range", f"event time {event.E} is not a time of this exchange")
+        raise WireError("time_range", f"event time {event_stamp} is not a time of this exchange")
     if k.x and event_time < open_time + HOUR_MS - 1:
         raise WireError("closed_early", f"closed at {event_time}, before its hour was over")
-    candle = Candle(k.s, open_time, k.o, k.h, k.l, k.c, k.v, k.q, k.n, k.V)
+    candle = Candle(symbol, open_time, k.o, k.h, k.l, k.c, k.v, k.q, k.n, k.V)
     return KlineUpdate(_checked(candle), event_time, k.x)
 
 
@@ -209,12 +227,11 @@ def _checked(candle: Candle) -> Candle:
         check(candle)
     except CandleError as error:
         raise WireError(error.reason, str(error)) from None
-    for extra in (candle.quote_volume, candle.taker_buy_base):
-        if extra is not None and not 0 <= extra < math.inf:
-            extras = (candle.quote_volume, candle.taker_buy_base)
-            raise WireError("volume_range", f"a volume is not a finite number of at least 0: {extras}")
-    if candle.trades is not None and candle.trades < 0:
-        raise WireError("trades_range", f"{candle.trades} trades are not a number of trades")
+    quote, taker, trades = candle.quote_volume, candle.taker_buy_base, candle.trades
+    if not ((quote is None or 0 <= quote < math.inf) and (taker is None or 0 <= taker < math.inf)):
+        raise WireError("volume_range", f"a volume is not a finite number of at least 0: {(quote, taker)}")
+    if trades is not None and trades < 0:
+        raise WireError("trades_range", f"{trades} trades are not a number of trades")
     return candle
 
 

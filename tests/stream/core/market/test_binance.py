@@ -358,3 +358,17 @@ def test_the_one_pass_for_common_frames_says_what_the_steps_say(data: st.DataObj
         piece = data.draw(st.sampled_from([b"", b"0", b'"', b",", b"null", b"}", b'"k":{},', b'"e":"x",', b"9" * 20]))
         frame[at : at + data.draw(st.integers(0, 8))] = piece
     assert _answer(binance.decode_frame, bytes(frame)) == _answer(binance._decode_other_frame, bytes(frame))
+
+
+@pytest.mark.parametrize(
+    "stamp", ['"1704070800080"', "1704070800080.0", "1704070800.08e3", "true", "null", "[1]", "9" * 30]
+)
+def test_the_one_pass_converts_no_event_time_that_the_steps_refuse(stamp: str) -> None:
+    candle = simulate_symbol("BTCUSDT", 1_704_067_200_000, 1, 7)[0]
+    whole = combined(stream_name("BTCUSDT"), kline_payload(candle, 1_704_070_800_080, True))
+    frame = whole.replace(b'"E":1704070800080', b'"E":' + stamp.encode())
+    assert frame != whole
+    assert isinstance(binance.decode_frame(whole), KlineUpdate)
+    answer = _answer(binance.decode_frame, frame)
+    assert answer == _answer(binance._decode_other_frame, frame)
+    assert isinstance(answer, tuple)
