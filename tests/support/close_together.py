@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import json
 import pstats
 import random
@@ -111,6 +112,8 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
     for name in names:
         # A benchmark may reach inside: warming up thousands of symbols would take minutes.
         await processor._adopt(of_its_own(state, name), IssuedHistory())
+    # As `volcast run` does once it has imported everything.
+    gc.freeze()
     speaking = asyncio.create_task(broker.run(publisher.session))
     for candle in candles[history:]:
         batch = [Due(msgspec.structs.replace(candle, symbol=name), "live", time.monotonic()) for name in names]
