@@ -121,10 +121,6 @@ class EventPublisher:
         """Returns the events that the broker has not acknowledged."""
         return self._outbox.pending()
 
-    def unpublished(self) -> int:
-        """Returns how many messages the broker has not acknowledged: events, and topics whose newest payload waits."""
-        return len(self._outbox) + len(self._unsent)
-
     def amend(self, payloads: Mapping[int, bytes]) -> None:
         """Replaces the payloads of events that wait, by their number in the outbox."""
         self._outbox.amend(payloads)

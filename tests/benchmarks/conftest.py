@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stream.testing.broker import EmbeddedBroker
+
 #: Ten closes a second, far enough apart that none waits for another.
 SPEED = 36_000
 
@@ -21,6 +23,12 @@ def exchange() -> Iterator[tuple[str, str]]:
         words = process.stdout.readline().split()
         yield words[words.index("--ws-url") + 1], words[words.index("--rest-url") + 1]
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with EmbeddedBroker() as running:
+        yield running.url
 
 
 @pytest.fixture

@@ -11,14 +11,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from measured import Measured
 from repository import ROOT
-
-from stream.testing.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
@@ -31,12 +28,6 @@ LAG_P99_LIMIT_MS = 50.0
 #: Of a symbol: 600 MB for 3,000 of them, less the interpreter and its libraries.
 RESIDENT_LIMIT_KB = 170.0
 LIBRARIES_MB = 95.0
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.url
 
 
 def test_all_decisions_of_symbols_that_close_together(broker: str, tmp_path: Path) -> None:

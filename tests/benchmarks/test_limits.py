@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiomqtt
@@ -30,7 +29,6 @@ from stream.core.market import binance
 from stream.core.market.binance import KlineUpdate
 from stream.settings import Settings
 from stream.telemetry import Fact, ForecastAcknowledged, ForecastCommitted, Inferred
-from stream.testing.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 
@@ -41,12 +39,6 @@ DELAY_P50_RATIO_LIMIT, DELAY_P10_RATIO_LIMIT = 2.2, 2.0
 DELAY_P99_LIMIT_MS = 10.0
 CANDLES = 300
 WAITING = 5
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.url
 
 
 class Watch:

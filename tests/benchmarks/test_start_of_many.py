@@ -29,7 +29,6 @@ from stream.core.forecasting import features
 from stream.node import _WEIGHT_SHARE
 from stream.settings import Settings
 from stream.telemetry import Fact, FeedConnected, ForecastCommitted, WeightUsed
-from stream.testing.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1_800)]
 
@@ -80,12 +79,6 @@ def many() -> Iterator[tuple[str, str]]:
 @pytest.fixture
 def one() -> Iterator[tuple[str, str]]:
     yield from exchange_of(("BTCUSDT",), 6_000)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[str]:
-    with EmbeddedBroker() as running:
-        yield running.url
 
 
 class Watch:

@@ -130,7 +130,7 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
             await watch.changed.wait()
         decided_s, decided_cpu_s = watch.decided_at_s - began_s, time.process_time() - cpu_s
         await processor.publish_scores()
-        while publisher.unpublished():
+        while watch.outbox or publisher._unsent:
             watch.changed.clear()
             await watch.changed.wait()
         probing.cancel()

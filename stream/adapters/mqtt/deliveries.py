@@ -25,9 +25,6 @@ class Deliveries:
         self._oldest_since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, mid: int) -> asyncio.Future[None]:
         """Returns a future that is done once the message `mid` is acknowledged."""
         future: asyncio.Future[None] = self._loop.create_future()

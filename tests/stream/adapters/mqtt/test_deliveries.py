@@ -59,7 +59,6 @@ async def test_a_broker_that_is_slow_but_keeps_going_is_waited_for() -> None:
         deliveries.acknowledge(mid)
         assert future.done()
         assert failure(future) is None
-    assert len(deliveries) == 0
     # Nothing is in flight, so nothing becomes late.
     loop.move(100.0)
     later = deliveries.add(11)
