@@ -153,12 +153,12 @@ class SlowRest(_Scheduled, tag="slow_rest", frozen=True, kw_only=True):
 class RestBody(_Scheduled, tag="rest_body", frozen=True, kw_only=True):
     """The next `n` answers about candles are `html`, `truncated`, `nested`, or have an `off_grid` or a `duplicate`
     row that does not belong there; `short`, their last two rows are missing; `empty`; `unusable`, each row breaks a
-    rule; `cut_times`, close times end with the second; `foreign`, they are another symbol's; or `newest`, as if no
-    start had been asked for."""
+    rule; `partly_unusable`, every tenth does; `cut_times`, close times end with the second; `foreign`, they are another
+    symbol's; or `newest`, as if no start had been asked for."""
 
     kind: Literal[
         "html", "truncated", "nested", "off_grid", "duplicate",
-        "short", "empty", "unusable", "cut_times", "foreign", "newest",
+        "short", "empty", "unusable", "partly_unusable", "cut_times", "foreign", "newest",
     ] = "html"  # fmt: skip
     n: int = 1
 

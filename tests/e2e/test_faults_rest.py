@@ -43,8 +43,8 @@ def tape() -> dict[str, list[Candle]]:
 ANSWERS: list[Any] = [
     pytest.param([{"name": "rest_body", "kind": kind, "n": n}], id=f"{kind}-{n}")
     for kind, n in [
-        ("short", 1), ("short", 3), ("empty", 1), ("empty", 3), ("unusable", 1), ("foreign", 1), ("foreign", 2),
-        ("newest", 1), ("newest", 4), ("cut_times", 50),
+        ("short", 1), ("short", 3), ("empty", 1), ("empty", 3), ("unusable", 1), ("partly_unusable", 1), ("foreign", 1),
+        ("foreign", 2), ("newest", 1), ("newest", 4), ("cut_times", 50),
     ]
 ] + [
     pytest.param([{"name": "rest_cap", "rows": 100}], id="capped"),
@@ -172,6 +172,36 @@ async def test_a_stream_that_is_cut_at_the_close_takes_no_half_formed_candle(
             exchange, broker, tmp_path, last=LAST, since=hour(-1), up_to=hour(1), stall_after_s=30.0
         )
     assert {f.provenance for f in watch.of(CandleProcessed) if f.open_time == START} == {"backfill"}
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("wrong_s", [2_400, 86_400], ids=["40-minutes", "a-day"])
+async def test_one_wrong_time_in_the_middle_of_an_hour_ends_no_candle_early(
+    wrong_s: int, tape: dict[str, list[Candle]], broker: str, tmp_path: Path
+) -> None:
+    async def reconnect(watch: stand.Watch) -> None:
+        """Ends the connection, and waits until REST was asked for what may have been missed meanwhile."""
+        asked = len(exchange.access_log.entries("request"))
+        exchange.fault("drop")
+
+        def symbols() -> set[str]:
+            found = exchange.access_log.entries("request")[asked:]
+            return {e.detail["params"]["symbol"] for e in found if e.method == "/api/v3/klines"}
+
+        await watch.until(lambda: symbols() == set(SYMBOLS))
+
+    async def mislead(watch: stand.Watch) -> None:
+        await watch.until(lambda: set(watch.newest) == set(SYMBOLS) and bool(watch.of(FeedConnected)))
+        exchange.fault("wrong_time", seconds=wrong_s)
+        # By the last question, what the answer to the first one led to has happened.
+        for _ in range(3):
+            await reconnect(watch)
+        watch.stop.set()
+
+    async with just(1_500.0, tape) as exchange:
+        watch, _ = await stand.run(exchange, broker, tmp_path, last={"": START}, up_to=hour(1), alongside=mislead)
+        assert exchange.state()["faults"] == []
+    assert {(f.symbol, f.open_time) for f in watch.of(CandleProcessed)} == {(s, START) for s in SYMBOLS}
 
 
 @pytest.mark.fault(41)
