@@ -12,6 +12,10 @@ import signal
 import sys
 from typing import Any
 
+if os.getpid() == 1:
+    # The kernel withholds signals without a handler from the first process of a container, also while it imports.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
 try:
     import click
 
@@ -91,9 +95,6 @@ def cli() -> None:
 
 
 def main() -> None:
-    if os.getpid() == 1:
-        # The kernel withholds signals without a handler from the first process of a container, also while it imports.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     environment.forget_others()
     with process.in_order():
         cli(prog_name="volcast")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,25 @@ def test_ctrl_c_while_a_command_loads_ends_it_without_a_traceback(
     assert done.returncode == 130, done.stderr
     assert len(done.stderr.splitlines()) <= 1, done.stderr
     assert {p.name for p in tmp_path.iterdir()} <= {"sitecustomize.py", "__pycache__"}
+
+
+@pytest.mark.parametrize("module", ["click", "msgspec", "numpy"])
+def test_sigterm_ends_the_first_process_of_a_container_while_it_loads(module: str, tmp_path: Path) -> None:
+    """The kernel spares such a process signals that it has no handler for."""
+    first = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*first, "true"], capture_output=True, check=False).returncode:
+        # Many containers allow none within them.
+        return
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPTER.replace("SIGINT", "SIGTERM"))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*first, sys.executable, "-m", "stream", "check", "--data-dir", str(tmp_path / "var"), "--http-port", "0"],
+        env=os.environ | NOBODY | {"PYTHONPATH": path, "VOLCAST_TEST_MODULE": module},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, b"", b"")
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
