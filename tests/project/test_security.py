@@ -70,9 +70,15 @@ def test_the_unit_is_shut_and_stops_later_than_the_daemon() -> None:
     assert service["CapabilityBoundingSet"] == ""
     assert int(service["TimeoutStopSec"]) > 10
     assert "password" not in service["Environment"]
+    assert "ORT_DISABLE_TELEMETRY=1" in service["Environment"].split()
     assert int(unit["Unit"]["StartLimitBurst"]) * int(service["RestartSec"]) < int(
         unit["Unit"]["StartLimitIntervalSec"]
     )
+
+
+def test_the_image_tells_libraries_not_to_report() -> None:
+    """Also a program that is run in it without Volcast."""
+    assert "ORT_DISABLE_TELEMETRY=1" in (ROOT / "Dockerfile").read_text().split()
 
 
 @pytest.mark.parametrize("nested", [False, True])

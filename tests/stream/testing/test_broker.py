@@ -1,6 +1,7 @@
 """stream.testing.broker: a real MQTT 5 client against the embedded broker."""
 
 import asyncio
+import signal
 import socket
 import sys
 
@@ -80,6 +81,13 @@ def test_it_can_come_back_on_its_port():
         port = first.port
     with EmbeddedBroker(port) as second:
         assert second.port == port
+
+
+def test_its_process_is_ended_without_being_asked_to():
+    """It takes seconds to heed SIGTERM, and nothing that it could save is wanted."""
+    with EmbeddedBroker() as broker:
+        process = broker._process
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_taken_port_is_one_line():
