@@ -191,3 +191,21 @@ def test_tls_is_verified_without_any_setting() -> None:
     assert context is not None
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+async def test_a_token_without_a_user_name_reaches_the_broker() -> None:
+    """The library omits a password that has no user name."""
+    connect: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connect.set_result(await reader.read(4_096))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"mqtt://:token@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        with pytest.raises(aiomqtt.MqttError):
+            async with broker_client(url, "n"):
+                pass
+    # Lengths and texts: no user name, and the token.
+    assert (await connect).endswith(b"\0\0" + b"\0\5token")
