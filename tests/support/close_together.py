@@ -30,6 +30,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import State
 from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import warm
+from stream.core.forecasting.tail import Tail, room_of
 from stream.core.market.outputs import Due
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.topics import node_topic
@@ -66,10 +67,15 @@ class Watch:
 
 
 def of_its_own(state: State, symbol: str) -> State:
-    assert state.sigmas is not None
-    return msgspec.structs.replace(
-        state, symbol=symbol, window=state.window.copy(), sigmas=state.sigmas.copy(), realized=state.realized.copy()
+    assert state.past is not None
+    room = room_of(symbol)
+    past = msgspec.structs.replace(
+        state.past,
+        each=Tail.of(state.past.each.rows, room),
+        own=None if state.past.own is None else Tail.of(state.past.own.rows, room),
     )
+    window, realized = Tail.of(state.window.rows, room), Tail.of(state.realized.rows, room)
+    return msgspec.structs.replace(state, symbol=symbol, window=window, past=past, realized=realized)
 
 
 def resident_mb() -> float:

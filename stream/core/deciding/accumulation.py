@@ -34,8 +34,8 @@ ACCUMULATION_HOURS = HISTORY_HOURS - LOOKBACK_HOURS + 1
 #: accumulation, once nearly all of them are known. Only each fifth hour is used: every hour of the week as often as
 #: any other, for a fifth of the model calls at a fresh start.
 OWN_REGIME_HOURS = 180 * 24
-_OWN_STEP_HOURS = 5
-_MIN_OWN_FORECASTS = 170 * 24 // _OWN_STEP_HOURS
+OWN_STEP_HOURS = 5
+_MIN_OWN_FORECASTS = 170 * 24 // OWN_STEP_HOURS
 #: How many candles such a symbol's decisions can depend on.
 OWN_HISTORY_HOURS = HISTORY_HOURS + OWN_REGIME_HOURS
 
@@ -112,7 +112,7 @@ def forecast_hours(open_time: NDArray[np.int64], start: int, own: bool) -> NDArr
     asked: NDArray[np.bool_] = open_time >= start
     if own:
         hour = open_time // HOUR_MS
-        asked |= (hour >= start // HOUR_MS - OWN_REGIME_HOURS) & (hour % _OWN_STEP_HOURS == 0)
+        asked |= (hour >= start // HOUR_MS - OWN_REGIME_HOURS) & (hour % OWN_STEP_HOURS == 0)
     return asked
 
 
@@ -174,7 +174,7 @@ def regimes_of(rules: Rules, symbol: str, start: int, before: Array) -> tuple[tu
         return of_bundle, "bundle"
     first = max(before.shape[1] - OWN_REGIME_HOURS, 0)
     hour = start // HOUR_MS - before.shape[1] + np.arange(first, before.shape[1])
-    looked_at = before[:sources, first:][:, hour % _OWN_STEP_HOURS == 0]
+    looked_at = before[:sources, first:][:, hour % OWN_STEP_HOURS == 0]
     known = looked_at[:, np.isfinite(looked_at[0])]
     if known.shape[1] < _MIN_OWN_FORECASTS:
         return of_bundle, "uncalibrated"

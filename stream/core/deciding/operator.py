@@ -17,11 +17,13 @@ import numpy as np
 
 from stream.core.deciding import accumulation
 from stream.core.deciding import policy as risk
-from stream.core.deciding.accumulation import ACCUMULATION_HOURS, RegimesFrom, Rules, Serving, anchor
+from stream.core.deciding.accumulation import RegimesFrom, Rules, Serving, anchor
+from stream.core.deciding.past import EACH_HOURS, Past
 from stream.core.forecasting import intervals, serving, target
 from stream.core.forecasting.contract import Regimes
 from stream.core.forecasting.features import LOOKBACK_HOURS, MIN_RETURNS_24H, SIGMA_FLOOR
 from stream.core.forecasting.predictions import Prediction
+from stream.core.forecasting.tail import Tail, room_of
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
@@ -32,7 +34,7 @@ class OperatorError(ValueError):
     """The driver broke the protocol (an old candle, a prediction that is not awaited): a defect of the driver."""
 
 
-class RecentForecast(msgspec.Struct, frozen=True):
+class RecentForecast(msgspec.Struct, frozen=True, gc=False):
     """One line of the `recent` topic. σ hourly; `realized` is the outcome 24 h later, null until then."""
 
     open_time: int
@@ -43,19 +45,16 @@ class RecentForecast(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """The state of one symbol, as plain data. Arrays are never written to after they are stored here."""
+    """The state of one symbol, as plain data."""
 
     symbol: str
     last_open_time: int | None = None
     #: [LOOKBACK_HOURS, 5], OHLCV by hour, the newest last, NaN where there is no candle.
-    window: Array = msgspec.field(default_factory=lambda: np.full((LOOKBACK_HOURS, 5), np.nan))
-    #: [sources + 1, `Rules.sigma_hours`], σ by source (`Rules.sources`) and the missing hours of the last 48, by hour,
-    #: the newest last, NaN where there was no forecast. None before the first.
-    sigmas: Array | None = None
-    #: Open time of the newest column of `sigmas`.
-    forecast_until: int = 0
-    #: [ACCUMULATION_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
-    realized: Array = msgspec.field(default_factory=lambda: np.full(ACCUMULATION_HOURS, np.nan))
+    window: Tail = msgspec.field(default_factory=lambda: Tail.of(np.full((LOOKBACK_HOURS, 5), np.nan)))
+    #: None before the first forecast.
+    past: Past | None = None
+    #: [EACH_HOURS], σ of the 24 h that end with each hour's candle, NaN where they are incomplete.
+    realized: Tail = msgspec.field(default_factory=lambda: Tail.of(np.full(EACH_HOURS, np.nan)))
     awaiting: bool = False
     anchor: int = 0
     memory: risk.PolicyMemory = risk.PolicyMemory()
@@ -91,9 +90,9 @@ class Ready(msgspec.Struct, frozen=True):
 
     symbol: str
     open_time: int
-    window: Array
+    window: Tail
     #: The window of the candle before, if that is an hour older.
-    follows: Array | None = None
+    follows: Tail | None = None
 
 
 class Insufficient(msgspec.Struct, frozen=True):
@@ -143,9 +142,7 @@ def step(rules: Rules, state: State, item: Candle | Prediction) -> tuple[State, 
 
 def remember(rules: Rules, state: State, prediction: Prediction) -> State:
     """Returns the state after a forecast from before the accumulation: nothing is decided, but own regimes use it."""
-    sigmas = _past_before(rules, state, prediction.open_time)
-    sigmas[:, -1] = column(rules, prediction)
-    return msgspec.structs.replace(state, sigmas=sigmas, forecast_until=prediction.open_time, awaiting=False)
+    return msgspec.structs.replace(state, past=_with(rules, state, prediction), awaiting=False)
 
 
 def give_up(state: State) -> State:
@@ -164,18 +161,16 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
     if hours > 1:
         assert last is not None
         events.append(Gap(state.symbol, last + HOUR_MS, candle.open_time - HOUR_MS))
-    window = _shifted(state.window, hours)
-    window[-1] = candle.ohlcv
-    closes = window[-intervals.DELAY_HOURS - 1 :, 3]
+    window = state.window.later(candle.ohlcv, hours, math.nan)
+    closes = window.rows[-intervals.DELAY_HOURS - 1 :, 3]
     exists = np.isfinite(closes)
     returns = int(np.count_nonzero(exists[1:] & exists[:-1]))
-    outcomes = _shifted(state.realized, hours)
     calibrated = None if state.calibrated is None else intervals.passed(state.calibrated, hours)
     har_calibrated = None if state.har_calibrated is None else intervals.passed(state.har_calibrated, hours)
     realized = math.nan
     model, har = _past_at(state, candle.open_time - intervals.DELAY_HOURS * HOUR_MS)
     if returns == intervals.DELAY_HOURS:
-        outcomes[-1] = realized = target.realized(closes)
+        realized = target.realized(closes)
         events.append(Matured(state.symbol, candle.open_time - intervals.DELAY_HOURS * HOUR_MS, realized))
         if calibrated is not None and model == model:
             calibrated = intervals.learn(rules.calibration, calibrated, candle.open_time, model, realized)
@@ -194,9 +189,8 @@ def _take(rules: Rules, state: State, candle: Candle) -> tuple[State, tuple[Even
         symbol=state.symbol,
         last_open_time=candle.open_time,
         window=window,
-        sigmas=state.sigmas,
-        forecast_until=state.forecast_until,
-        realized=outcomes,
+        past=state.past,
+        realized=state.realized.later(realized, hours, math.nan),
         awaiting=ready,
         anchor=state.anchor,
         memory=state.memory,
@@ -219,28 +213,28 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
     ):
         raise OperatorError(f"nobody waits for the prediction of {prediction.symbol} {prediction.open_time}")
     now = prediction.open_time
-    sigmas = _past_before(rules, state, now)
     calibrated, har_calibrated, days = state.calibrated, state.har_calibrated, state.days
     memory, compared, start = state.memory, state.compared, anchor(now)
     regimes, regimes_from = state.regimes, state.regimes_from
     # This hour included: its own forecast is not there yet, and its outcome is learnt from.
-    past = slice(-1 - (now - start) // HOUR_MS, None)
+    since = slice(-1 - (now - start) // HOUR_MS, None)
     if start != state.anchor or calibrated is None or regimes is None:
-        before = sigmas[:, : past.start]
-        found = accumulation.accumulate(rules, state.symbol, start, sigmas[:, past], state.realized, before)
+        sigmas = _hourly(rules, state, now)
+        before = sigmas[:, : since.start]
+        found = accumulation.accumulate(rules, state.symbol, start, sigmas[:, since], state.realized.rows, before)
         calibrated, har_calibrated, days = found.calibrated, found.har_calibrated, found.days
         memory, *others = found.memories
         compared = tuple(others)
         regimes, regimes_from = found.regimes, found.regimes_from
     har_served = serving.behind(days)
     if har_served and har_calibrated is None:
-        har_calibrated = accumulation.har_intervals(rules, start, sigmas[:, past], state.realized)
-    sigmas[:, -1] = column(rules, prediction)
+        sigmas = _hourly(rules, state, now)
+        har_calibrated = accumulation.har_intervals(rules, start, sigmas[:, since], state.realized.rows)
     calibrated, interval = intervals.give(rules.calibration, calibrated, now, prediction.volatility)
     if har_calibrated is not None:
         har_calibrated, around_har = intervals.give(rules.har_calibration, har_calibrated, now, prediction.baseline_har)
         interval = around_har if har_served else interval
-    closes = state.window[-intervals.DELAY_HOURS :, 3]
+    closes = state.window.rows[-intervals.DELAY_HOURS :, 3]
     issued, memory = conclude(
         rules, prediction, interval, closes, (memory, *compared), regimes, regimes_from, har_served=har_served
     )
@@ -248,8 +242,7 @@ def _conclude(rules: Rules, state: State, prediction: Prediction) -> tuple[State
         symbol=state.symbol,
         last_open_time=state.last_open_time,
         window=state.window,
-        sigmas=sigmas,
-        forecast_until=now,
+        past=_with(rules, state, prediction),
         realized=state.realized,
         awaiting=False,
         anchor=start,
@@ -283,7 +276,7 @@ def conclude(
     `Rules.policies` and `Rules.sources`.
     """
     prediction = as_har(model_prediction, closes) if har_served else model_prediction
-    # Policies must see of each source what `sigmas` keeps of it, for a later accumulation will show them that
+    # Policies must see of each source what `State.past` keeps of it, for a later accumulation will show them that
     # again: of the headline what is served, of everything else what was predicted.
     seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
     before, *others = memories
@@ -305,15 +298,23 @@ def conclude(
     return issued, memory
 
 
-def _past_before(rules: Rules, state: State, open_time: int) -> Array:
-    """Returns `State.sigmas` up to this hour, whose own forecast is not there yet."""
-    if state.sigmas is None:
+def _with(rules: Rules, state: State, prediction: Prediction) -> Past:
+    """Returns `State.past` with this forecast."""
+    if state.past is not None:
+        return state.past.later(rules, prediction)
+    first = np.array(column(rules, prediction))[:, None]
+    return Past.of(rules, state.symbol, prediction.open_time, first, room_of(state.symbol))
+
+
+def _hourly(rules: Rules, state: State, now: int) -> Array:
+    """Returns `Past.hourly`; the forecast of this hour is not there yet."""
+    if state.past is None:
         return np.full((len(rules.sources) + 1, rules.sigma_hours(state.symbol)), np.nan)
-    return _later(state.sigmas, (open_time - state.forecast_until) // HOUR_MS)
+    return state.past.hourly(rules, state.symbol, now)
 
 
 def column(rules: Rules, prediction: Prediction) -> list[float]:
-    """Returns what `State.sigmas` keeps of a prediction."""
+    """Returns what is remembered of a prediction: σ by source, and the missing hours."""
     return [*(getattr(prediction, risk.SOURCES[name]) for name in rules.sources), prediction.gaps]
 
 
@@ -351,10 +352,9 @@ def _with_day(days: tuple[float, ...], open_time: int, hours: int, excess: float
 
 def _past_at(state: State, open_time: int) -> tuple[float, float]:
     """Returns σ of the model and of har at an earlier candle of the accumulation, NaN where there was none."""
-    back = (state.forecast_until - open_time) // HOUR_MS
-    if state.sigmas is None or open_time < state.anchor or not 0 <= back < ACCUMULATION_HOURS:
+    if state.past is None or open_time < state.anchor:
         return math.nan, math.nan
-    return float(state.sigmas[0, -1 - back]), float(state.sigmas[1, -1 - back])
+    return state.past.at(open_time)
 
 
 def _with_outcome(recent: tuple[RecentForecast, ...], open_time: int, realized: float) -> tuple[RecentForecast, ...]:
@@ -378,21 +378,3 @@ def _remember(
     while first < len(recent) and recent[first].open_time < oldest:
         first += 1
     return (*recent[first:], entry)
-
-
-def _shifted(values: Array, rows: int) -> Array:
-    """Returns the values as they are `rows` later, NaN where nothing is known yet."""
-    out = np.empty_like(values)
-    kept = max(len(values) - rows, 0)
-    out[:kept] = values[len(values) - kept :]
-    out[kept:] = np.nan
-    return out
-
-
-def _later(values: Array, columns: int) -> Array:
-    """Does the same along the last axis."""
-    out = np.empty_like(values)
-    kept = max(values.shape[1] - columns, 0)
-    out[:, :kept] = values[:, values.shape[1] - kept :]
-    out[:, kept:] = np.nan
-    return out

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.core.deciding import batch
-from stream.core.deciding.accumulation import ACCUMULATION_HOURS, Rules, anchor, forecast_hours
+from stream.core.deciding.accumulation import Rules, anchor, forecast_hours
 from stream.core.deciding.operator import (
     RECENT_HOURS,
     Event,
@@ -25,11 +26,13 @@ from stream.core.deciding.operator import (
     remember,
     step,
 )
+from stream.core.deciding.past import EACH_HOURS, Past
 from stream.core.forecasting import features, target
 from stream.core.forecasting.contract import Model
 from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.predictions import Prediction, assemble
 from stream.core.forecasting.rolling import Rolling
+from stream.core.forecasting.tail import Tail, room_of
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
@@ -185,18 +188,20 @@ def _before(
     end = (last - int(grid[0])) // HOUR_MS + 1
     window = np.full((LOOKBACK_HOURS, 5), np.nan)
     window[-min(end, LOOKBACK_HOURS) :] = ohlcv[max(end - LOOKBACK_HOURS, 0) : end]
-    realized = np.full(ACCUMULATION_HOURS, np.nan)
-    realized[-min(end, ACCUMULATION_HOURS) :] = target.realized_hours(ohlcv[:end, 3])[-ACCUMULATION_HOURS:]
+    realized = np.full(EACH_HOURS, np.nan)
+    realized[-min(end, EACH_HOURS) :] = target.realized_hours(ohlcv[:end, 3])[-EACH_HOURS:]
     known = [p for p in predictions.values() if p.open_time <= last]
+    room = room_of(symbol)
+    bare = State(symbol, last_open_time=last, window=Tail.of(window, room), realized=Tail.of(realized, room))
     if not known:
-        return State(symbol, last_open_time=last, window=window, realized=realized)
+        return bare
     until = max(p.open_time for p in known)
     sigmas = np.full((len(rules.sources) + 1, rules.sigma_hours(symbol)), np.nan)
     for prediction in known:
         back = (until - prediction.open_time) // HOUR_MS
         if back < sigmas.shape[1]:
             sigmas[:, -1 - back] = column(rules, prediction)
-    return State(symbol, last_open_time=last, window=window, realized=realized, sigmas=sigmas, forecast_until=until)
+    return msgspec.structs.replace(bare, past=Past.of(rules, symbol, until, sigmas, room))
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict, rolling: Rolling) -> list[Prediction]:

@@ -250,15 +250,14 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
     issued = [(s, e) for s, e in replay(RULES, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
     compared = {"model": 0, "har": 0}
     for (before, _), (state, event) in list(pairwise(issued))[700::29]:
-        if before.anchor != state.anchor or state.sigmas is None:
+        if before.anchor != state.anchor or state.past is None:
             continue
         now = event.prediction.open_time
         hours = (now - state.anchor) // HOUR_MS + 1
-        sigmas = state.sigmas[:, -hours:].copy()
-        sigmas[:, -1] = np.nan
-        found = accumulation.accumulate(
-            RULES, "BTCUSDT", state.anchor, sigmas, state.realized, state.sigmas[:, :-hours]
-        )
+        every = state.past.hourly(RULES, "BTCUSDT", now)
+        every[:, -1] = np.nan
+        sigmas, earlier = every[:, -hours:], every[:, :-hours]
+        found = accumulation.accumulate(RULES, "BTCUSDT", state.anchor, sigmas, state.realized.rows, earlier)
         assert found.memories == (before.memory, *before.compared)
         assert found.days == state.days
         served = event.prediction.volatility
@@ -279,15 +278,15 @@ def test_a_models_own_interval_does_not_depend_on_who_was_served() -> None:
     events = [(s, e) for s, e in replay(never, "BTCUSDT", market(), MODEL, sample_predict) if isinstance(e, Issued)]
     back = [
         (s, e) for (_, a), (s, e) in pairwise(events)
-        if a.serving == "har" and e.serving == "model" and s.sigmas is not None
+        if a.serving == "har" and e.serving == "model" and s.past is not None
     ]  # fmt: skip
     assert back
     for state, event in back[:3]:
         now, start = event.prediction.open_time, state.anchor
         hours = (now - start) // HOUR_MS + 1
-        sigmas = state.sigmas[:, -hours:].copy()
+        sigmas = state.past.hourly(never, "BTCUSDT", now)[:, -hours:]
         sigmas[:, -1] = np.nan
-        memory = intervals.accumulate(RULES.calibration, start, sigmas[0], state.realized[-hours:])
+        memory = intervals.accumulate(RULES.calibration, start, sigmas[0], state.realized.rows[-hours:])
         _, expected = intervals.give(RULES.calibration, memory, now, event.prediction.volatility)
         assert event.interval == expected
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stream.core.forecasting import features
 from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.rolling import Rolling
+from stream.core.forecasting.tail import Tail
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 
@@ -58,7 +59,7 @@ def test_each_row_is_that_of_its_window(seed: int, hours: list[tuple[list[int], 
     """`hours`: which symbols have a candle, in which order, and whose past was revised before it."""
     rng = np.random.default_rng(seed)
     ohlcv = market(LOOKBACK_HOURS + len(hours), rng)
-    rolling, newest = Rolling(), dict[int, tuple[int, Array]]()
+    rolling, newest = Rolling(), dict[int, tuple[int, Tail]]()
     for k, (present, revised) in enumerate(hours):
         end = LOOKBACK_HOURS + k
         for symbol in revised:
@@ -69,12 +70,12 @@ def test_each_row_is_that_of_its_window(seed: int, hours: list[tuple[list[int], 
             continue
         for symbol in set(range(SYMBOLS)) - set(present):
             ohlcv[symbol, end] = np.nan
-        windows = [ohlcv[symbol, end - LOOKBACK_HOURS + 1 : end + 1].copy() for symbol in present]
+        windows = [Tail.of(ohlcv[symbol, end - LOOKBACK_HOURS + 1 : end + 1]) for symbol in present]
         follows = [newest[s][1] if s in newest and newest[s][0] == end - 1 else None for s in present]
         found, sequences = rolling.newest(
             (FIRST_HOUR + end) * HOUR_MS, [f"S{symbol}" for symbol in present], windows, follows
         )
-        assert_the_same(FIRST_HOUR + end, windows, found, sequences)
+        assert_the_same(FIRST_HOUR + end, [window.rows for window in windows], found, sequences)
         newest |= {symbol: (end, window) for symbol, window in zip(present, windows, strict=True)}
 
 
@@ -90,9 +91,9 @@ def test_many_symbols_together_are_what_each_is_alone(symbols: int) -> None:
     paths = [ohlcv[k % SYMBOLS, k // SYMBOLS :] for k in range(symbols)]
     names = [f"S{k}" for k in range(symbols)]
     together, alone = Rolling(), [Rolling() for _ in names]
-    before: list[Array | None] = [None] * symbols
+    before: list[Tail | None] = [None] * symbols
     for k in range(hours):
-        windows = [path[k : k + LOOKBACK_HOURS].copy() for path in paths]
+        windows = [Tail.of(path[k : k + LOOKBACK_HOURS]) for path in paths]
         at = (FIRST_HOUR + k) * HOUR_MS
         found, sequences = together.newest(at, names, windows, before)
         for i, name in enumerate(names):
