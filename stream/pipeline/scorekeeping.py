@@ -68,7 +68,7 @@ class Scorekeeper:
         newest, version = state.last_open_time or 0, self._model.version
         hourly = self._journal.outcomes(state.symbol, newest - scoreboard.REACH_HOURS * HOUR_MS, newest)
         daily = self._journal.daily_outcomes(state.symbol, version)
-        board = Scoreboard.of(self._model.contract.usual, version, hourly, daily)
+        board = Scoreboard.of(self._model.contract.usual, version, hourly, daily, state)
         return board, self._journal.reported_alarms(state.symbol, version)
 
     def decays(self, symbol: str, outcomes: Sequence[Outcome]) -> list[Decay]:
@@ -81,11 +81,12 @@ class Scorekeeper:
             for alarm in scoreboard.unpublished(self._reported[symbol], raised)
         ]
 
-    def take(self, symbol: str, outcomes: Sequence[Outcome], decays: Sequence[Decay]) -> None:
-        """Adds outcomes and alarms that have been committed; they count from now on."""
+    def take(self, state: State, outcomes: Sequence[Outcome], decays: Sequence[Decay]) -> None:
+        """Adds outcomes and alarms that have been committed; they count from now on. `state` is the symbol's after the
+        candle that made them known."""
         for outcome in outcomes:
-            self._boards[symbol].add(outcome)
-        self._reported[symbol] += [found.open_time for found in decays]
+            self._boards[state.symbol].add(outcome, state)
+        self._reported[state.symbol] += [found.open_time for found in decays]
 
     def due(self, state: State) -> None:
         """Marks the symbol's score as due: after a start, and whenever outcomes were added or changed."""

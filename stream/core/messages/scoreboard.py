@@ -16,18 +16,19 @@ import numpy as np
 from stream.core.deciding.operator import State
 from stream.core.forecasting import decay, qlike, serving
 from stream.core.forecasting.contract import Usual
+from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
+from stream.core.messages.matured_hours import HOURS, MaturedHours
 from stream.core.messages.schemas import Decay, DecayState, Forecaster, Score, ScoreWindow, ServingRule
 from stream.core.messages.scoring import Outcome
 
-WINDOW_DAYS = (7, 30, 90)
+WINDOW_DAYS = (7, 30, HOURS // 24)
 FORECASTERS: tuple[Forecaster, ...] = ("served", "model", "har", "ewma", "persistence")
 _FIELDS = ("volatility", "model_volatility", "har", "ewma", "persistence")
-_HOURS = max(WINDOW_DAYS) * 24
 #: An hourly σ outside these limits is not plausible.
 _SIGMA_RANGE = (1e-9, 1e3)
 #: Hours before the newest candle whose forecasts the longest window can hold.
-REACH_HOURS = _HOURS + 48
+REACH_HOURS = HOURS + 48
 #: A revised hour changes outcomes of the last days only: an alarm this near to an earlier one is that one, moved.
 _SAME_ALARM_MS = 96 * HOUR_MS
 
@@ -94,20 +95,23 @@ class Scoreboard:
     def __init__(self, usual: Usual, model_version: str) -> None:
         self._usual = usual
         self._version = model_version
-        self._newest: int | None = None
-        #: By hour, the newest last, NaN where nothing matured: [_HOURS] and [forecasters, _HOURS], hourly σ.
-        self._realized = np.full(_HOURS, np.nan)
-        self._forecasts = np.full((len(FORECASTERS), _HOURS), np.nan)
-        self._covered = np.full(_HOURS, np.nan)
+        self._matured = MaturedHours()
         self.memory = decay.DecayMemory()
 
     @classmethod
-    def of(cls, usual: Usual, model_version: str, hourly: Iterable[Outcome], daily: Iterable[Outcome]) -> Scoreboard:
+    def of(
+        cls,
+        usual: Usual,
+        model_version: str,
+        hourly: Iterable[Outcome],
+        daily: Iterable[Outcome],
+        state: State | None = None,
+    ) -> Scoreboard:
         """Builds a board of outcomes in time order: `hourly` are those of the longest window at least, `daily` all that
-        close a UTC day."""
+        close a UTC day. `state` is the operator's, as in `add`."""
         board = cls(usual, model_version)
         for outcome in hourly:
-            board._place(outcome)
+            board._place(outcome, state)
         board.memory, _ = alarms(usual, (o for o in daily if o.model_version == model_version))
         return board
 
@@ -115,71 +119,66 @@ class Scoreboard:
         """Returns the alarm that this outcome, the next in time, raises, or None; the board does not change."""
         return self._step(outcome)[1]
 
-    def add(self, outcome: Outcome) -> None:
-        self._place(outcome)
+    def add(self, outcome: Outcome, state: State | None = None) -> None:
+        """Takes the next outcome. `state` is the operator's after the candle that made it known: what that remembers
+        is not kept here a second time (stream/core/messages/matured_hours.py)."""
+        self._place(outcome, state)
         self.memory, _ = self._step(outcome)
 
     def _step(self, outcome: Outcome) -> tuple[decay.DecayMemory, decay.Alarm | None]:
         day = day_of(outcome) if outcome.model_version == self._version else None
         return (self.memory, None) if day is None else decay.step(self._usual, self.memory, day)
 
-    def _place(self, outcome: Outcome) -> None:
-        if outcome.model_version != self._version or not plausible(outcome):
-            return
-        later = 0 if self._newest is None else (outcome.open_time - self._newest) // HOUR_MS
-        if later > 0:
-            for values in (self._realized, self._forecasts, self._covered):
-                kept = max(_HOURS - later, 0)
-                values[..., :kept] = values[..., _HOURS - kept :]
-                values[..., kept:] = np.nan
-        if later > 0 or self._newest is None:
-            self._newest, later = outcome.open_time, 0
-        at = _HOURS - 1 + later
-        if at >= 0:
-            self._realized[at] = outcome.realized
-            self._forecasts[:, at] = _forecasts(outcome)
-            self._covered[at] = outcome.low <= outcome.realized <= outcome.high
+    def _place(self, outcome: Outcome, state: State | None) -> None:
+        if outcome.model_version == self._version and plausible(outcome):
+            self._matured.place(outcome, state)
 
     def score(self, state: State, issued_at: int) -> Score:
         """Returns the score to publish; before anything has matured it only has what is served and why."""
         known = [d for d in state.days if d == d]
-        alarm = self.memory.alarm
+        alarm, newest = self.memory.alarm, self._matured.newest
         return Score(
             symbol=state.symbol,
-            open_time=self._newest,
+            open_time=newest,
             issued_at=issued_at,
             model_version=self._version,
-            windows=() if self._newest is None else tuple(w for days in WINDOW_DAYS for w in self._window(days)),
+            windows=() if newest is None else _windows(*self._matured.columns()),
             rule=ServingRule(state.serving, len(known), serving.mean_excess(state.days), serving.LIMIT),
             decay=DecayState(alarm is not None, alarm.kind if alarm else None, alarm.since if alarm else None),
         )
 
-    def _window(self, days: int) -> list[ScoreWindow]:
-        """Returns one window for each forecaster. No window is empty: it ends with the newest forecast that matured."""
-        known = np.nonzero(np.isfinite(self._realized[-days * 24 :]))[0] + _HOURS - days * 24
-        realized, covered = self._realized[known], float(self._covered[known].mean())
-        # All forecasters at once, each a row of its own in memory: the same sums as one by one.
-        forecasts = np.ascontiguousarray(self._forecasts[:, known])
-        off = forecasts - realized
-        bias = off.mean(axis=1)
-        columns = (
-            qlike.losses(realized, forecasts).mean(axis=1),
-            np.sqrt((off * off).mean(axis=1)),
-            bias,
-            bias / realized.mean(),
+
+def _windows(realized: Array, forecasts: Array, covered: Array) -> tuple[ScoreWindow, ...]:
+    """Returns the windows of a score; the arrays are those of `MaturedHours.columns`."""
+    return tuple(w for days in WINDOW_DAYS for w in _window(days, realized, forecasts, covered))
+
+
+def _window(days: int, by_hour: Array, every: Array, inside: Array) -> list[ScoreWindow]:
+    """Returns one window for each forecaster. No window is empty: it ends with the newest forecast that matured."""
+    known = np.nonzero(np.isfinite(by_hour[-days * 24 :]))[0] + HOURS - days * 24
+    realized, covered = by_hour[known], float(inside[known].mean())
+    # All forecasters at once, each a row of its own in memory: the same sums as one by one.
+    forecasts = np.ascontiguousarray(every[:, known])
+    off = forecasts - realized
+    bias = off.mean(axis=1)
+    columns = (
+        qlike.losses(realized, forecasts).mean(axis=1),
+        np.sqrt((off * off).mean(axis=1)),
+        bias,
+        bias / realized.mean(),
+    )
+    return [
+        ScoreWindow(
+            model=name,
+            days=days,
+            matured=len(known),
+            qlike=qlike_mean,
+            rmse=rmse,
+            bias=mean_bias,
+            bias_ratio=bias_ratio,
+            coverage=covered if name == "served" else None,
         )
-        return [
-            ScoreWindow(
-                model=name,
-                days=days,
-                matured=len(known),
-                qlike=qlike_mean,
-                rmse=rmse,
-                bias=mean_bias,
-                bias_ratio=bias_ratio,
-                coverage=covered if name == "served" else None,
-            )
-            for name, qlike_mean, rmse, mean_bias, bias_ratio in zip(
-                FORECASTERS, *(column.tolist() for column in columns), strict=True
-            )
-        ]
+        for name, qlike_mean, rmse, mean_bias, bias_ratio in zip(
+            FORECASTERS, *(column.tolist() for column in columns), strict=True
+        )
+    ]
