@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort_left
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -36,6 +37,7 @@ _DAY_HOURS = 24
 #: Hour 0 since the epoch was the first of a Thursday.
 _EPOCH_WEEKDAY = 3
 _NOTHING_GIVEN = (math.nan, math.nan)
+_NOTHING_LEARNT = np.empty(0)
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -47,9 +49,11 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """What was learnt from one kind of day, weekday or weekend. `residuals` is sorted and never written to."""
+    """One kind of day, weekday or weekend: the bundle's residuals, the same list for every symbol, and those that were
+    learnt since. Both are sorted and never written to."""
 
-    residuals: Array
+    starting: list[float]
+    learnt: Array
     miss_below: float
     miss_above: float
 
@@ -66,14 +70,20 @@ def group_of(open_time: int) -> int:
     return int((middle // _DAY_HOURS + _EPOCH_WEEKDAY) % 7 >= 5)
 
 
-def start(calibration: Calibration) -> IntervalMemory:
-    """Returns the memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
+@lru_cache(maxsize=8)
+def _starting(calibration: Calibration) -> tuple[list[float], list[float]]:
+    """Returns the bundle's residuals of weekdays and of weekends. Cached, so that all symbols share them."""
     parts: tuple[list[float], list[float]] = ([], [])
     for k, residual in enumerate(calibration.residuals):
         if residual is not None:
             parts[group_of(calibration.residuals_from + k * HOUR_MS)].append(residual)
+    return sorted(parts[0]), sorted(parts[1])
+
+
+def start(calibration: Calibration) -> IntervalMemory:
+    """Returns the memory before anything was learnt: the bundle's residuals, and the nominal miss rate."""
     rate = (1 - calibration.level) / 2
-    weekday, weekend = (Group(np.sort(np.array(p, np.float64)), rate, rate) for p in parts)
+    weekday, weekend = (Group(part, np.empty(0), rate, rate) for part in _starting(calibration))
     return IntervalMemory((weekday, weekend))
 
 
@@ -98,11 +108,11 @@ def learn(
     rate = (1 - calibration.level) / 2
     below = _within(group.miss_below + GAMMA * (rate - (residual < low)))
     above = _within(group.miss_above + GAMMA * (rate - (residual > high)))
-    at = int(group.residuals.searchsorted(residual))
-    residuals = np.empty(len(group.residuals) + 1)
-    residuals[:at], residuals[at], residuals[at + 1 :] = group.residuals[:at], residual, group.residuals[at:]
-    learnt = Group(residuals, below, above)
-    return IntervalMemory((learnt, memory.groups[1]) if index == 0 else (memory.groups[0], learnt), memory.given)
+    at = int(group.learnt.searchsorted(residual))
+    learnt = np.empty(len(group.learnt) + 1)
+    learnt[:at], learnt[at], learnt[at + 1 :] = group.learnt[:at], residual, group.learnt[at:]
+    after = Group(group.starting, learnt, below, above)
+    return IntervalMemory((after, memory.groups[1]) if index == 0 else (memory.groups[0], after), memory.given)
 
 
 def give(
@@ -110,7 +120,7 @@ def give(
 ) -> tuple[IntervalMemory, Interval]:
     """Returns the memory after giving an interval, and that interval: for the forecast `volatility` of this candle."""
     group = memory.groups[group_of(open_time)]
-    low, high = _bounds(calibration, group.residuals, group.miss_below, group.miss_above)
+    low, high = _bounds(calibration, group.starting, group.learnt, group.miss_below, group.miss_above)
     given = memory.given.copy()
     given[-1] = low, high
     return IntervalMemory(memory.groups, given), Interval(
@@ -154,7 +164,8 @@ def _lived(
     not needed.
     """
     memory = start(calibration)
-    pools = [group.residuals.tolist() for group in memory.groups]
+    starting, learnt = [group.starting for group in memory.groups], (list[float](), list[float]())
+    pools = [list(part) for part in starting]
     below, above = [g.miss_below for g in memory.groups], [g.miss_above for g in memory.groups]
     forecasts, outcomes = volatility.tolist(), realized.tolist()
     given: list[tuple[float, float]] = [_NOTHING_GIVEN] * len(forecasts)
@@ -168,10 +179,11 @@ def _lived(
             below[i] = _within(below[i] + GAMMA * (rate - (residual < low)))
             above[i] = _within(above[i] + GAMMA * (rate - (residual > high)))
             insort_left(pools[i], residual)
+            insort_left(learnt[i], residual)
         if forecast == forecast:
             i = groups[k]
-            given[k] = _bounds(calibration, pools[i], below[i], above[i])
-    weekday, weekend = (Group(np.array(pools[i]), below[i], above[i]) for i in (0, 1))
+            given[k] = _bounds(calibration, pools[i], _NOTHING_LEARNT, below[i], above[i])
+    weekday, weekend = (Group(starting[i], np.array(learnt[i]), below[i], above[i]) for i in (0, 1))
     newest = [_NOTHING_GIVEN] * (DELAY_HOURS + 1) + given
     return IntervalMemory((weekday, weekend), np.array(newest[-DELAY_HOURS - 1 :])), given
 
@@ -181,20 +193,40 @@ def _within(rate: float) -> float:
 
 
 def _bounds(
-    calibration: Calibration, residuals: Array | list[float], miss_below: float, miss_above: float
+    calibration: Calibration, starting: list[float], learnt: Array, miss_below: float, miss_above: float
 ) -> tuple[float, float]:
     """Returns log bounds relative to the forecast, from sorted residuals."""
-    if len(residuals) < MIN_RESIDUALS:
+    if len(starting) + len(learnt) < MIN_RESIDUALS:
         return calibration.low, calibration.high
     # An interval contains its forecast, whatever has happened lately.
-    return min(_quantile(residuals, miss_below), 0.0), max(_quantile(residuals, 1 - miss_above), 0.0)
+    return (
+        min(_quantile(starting, learnt, miss_below), 0.0),
+        max(_quantile(starting, learnt, 1 - miss_above), 0.0),
+    )
 
 
-def _quantile(ordered: Array | list[float], share: float) -> float:
-    """Interpolates linearly between order statistics, as numpy does by default."""
-    place = share * (len(ordered) - 1)
+def _quantile(starting: list[float], learnt: Array, share: float) -> float:
+    """Interpolates linearly between order statistics of both together, as numpy does by default."""
+    number = len(starting) + len(learnt)
+    place = share * (number - 1)
     below = int(place)
-    first = float(ordered[below])
-    if below + 1 == len(ordered):
-        return first
-    return first + (float(ordered[below + 1]) - first) * (place - below)
+    # How many of the `below` smallest are among `starting`.
+    first, last = max(below - len(learnt), 0), min(below, len(starting))
+    while first < last:
+        middle = (first + last) // 2
+        if starting[middle] < learnt.item(below - middle - 1):
+            first = middle + 1
+        else:
+            last = middle
+    lower, first, at = _smaller(starting, first, learnt, below - first)
+    if below + 1 == number:
+        return lower
+    upper, _, _ = _smaller(starting, first, learnt, at)
+    return lower + (upper - lower) * (place - below)
+
+
+def _smaller(starting: list[float], first: int, learnt: Array, at: int) -> tuple[float, int, int]:
+    """Returns the smaller of two next values, and which are the next ones after it."""
+    if at == len(learnt) or (first < len(starting) and starting[first] <= learnt.item(at)):
+        return starting[first], first + 1, at
+    return learnt.item(at), first, at + 1

@@ -88,7 +88,7 @@ def test_a_fold_is_what_was_lived_through_hour_by_hour(
     given = intervals.passed(memory, 299 - last).given if last < 299 else memory.given
     assert np.array_equal(given, accumulated.given, equal_nan=True)
     for lived, again in zip(memory.groups, accumulated.groups, strict=True):
-        assert np.array_equal(lived.residuals, again.residuals)
+        assert np.array_equal(lived.learnt, again.learnt)
         assert (lived.miss_below, lived.miss_above) == (again.miss_below, again.miss_above)
 
 
@@ -99,9 +99,9 @@ def test_weekends_learn_nothing_from_weekdays() -> None:
     volatility[hours:] = np.nan
     weekday, weekend = intervals.accumulate(CALIBRATION, START, volatility, realized).groups
     untouched = intervals.start(CALIBRATION).groups[1]
-    assert np.array_equal(weekend.residuals, untouched.residuals)
+    assert np.array_equal(weekend.learnt, untouched.learnt)
     assert weekend.miss_above == untouched.miss_above
-    assert len(weekday.residuals) > len(intervals.start(CALIBRATION).groups[0].residuals)
+    assert len(weekday.learnt) > 0
     assert weekday.miss_above < untouched.miss_above
 
 
