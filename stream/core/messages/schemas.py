@@ -143,7 +143,7 @@ class Feed(Message, frozen=True, kw_only=True):
     issued_at: int
 
 
-class IssuedAs(msgspec.Struct, frozen=True):
+class IssuedAs(msgspec.Struct, frozen=True, gc=False):
     """How an hour's forecast and decision were issued: the versions in their ids, the newest revision of both and of
     the score, and the decision's exposures. A node that starts learns from it what others have issued
     (stream/core/messages/revisions.py)."""
@@ -156,7 +156,7 @@ class IssuedAs(msgspec.Struct, frozen=True):
     score_revision: int = 0
 
 
-class RecentEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+class RecentEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     open_time: int
     volatility: float
     low: float

@@ -18,7 +18,7 @@ from stream.core.market.outputs import Due
 from stream.core.messages import recording, scoring
 from stream.core.messages.records import Record
 from stream.core.messages.revisions import IssuedHistory
-from stream.core.messages.schemas import Decay, Forecast
+from stream.core.messages.schemas import Decay
 from stream.core.messages.scoring import Outcome
 
 
@@ -42,8 +42,8 @@ class Standing:
     state: State
     #: What has been issued, by this node and by others.
     history: IssuedHistory
-    #: By open time: forecasts whose 24 hours are not over.
-    unscored: Mapping[int, Sequence[Forecast]]
+    #: By open time: forecasts whose 24 hours are not over, as `scoring.awaited` keeps them.
+    unscored: Mapping[int, Sequence[bytes]]
 
 
 def take(
@@ -96,9 +96,9 @@ def take(
 
 def _outcomes(events: Sequence[Event], before: Standing) -> tuple[Outcome, ...]:
     found = [
-        scoring.outcome(forecast, event.realized)
+        scoring.matured(awaited, event.realized)
         for event in events
         if isinstance(event, Matured)
-        for forecast in before.unscored.get(event.open_time, ())
+        for awaited in before.unscored.get(event.open_time, ())
     ]
     return tuple(msgspec.structs.replace(o, score_revision=before.history.score_number(o)) for o in found)

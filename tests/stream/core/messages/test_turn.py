@@ -18,12 +18,12 @@ from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import predict_ready, warm
 from stream.core.forecasting.predictions import Prediction
 from stream.core.forecasting.rolling import Rolling
+from stream.core.forecasting.tail import Tail
 from stream.core.market.candle import Candle
 from stream.core.market.outputs import Due
-from stream.core.messages import turn
+from stream.core.messages import scoring, turn
 from stream.core.messages.records import Record
 from stream.core.messages.revisions import IssuedHistory
-from stream.core.messages.schemas import Forecast
 from stream.core.messages.turn import Standing, Turn
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -80,9 +80,9 @@ class Node:
         )
         self.refused += len(taken.refused)
         for record, state, history in zip(taken.records, taken.states, taken.histories, strict=True):
-            unscored: dict[int, Sequence[Forecast]] = dict(self.standing[state.symbol].unscored)
+            unscored: dict[int, Sequence[bytes]] = dict(self.standing[state.symbol].unscored)
             if record.forecasts:
-                unscored[record.open_time] = [encoded.message for encoded in record.forecasts]
+                unscored[record.open_time] = [scoring.awaited(encoded.message) for encoded in record.forecasts]
             self.standing[state.symbol] = Standing(state, history, unscored)
             self.records.setdefault(state.symbol, []).append(record)
         return taken
@@ -90,10 +90,10 @@ class Node:
     def revise(self, symbol: str) -> None:
         """Changes a candle of the past, as a revision does: the state has another window from now on."""
         before = self.standing[symbol]
-        window = before.state.window.copy()
-        window[-5, 1] *= 1.01
+        rows = before.state.window.rows.copy()
+        rows[-5, 1] *= 1.01
         self.standing[symbol] = Standing(
-            msgspec.structs.replace(before.state, window=window), before.history, before.unscored
+            msgspec.structs.replace(before.state, window=Tail.of(rows)), before.history, before.unscored
         )
 
 
