@@ -25,10 +25,9 @@ from stream.core.forecasting.predictions import Prediction
 from stream.core.forecasting.rolling import Rolling
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.outputs import Due
-from stream.core.messages import builders, recording, turn
+from stream.core.messages import builders, recording, scoring, turn
 from stream.core.messages.records import Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import IssuedHistory
-from stream.core.messages.schemas import Forecast
 from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
 from stream.pipeline import identity
@@ -94,9 +93,9 @@ class Processor:
         self._issued: dict[str, IssuedHistory] = {}
         #: By symbol: what the broker retains for symbols that are not warmed up yet.
         self._received: dict[str, tuple[Mapping[str, bytes], Waiting]] = {}
-        #: By symbol and open time: forecasts in the journal whose 24 hours are not over. Kept here so that no
-        #: closing candle waits for a read.
-        self._unscored: dict[str, dict[int, list[Forecast]]] = {}
+        #: By symbol and open time: forecasts in the journal whose 24 hours are not over, as `scoring.awaited` keeps
+        #: them. Kept here so that no closing candle waits for a read.
+        self._unscored: dict[str, dict[int, tuple[bytes, ...]]] = {}
         self._turn_lock = asyncio.Lock()
         self._scores = Scorekeeper(
             journal=journal,
@@ -116,7 +115,7 @@ class Processor:
 
     def buffer_hours(self, symbol: str) -> int:
         state = self._states.get(symbol)
-        return 0 if state is None else int((state.window[:, 3] > 0).sum())
+        return 0 if state is None else int((state.window.rows[:, 3] > 0).sum())
 
     def serving_baseline(self) -> dict[str, str]:
         """Returns the symbols for which `har` is served, each with the reason as a sentence."""
@@ -203,12 +202,12 @@ class Processor:
         self._issued[state.symbol] = msgspec.structs.replace(reported, lines=lines)
         self._states[state.symbol], self._unscored[state.symbol] = state, waiting
 
-    async def _waiting_for_outcomes(self, state: State) -> dict[int, list[Forecast]]:
-        waiting: dict[int, list[Forecast]] = {}
+    async def _waiting_for_outcomes(self, state: State) -> dict[int, tuple[bytes, ...]]:
+        waiting: dict[int, tuple[bytes, ...]] = {}
         if state.last_open_time is not None:
             since = state.last_open_time - (DELAY_HOURS - 1) * HOUR_MS
             for forecast in await self._worker.call(self._journal.unscored, state.symbol, since):
-                waiting.setdefault(forecast.open_time, []).append(forecast)
+                waiting[forecast.open_time] = (*waiting.get(forecast.open_time, ()), scoring.awaited(forecast))
         return waiting
 
     async def revise(self, symbol: str, reported: Sequence[Candle]) -> int:
@@ -283,7 +282,7 @@ class Processor:
         for due, state, record, history in zip(batch, taken.states, taken.records, taken.histories, strict=True):
             self._states[state.symbol], self._issued[state.symbol] = state, history
             self._await_outcome(record)
-            self._scores.take(state.symbol, record.outcomes, [found.message for found in record.decays])
+            self._scores.take(state, record.outcomes, [found.message for found in record.decays])
             outgoing = [
                 Outgoing(next(numbers), *event, due.arrived_at_s, timed=event.topic.endswith("forecast.issued"))
                 for event in record.events
@@ -352,7 +351,7 @@ class Processor:
         for due in [t for t in waiting if t <= record.open_time - DELAY_HOURS * HOUR_MS]:
             del waiting[due]
         if record.forecasts:
-            waiting[record.open_time] = [forecast.message for forecast in record.forecasts]
+            waiting[record.open_time] = tuple(scoring.awaited(forecast.message) for forecast in record.forecasts)
 
     def _judge(self, symbol: str, open_time: int, *, usable: bool) -> None:
         if usable:

@@ -30,7 +30,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import State
 from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import warm
-from stream.core.forecasting.tail import Tail, room_of
+from stream.core.forecasting.tail import Tail, spare_rows_of
 from stream.core.market.outputs import Due
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.topics import node_topic
@@ -68,13 +68,13 @@ class Watch:
 
 def of_its_own(state: State, symbol: str) -> State:
     assert state.past is not None
-    room = room_of(symbol)
+    spare = spare_rows_of(symbol)
     past = msgspec.structs.replace(
         state.past,
-        each=Tail.of(state.past.each.rows, room),
-        own=None if state.past.own is None else Tail.of(state.past.own.rows, room),
+        each=Tail.of(state.past.each.rows, spare),
+        own=None if state.past.own is None else Tail.of(state.past.own.rows, spare),
     )
-    window, realized = Tail.of(state.window.rows, room), Tail.of(state.realized.rows, room)
+    window, realized = Tail.of(state.window.rows, spare), Tail.of(state.realized.rows, spare)
     return msgspec.structs.replace(state, symbol=symbol, window=window, past=past, realized=realized)
 
 

@@ -23,7 +23,7 @@ from stream.core.forecasting import intervals, serving, target
 from stream.core.forecasting.contract import Regimes
 from stream.core.forecasting.features import LOOKBACK_HOURS, MIN_RETURNS_24H, SIGMA_FLOOR
 from stream.core.forecasting.predictions import Prediction
-from stream.core.forecasting.tail import Tail, room_of
+from stream.core.forecasting.tail import Tail, spare_rows_of
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
@@ -303,7 +303,7 @@ def _with(rules: Rules, state: State, prediction: Prediction) -> Past:
     if state.past is not None:
         return state.past.later(rules, prediction)
     first = np.array(column(rules, prediction))[:, None]
-    return Past.of(rules, state.symbol, prediction.open_time, first, room_of(state.symbol))
+    return Past.of(rules, state.symbol, prediction.open_time, first, spare_rows_of(state.symbol))
 
 
 def _hourly(rules: Rules, state: State, now: int) -> Array:

@@ -20,7 +20,7 @@ from stream.core.deciding.accumulation import ACCUMULATION_HOURS, OWN_REGIME_HOU
 from stream.core.forecasting.features import SIGMA_FLOOR
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
-from stream.core.forecasting.tail import ROOM, Tail
+from stream.core.forecasting.tail import SPARE_ROWS, Tail
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 
@@ -39,7 +39,7 @@ class Past(msgspec.Struct, frozen=True):
     own: Tail | None
 
     @classmethod
-    def of(cls, rules: Rules, symbol: str, until: int, hourly: Array, room: int = ROOM) -> Past:
+    def of(cls, rules: Rules, symbol: str, until: int, hourly: Array, spare: int = SPARE_ROWS) -> Past:
         """Remembers columns [sources + 1, n] of σ by source and missing hours, the newest last and n at most
         `Rules.sigma_hours`."""
         each = _blank(rules, EACH_HOURS)
@@ -54,8 +54,8 @@ class Past(msgspec.Struct, frozen=True):
             rows = _blank(rules, _OWN_ROWS)
             for name, column in zip(rows.dtype.names or (), older, strict=True):
                 rows[name][_OWN_ROWS - older.shape[1] :] = _kept(name, column)
-            own = Tail.of(rows, room)
-        return cls(until, Tail.of(each, room), own)
+            own = Tail.of(rows, spare)
+        return cls(until, Tail.of(each, spare), own)
 
     def later(self, rules: Rules, prediction: Prediction) -> Past:
         """Returns the past with a later forecast."""

@@ -32,7 +32,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.forecasting.features import LOOKBACK_HOURS, Features
 from stream.core.forecasting.predictions import Prediction, assemble
 from stream.core.forecasting.rolling import Rolling
-from stream.core.forecasting.tail import Tail, room_of
+from stream.core.forecasting.tail import Tail, spare_rows_of
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS, Candle
 
@@ -191,8 +191,8 @@ def _before(
     realized = np.full(EACH_HOURS, np.nan)
     realized[-min(end, EACH_HOURS) :] = target.realized_hours(ohlcv[:end, 3])[-EACH_HOURS:]
     known = [p for p in predictions.values() if p.open_time <= last]
-    room = room_of(symbol)
-    bare = State(symbol, last_open_time=last, window=Tail.of(window, room), realized=Tail.of(realized, room))
+    spare = spare_rows_of(symbol)
+    bare = State(symbol, last_open_time=last, window=Tail.of(window, spare), realized=Tail.of(realized, spare))
     if not known:
         return bare
     until = max(p.open_time for p in known)
@@ -201,7 +201,7 @@ def _before(
         back = (until - prediction.open_time) // HOUR_MS
         if back < sigmas.shape[1]:
             sigmas[:, -1 - back] = column(rules, prediction)
-    return msgspec.structs.replace(bare, past=Past.of(rules, symbol, until, sigmas, room))
+    return msgspec.structs.replace(bare, past=Past.of(rules, symbol, until, sigmas, spare))
 
 
 def predict_ready(ready: Sequence[Ready], model: Model, predict: Predict, rolling: Rolling) -> list[Prediction]:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Rows that a copy has room for. A 30th of the longest tail.
-ROOM = 64
+SPARE_ROWS = 64
 
 
-def room_of(symbol: str) -> int:
+def spare_rows_of(symbol: str) -> int:
     """Returns the room for a symbol's first rows: symbols that began in one hour must not all copy in one hour."""
-    return zlib.crc32(symbol.encode()) % ROOM + 1
+    return zlib.crc32(symbol.encode()) % SPARE_ROWS + 1
 
 
 class _Table:
@@ -44,10 +44,10 @@ class Tail:
         self._length = length
 
     @classmethod
-    def of(cls, rows: NDArray[Any], room: int = ROOM) -> Tail:
-        """Copies the rows; there is room for `room` more."""
+    def of(cls, rows: NDArray[Any], spare: int = SPARE_ROWS) -> Tail:
+        """Copies the rows; there is room for `spare` more."""
         length = len(rows)
-        table = np.empty((length + room, *rows.shape[1:]), rows.dtype)
+        table = np.empty((length + spare, *rows.shape[1:]), rows.dtype)
         table[:length] = rows
         return cls(_Table(table, length), length, length)
 
@@ -74,7 +74,7 @@ class Tail:
         hours = min(hours, self._length)
         if table.filled != end or end + hours > len(table.rows):
             kept = self.rows[hours:]
-            copy = np.empty((self._length + ROOM, *kept.shape[1:]), kept.dtype)
+            copy = np.empty((self._length + SPARE_ROWS, *kept.shape[1:]), kept.dtype)
             copy[: len(kept)] = kept
             table, end = _Table(copy, len(kept)), len(kept)
         if hours > 1:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.core.forecasting.tail import Tail, room_of
+from stream.core.forecasting.tail import Tail, spare_rows_of
 
 LENGTH = 7
 
@@ -17,9 +17,9 @@ LENGTH = 7
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, LENGTH + 3), st.floats(-1, 1)), max_size=40),
     st.integers(0, 5),
 )
-def test_every_tail_keeps_the_rows_that_it_had(steps: list[tuple[int, int, float]], room: int) -> None:
+def test_every_tail_keeps_the_rows_that_it_had(steps: list[tuple[int, int, float]], spare: int) -> None:
     """`steps`: which of the tails so far goes on, by how many hours, and with what."""
-    tails, plain = [Tail.of(np.arange(float(LENGTH)), room)], [list(np.arange(float(LENGTH)))]
+    tails, plain = [Tail.of(np.arange(float(LENGTH)), spare)], [list(np.arange(float(LENGTH)))]
     for chosen, hours, value in steps:
         at = chosen % len(tails)
         tails.append(tails[at].later(value, hours, -9.0))
@@ -37,5 +37,5 @@ def test_records_are_kept_as_they_are() -> None:
 
 
 def test_symbols_that_begin_together_do_not_copy_together() -> None:
-    rooms = [room_of(f"S{k}USDT") for k in range(640)]
-    assert max(rooms.count(room) for room in set(rooms)) < 30
+    spared = [spare_rows_of(f"S{k}USDT") for k in range(640)]
+    assert max(spared.count(rows) for rows in set(spared)) < 30

@@ -32,13 +32,15 @@ def market(hours: int, seed: int) -> tuple[list[Prediction | None], list[float]]
     realized[rng.random(hours) < 0.02] = math.nan
     forecasts: list[Prediction | None] = []
     for k in range(hours):
-        sigma, har, ewma = float(np.float32(rng.lognormal(-5, 1))), *rng.lognormal(-5, 1, 2).tolist()
+        sigma = float(np.float32(rng.lognormal(-5, 1)))
+        har, ewma = rng.lognormal(-5, 1, 2).tolist()
         # In nearly all hours the same number but for its last bits.
         now = float(realized[k]) * (1 + int(rng.integers(-3, 4)) * 2.0**-52) if k % 7 else ewma
         now = ewma if math.isnan(now) else now
-        five = (sigma,) * 5
-        made = Prediction("X", (FIRST + k) * HOUR_MS, "m", sigma, *five, now, now, ewma, har, 0, "good")
-        forecasts.append(made if rng.random() > 0.02 else None)
+        forecast = Prediction(
+            "X", (FIRST + k) * HOUR_MS, "m", sigma, sigma, sigma, sigma, sigma, sigma, now, now, ewma, har, 0, "good"
+        )
+        forecasts.append(forecast if rng.random() > 0.02 else None)
     return forecasts, realized.tolist()
 
 
@@ -86,8 +88,8 @@ def test_columns_do_not_depend_on_who_keeps_them(seed: int, restart: int, hole: 
             plain.place(made, None)
         if k == hours - 600 + restart:
             shared = MaturedHours()
-            for one in outcomes:
-                shared.place(one, state)
+            for before in outcomes:
+                shared.place(before, state)
     for one, other in zip(shared.columns(), plain.columns(), strict=True):
         known = np.isfinite(plain.columns()[0])
         assert np.array_equal(np.isfinite(shared.columns()[0]), known)
