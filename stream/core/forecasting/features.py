@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stream.core.forecasting.windows import Array, Trailing, delayed, trailing_max
 from stream.core.market.candle import HOUR_MS
 
-VERSION = "2"
+VERSION = "3"
 #: Candles a row needs, itself included: 720 returns need 721 closes.
 LOOKBACK_HOURS = 721
 #: Rows of the network's sequence.
@@ -37,8 +37,8 @@ EWMA_HOURS = 720
 EWMA_DECAY = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
 
 # What is summed over windows, by its place in one array: the channels.
-RETURN, SQUARE, RETURNED, PRESENT, RANGE, VOLUME, _NEGATIVE = range(7)
-CHANNELS = 7
+RETURN, SQUARE, RETURNED, PRESENT, RANGE, VOLUME, _NEGATIVE, _SIZE, LOG_RANGE = range(9)
+CHANNELS = 9
 #: The channels that are also summed with weights, for the EWMA.
 WEIGHTED = [SQUARE, RETURNED]
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
@@ -48,6 +48,24 @@ WINDOWS_HOURS = (*_RANGE_HOURS, 23, SEQUENCE_HOURS)
 SEASON_HOURS = (3, 12, 24)
 SEASON_WEEKS = 4
 WEEK_HOURS = 168
+#: The range of the last hours is compared with that of the same hours of the week in the weeks before.
+CHANGE_HOURS = 12
+#: The windows of earlier weeks that are looked at: hours, and how many of them lie ahead of the row in its own week.
+SEASON = (*((hours, hours) for hours in SEASON_HOURS), (CHANGE_HOURS, 0))
+
+#: One absurd print must not multiply a month of forecasts. So a return's size counts for no more than this, the level
+#: that squared returns give for no more than `_SQUARES_BOUND` times that of their sizes, and the one that ranges give
+#: for no more than `_RANGES_BOUND` times that of the returns: by window in hours, as logarithms. Of a thousand hours of
+#: the pairs that the model learns from one comes near (docs/decisions/0011-six-inputs-and-trees.md).
+_SIZE_BOUND = 0.3
+_SQUARES_BOUND = {72: 1.3, 168: 1.2, 720: 1.1}
+_RANGES_BOUND = {24: 1.0, 72: 0.65, 168: 0.5, 720: 0.3}
+#: The same for the EWMA's excess over the month's level.
+_EWMA_BOUND = 1.0
+#: One week's season counts for no more than this, as a logarithm.
+_SEASON_BOUND = 2.0
+#: The least variance of an hour whose logarithm is averaged: that of a range of 0.003 %.
+_LEAST_RANGE = 1e-9
 
 SEQUENCE_NAMES = (
     "return_scaled",
@@ -77,6 +95,11 @@ STATIC_NAMES = (
     "log_volume_24h",
     "log_volume_168h",
     *(f"log_range_season_{h}h" for h in SEASON_HOURS),
+    "log_absolute_720h",
+    "log_range_mean_24h",
+    f"log_range_change_{CHANGE_HOURS}h",
+    "return_48h_absolute",
+    "return_168h_negative",
     *(f"next_24h_{day}" for day in ("tue", "wed", "thu", "fri", "sat", "sun")),
     "last_24h_weekend",
     "next_1h_weekend",
@@ -106,6 +129,8 @@ class Features:
     known_count: NDArray[np.int64]
     ewma: Array
     gaps: NDArray[np.int64]
+    #: Missing hours among the last 720.
+    missing_720h: NDArray[np.int64]
     ready: NDArray[np.bool_]
 
     def sequences(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
@@ -134,10 +159,10 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
     windows = Trailing(summed, newest=wanted)
     weighted = Trailing(summed[..., WEIGHTED, :], EWMA_DECAY, newest=wanted).sum(EWMA_HOURS)
     largest = trailing_max(np.abs(summed[..., RETURN, :]), 24)[..., -wanted:]
-    # The season: the range of the same hours of the week in the weeks before.
+    # The same hours of the week in the weeks before.
     season = np.stack(
-        [windows.sum(h, week * WEEK_HOURS - h) for h in SEASON_HOURS for week in range(1, SEASON_WEEKS + 1)]
-    ).reshape(len(SEASON_HOURS), SEASON_WEEKS, *windows.sum(1).shape)
+        [windows.sum(h, week * WEEK_HOURS - ahead) for h, ahead in SEASON for week in range(1, SEASON_WEEKS + 1)]
+    ).reshape(len(SEASON), SEASON_WEEKS, *windows.sum(1).shape)
     every = rows(
         times[-wanted:],
         lambda channel, hours: windows.sum(hours)[..., channel, :],
@@ -195,6 +220,8 @@ def channels(
             np.maximum(ranges, 0.0),
             np.where(present, v, 0.0),
             np.where(r < 0, squares, 0.0),
+            np.minimum(np.abs(r), _SIZE_BOUND),
+            np.where(present, 0.5 * np.log(np.maximum(ranges, _LEAST_RANGE)), 0.0),
         ],
         axis=-2,
     )
@@ -207,12 +234,16 @@ def log_rms(squared: Array, number: Array) -> Array:
 
 
 def season_level(sums: Array) -> Array:
-    """Returns the log of the range of the season's windows from their sums: [windows, weeks, ..., channels, n] to
-    [windows, weeks, ..., n], NaN where under half of the hours exist."""
-    squared, number = sums[..., RANGE, :], sums[..., PRESENT, :]
-    enough = number * 2 >= np.reshape(SEASON_HOURS, (-1,) + (1,) * (number.ndim - 1))
-    level: Array = np.where(enough, log_rms(squared, number), np.nan)
-    return level
+    """Returns the level of the windows `SEASON` from their sums: [windows, weeks, ..., channels, n] to
+    [windows, weeks, ..., n], NaN where under half of the hours exist. It is the log of the range of the season's
+    windows, and the mean logarithm of the range of the last one."""
+    number = sums[..., PRESENT, :]
+    least = np.reshape([hours / 2 for hours, _ in SEASON], (-1,) + (1,) * (number.ndim - 1))
+    level = np.concatenate(
+        [log_rms(sums[:-1, ..., RANGE, :], number[:-1]), sums[-1:, ..., LOG_RANGE, :] / np.maximum(number[-1:], 1.0)]
+    )
+    known: Array = np.where(number >= least, level, np.nan)
+    return known
 
 
 def rows(
@@ -232,8 +263,19 @@ def rows(
     n_24 = over(RETURNED, 24)
     realized = standard_deviation(over(RETURN, 24), over(SQUARE, 24), n_24)
     log_realized = np.log(realized)
-    log_6, log_72, log_168, log_720 = log_rms_over(SQUARE, RETURNED, 6, 72, 168, 720)
-    log_ranges = log_rms_over(RANGE, PRESENT, *_RANGE_HOURS)
+    log_6, log_24, *log_longer = log_rms_over(SQUARE, RETURNED, 6, 24, *_SQUARES_BOUND)
+    log_sizes = {
+        w: np.log(np.maximum(over(_SIZE, w) / np.maximum(over(RETURNED, w), 1.0), SIGMA_FLOOR)) for w in _SQUARES_BOUND
+    }
+    log_72, log_168, log_720 = (
+        np.minimum(level, log_sizes[w] + bound)
+        for (w, bound), level in zip(_SQUARES_BOUND.items(), log_longer, strict=True)
+    )
+    log_returns = dict(zip(_RANGES_BOUND, (log_24, log_72, log_168, log_720), strict=True))
+    log_ranges = [
+        np.minimum(level, log_returns[w] + _RANGES_BOUND[w]) if w in _RANGES_BOUND else level
+        for w, level in zip(_RANGE_HOURS, log_rms_over(RANGE, PRESENT, *_RANGE_HOURS), strict=True)
+    ]
     scale = np.exp(log_168)
 
     ewma_variance = weighted[..., 0, :] / np.maximum(weighted[..., 1, :], 1e-12)
@@ -260,12 +302,20 @@ def rows(
         [~present],
     )
 
-    # A mean of logarithms over the weeks; a week with under half of those hours is left out.
-    exists = ~np.isnan(season)
-    total = np.add.accumulate(np.where(exists, season - log_ranges[-1], 0.0), axis=1)[:, -1]
-    seasonal = _within(total / np.maximum(np.add.reduce(exists, axis=1), 1), 6.0)
+    # A mean over the weeks; a week with under half of those hours is left out.
+    def against_weeks(weeks: Array, level: Array, bound: float) -> Array:
+        exists = ~np.isnan(weeks)
+        apart = np.where(exists, _within(weeks - level, bound), 0.0)
+        total = np.add.accumulate(apart, axis=1)[:, -1]
+        mean: Array = total / np.maximum(np.add.reduce(exists, axis=1), 1)
+        return mean
 
-    return_24 = _within(over(RETURN, 24) / (scale * np.sqrt(24.0)), 8.0)
+    log_range_12, log_range_24 = (over(LOG_RANGE, w) / np.maximum(over(PRESENT, w), 1.0) for w in (CHANGE_HOURS, 24))
+
+    def scaled_return(hours: int) -> Array:
+        return _within(over(RETURN, hours) / (scale * np.sqrt(float(hours))), 8.0)
+
+    return_24, return_168 = scaled_return(24), scaled_return(168)
     static = _columns(
         [
             log_720,
@@ -273,17 +323,22 @@ def rows(
             log_72 - log_720,
             log_6 - log_720,
             log_realized - log_720,
-            np.log(ewma) - log_720,
+            np.minimum(np.log(ewma) - log_720, _EWMA_BOUND),
             *(_within(log_range - log_720, 6.0) for log_range in log_ranges),
             return_24,
             np.minimum(return_24, 0.0),
-            _within(over(RETURN, 168) / (scale * np.sqrt(168.0)), 8.0),
+            return_168,
             over(_NEGATIVE, 24) / np.maximum(over(SQUARE, 24), SIGMA_FLOOR**2) - 0.5,
             _within(np.log(np.maximum(largest, SIGMA_FLOOR)) - log_realized, 6.0),
             log_volume(mean_volume(3), volume_24, volume_720),
             log_volume(volume_24, volume_168, volume_720),
             log_volume(volume_168, volume_720, volume_720),
-            *seasonal,
+            *against_weeks(season[:-1], log_ranges[-1], _SEASON_BOUND),
+            log_sizes[720] - log_720,
+            _within(log_range_24 - log_720, 6.0),
+            -against_weeks(season[-1:], log_range_12, 6.0)[0],
+            np.abs(scaled_return(48)),
+            np.minimum(return_168, 0.0),
         ],
         _STATIC_CALENDAR[hour_of_week],
         [],
@@ -299,6 +354,7 @@ def rows(
         known_count=over(RETURNED, 23).astype(np.int64),
         ewma=ewma,
         gaps=(SEQUENCE_HOURS - over(PRESENT, SEQUENCE_HOURS)).astype(np.int64),
+        missing_720h=(720 - over(PRESENT, 720)).astype(np.int64),
         ready=present & (n_24 >= MIN_RETURNS_24H),
     )
 

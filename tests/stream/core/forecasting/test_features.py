@@ -127,6 +127,52 @@ def test_levels_and_ranges_are_what_their_names_say():
     )
 
 
+def test_the_inputs_of_version_3_are_what_their_names_say():
+    candles = market(8, 900)
+    table = compute(grid(900), candles)
+    returns = np.diff(np.log(candles[:, 3]))
+    o, h, low, c = candles[:, :4].T
+    variance = np.maximum(0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2, 1e-9)
+    log_range = 0.5 * np.log(variance)
+    static = dict(zip(features.STATIC_NAMES, table.static[-1].astype(float), strict=True))
+    level = np.log(np.sqrt(np.mean(returns[-720:] ** 2)))
+    assert static["log_absolute_720h"] == pytest.approx(np.log(np.mean(np.abs(returns[-720:]))) - level, abs=1e-6)
+    assert static["log_range_mean_24h"] == pytest.approx(log_range[-24:].mean() - level, abs=1e-6)
+    before = [log_range[-168 * k - 12 : -168 * k].mean() for k in (1, 2, 3, 4)]
+    assert static["log_range_change_12h"] == pytest.approx(log_range[-12:].mean() - np.mean(before), abs=1e-6)
+    week = np.sqrt(np.mean(returns[-168:] ** 2))
+    two_days = abs(returns[-48:].sum()) / (week * np.sqrt(48))
+    assert static["return_48h_absolute"] == pytest.approx(two_days, abs=1e-6)
+    seven_days = returns[-168:].sum() / (week * np.sqrt(168))
+    assert static["return_168h_negative"] == pytest.approx(min(seven_days, 0.0), abs=1e-6)
+
+
+@given(SEEDS, st.floats(0.0001, 0.5))
+@settings(max_examples=10)
+def test_one_absurd_print_moves_a_level_by_a_factor_that_does_not_depend_on_it(seed, low):
+    candles = market(seed, 800)
+    wick = candles.copy()
+    wick[700, 2] = low * wick[700, [0, 3]].min()
+    sound, struck = compute(grid(800), candles), compute(grid(800), wick)
+    moved = dict(zip(features.STATIC_NAMES, (struck.static - sound.static).T.astype(float), strict=True))
+    returns = np.diff(np.log(candles[:, 3]))
+    names, level = features.STATIC_NAMES, struck.static[:, 0].astype(float)
+    for hours, bound in ((24, 1.0), (72, 0.65), (168, 0.5), (720, 0.3)):
+        for row in (730, 760, 799):
+            if row - hours < 700:
+                of_returns = np.log(np.sqrt(np.mean(returns[row - hours : row] ** 2)))
+                of_ranges = struck.static[row, names.index(f"log_range_{hours}h")] + level[row]
+                assert of_ranges <= of_returns + bound + 1e-5
+    np.testing.assert_array_equal(moved["log_sigma_720h"], 0.0)
+    assert moved["log_range_mean_24h"].max() < 0.4
+    # A close that was wrong for an hour is two returns of any size.
+    close = candles.copy()
+    close[700, 2:4] *= low
+    struck = compute(grid(800), close)
+    moved = dict(zip(features.STATIC_NAMES, (struck.static - sound.static).T.astype(float), strict=True))
+    assert moved["log_sigma_720h"].max() <= 1.0
+
+
 def test_calendar_shares_count_the_coming_hours():
     hours = 168 * 5
     table = compute(grid(hours), market(1, hours))
