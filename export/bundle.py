@@ -1,9 +1,9 @@
 """`volcast export`: turns a run directory into one ONNX file, with everything in it that the daemon must know.
 
 Rules of this module:
-- The run directory is the interface to training: `network.keras`, `contract.json`, `windows.npz`.
+- The run directory is the interface to training: `network.keras`, `trees.npz`, `contract.json`, `windows.npz`.
 - No clock and no randomness: two exports of one run are the same bytes, and the model's version is their hash.
-- A bundle that does not load as the daemon loads it, or does not compute what Keras computes, is not written.
+- A bundle that does not load as the daemon loads it, or does not compute what the run computed, is not written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from export import card
+from export import card, parity, trees
 from stream import files
 from stream.adapters import predictor
 from stream.core.forecasting import contract
@@ -37,7 +37,7 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
     compared), card.
     """
     run, out = Path(run), Path(out)
-    agreed, given = _read_run(run)
+    agreed, leaves, given = _read_run(run)
     figures = card.read_evaluation(Path(evaluation), agreed) if evaluation else None
     scorings = card.count_scorings(Path(ledger)) if ledger else None
     if figures is not None:
@@ -45,10 +45,10 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
     # TensorFlow is loaded here and not before: refusing an incomplete run must not take five seconds.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    from export import canonical, convert, parity
+    from export import canonical, convert
 
-    network = convert.load_network(run / "network.keras")
-    graph = canonical.canonical(convert.to_onnx(network))
+    network = convert.to_onnx(convert.load_network(run / "network.keras"))
+    graph = canonical.canonical(trees.with_trees(network, leaves))
     agreed = msgspec.structs.replace(agreed, versions=agreed.versions | {name: version(name) for name in _MAKERS})
     entry = graph.metadata_props.add()
     entry.key, entry.value = contract.METADATA_KEY, msgspec.json.encode(agreed, order="sorted").decode()
@@ -58,12 +58,11 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
         with replacing(out) as temporary:
             temporary.write_bytes(data)
             loaded = predictor.load(temporary)
-            compared = parity.windows(given)
-            gap = parity.largest_gap(network, loaded, compared)
+            gap = parity.largest_gap(loaded, given)
             if not gap <= parity.LIMIT:
                 raise convert.ExportError(
-                    f"{run}: Keras and ONNX differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is allowed; "
-                    "nothing was written"
+                    f"{run}: the run and its bundle differ by {gap:.1e} in log volatility, {parity.LIMIT:.0e} is "
+                    "allowed; nothing was written"
                 )
             card_path = None
             if figures is not None:
@@ -83,19 +82,20 @@ def export(run: Path, out: Path, *, evaluation: Path | None = None, ledger: Path
         "sha256": loaded.model.sha256,
         "bytes": len(data),
         "parity": gap,
-        "windows": len(compared[0]),
+        "windows": len(given.sequence),
         "card": None if card_path is None else str(card_path),
     }
 
 
-def _read_run(run: Path) -> tuple[Contract, tuple[Any, Any]]:
+def _read_run(run: Path) -> tuple[Contract, trees.Leaves, parity.Windows]:
     try:
         agreed = contract.read((run / "contract.json").read_text())
+        leaves = trees.read(run / "trees.npz")
         with np.load(run / "windows.npz", allow_pickle=False) as archive:
-            given = archive["sequence"], archive["static"]
+            given = parity.Windows(archive["sequence"], archive["static"], archive["volatility"])
     except ContractError as error:
         raise ContractError(f"{run}: {error}") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ContractError(f"{run}: is no finished run: {cause}; make one with `volcast train`") from None
-    return agreed, given
+    return agreed, leaves, given

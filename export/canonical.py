@@ -19,6 +19,8 @@ from stream.core.forecasting.contract import OUTPUT_WIDTH
 BATCH = "batch"
 #: The version of the file format that came with opset 17.
 _IR_VERSION = 8
+#: ONNX's own operators, and those of its domain for machine learning.
+_DOMAINS = ("", "ai.onnx.ml")
 
 
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -48,6 +50,8 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         while given and not given[-1]:
             given.pop()
         fresh = out.node.add(op_type=node.op_type, name=f"{node.op_type}_{k}", input=[names[h] for h in inputs])
+        if node.domain:
+            fresh.domain = node.domain
         fresh.output.extend(given)
         fresh.attribute.extend(_bare(a) for a in sorted(node.attribute, key=lambda a: a.name))
     for digest in used:
@@ -57,7 +61,12 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in sorted(values, key=lambda v: v.name):
             target.append(_with_free_batch(value))
     result = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="volcast", graph=out)
-    result.opset_import.add(domain="", version=next(o.version for o in model.opset_import if o.domain == ""))
+    used_domains = {node.domain for node in out.node} | {""}
+    if len({opset.domain for opset in model.opset_import}) < len(model.opset_import):
+        raise ValueError("the graph names a domain of operators twice")
+    for opset in sorted(model.opset_import, key=lambda o: o.domain):
+        if opset.domain in used_domains:
+            result.opset_import.add(domain=opset.domain, version=opset.version)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -124,12 +133,12 @@ def _constant_hash(tensor: onnx.TensorProto) -> str:
 
 
 def _node_hash(node: onnx.NodeProto, inputs: list[str]) -> str:
-    if node.domain:
+    if node.domain not in _DOMAINS:
         raise ValueError(f"operator {node.op_type} of {node.domain!r}: a bundle holds standard operators only")
     if any(a.HasField("g") or a.graphs for a in node.attribute):
         raise ValueError(f"operator {node.op_type} holds a graph: the network was not converted to native operators")
     attributes = [_bare(a).SerializeToString(deterministic=True) for a in sorted(node.attribute, key=lambda a: a.name)]
-    return _digest(node.op_type.encode(), *attributes, *(i.encode() for i in inputs))
+    return _digest(node.domain.encode(), node.op_type.encode(), *attributes, *(i.encode() for i in inputs))
 
 
 def _bare(attribute: onnx.AttributeProto) -> onnx.AttributeProto:

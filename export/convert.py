@@ -11,7 +11,7 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
+from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, LOG_VOLATILITY
 from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
 from stream.errors import InputError
 
@@ -34,13 +34,14 @@ def load_network(path: Path) -> keras.Model:
 
 
 def to_onnx(network: keras.Model) -> onnx.ModelProto:
-    """Converts the network to ONNX with the contract's names of inputs and output. The bytes are not canonical yet."""
+    """Converts a run's network to ONNX; its output is the log of volatility, without the trees. The bytes are not
+    canonical yet."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
 
     # A traced function instead of `from_keras`, because its output can be named.
     @tf.function  # type: ignore[untyped-decorator]
     def forward(sequence: Any, static: Any) -> dict[str, Any]:
-        return {OUTPUT: network([sequence, static], training=False)[OUTPUT]}
+        return {LOG_VOLATILITY: network([sequence, static], training=False)[LOG_VOLATILITY]}
 
     signature = [
         tf.TensorSpec((None, SEQUENCE_HOURS, len(SEQUENCE_NAMES)), tf.float32, INPUT_SEQUENCE),

@@ -22,7 +22,7 @@ import click
 from stream.errors import RefusedError
 
 #: What `volcast train` leaves for `volcast export`.
-RUN_FILES = ("network.keras", "contract.json", "windows.npz")
+RUN_FILES = ("network.keras", "trees.npz", "contract.json", "windows.npz")
 #: What `volcast report` writes.
 PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
 #: Formats in which candle files and forecasts are written.

@@ -44,7 +44,7 @@ def _export(*, run_dir: Path, out: Path, evaluation: Path | None, ledger: Path |
     made = bundle.export(run_dir, out, evaluation=evaluation, ledger=ledger)
     click.echo(
         f"{made['bundle']}: version {made['version']}, {made['bytes']} bytes; "
-        f"max |Δ log σ| {made['parity']:.1e} against Keras over {made['windows']} windows"
+        f"max |Δ log σ| {made['parity']:.1e} against the run over {made['windows']} windows"
         + (f"; card: {made['card']}" if made["card"] else "")
     )
     write_json(json_file, made)

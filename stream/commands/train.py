@@ -24,7 +24,7 @@ from stream.extras import refuse_missing
     "train_from",
     type=Time(),
     metavar="ISO",
-    default="2019-01-01",
+    default="2018-03-01",
     show_default=True,
     help="First label's hour.",
 )
@@ -32,10 +32,10 @@ from stream.extras import refuse_missing
     "--to", "train_until", type=Time(), metavar="ISO", default="2024-01-01", show_default=True, help="No label beyond."
 )
 @click.option("--seed", type=SEED, default=7, show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: chosen on 2019-2023]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: chosen on 2021-2023]")
 @click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too.")
 def train(**options: Any) -> None:
-    """Train the LSTM on a candle file (needs the extra `train`).
+    """Train base, trees and LSTM on a candle file (needs the extra `train`).
 
     Example: volcast train --candles btc.parquet --pool others.parquet --out runs/btc
     """

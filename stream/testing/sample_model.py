@@ -34,6 +34,7 @@ def sample_model() -> Model:
         calibration=Calibration(0.9, -0.5, 0.6, (0.1, None), 1_600_000_000_000),
         har_calibration=Calibration(0.9, -0.7, 0.8, (0.2, None), 1_600_000_000_000),
         regimes=Regimes(0.004, 0.008),
+        horizon_levels=(1.1, 1.05, 1.06, 1.08),
         reference={name: Reference(quantiles, 0.3, 0.5) for name in drift.MEASURES},
         usual=Usual(-0.01, 0.1, -0.1, 0.4),
         training=Training(("BTCUSDT",), 1_546_300_800_000, 1_704_063_600_000, 100, "0" * 64, 7),

@@ -125,7 +125,10 @@ def _borrowed(contract: Contract, symbol: str) -> str:
 
 
 def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since: int, until: int) -> Term:
-    """Returns the term of a forecaster fitted on [train_from, since); regimes, `har` and calibration are from there."""
+    """Returns the term of a forecaster fitted on [train_from, since); regimes, `har` and calibration are from there.
+
+    Its forecasts keep all digits; a daemon, whose model answers in float32, has no others to remember.
+    """
     learnt, rows = require_rows(data, train_from, since), _rows(data, since, until, own=False)
     fitted = forecaster.fit(data, train_from, since)
     coefficients, unseen = log_har.fit_unseen(data, learnt, walk_forward(train_from, since), log_har.WITH_CALENDAR)
@@ -139,9 +142,10 @@ def of_forecaster(data: Dataset, forecaster: Forecaster, train_from: int, since:
         features.ewma[rows],
         har(features.static[rows], coefficients),
         features.gaps[rows],
+        features.missing_720h[rows],
     ]
     predictions = {
-        line[0]: Prediction(*(data.symbol, line[0], name, *line[1:], quality(line[-1])))
+        line[0]: Prediction(*(data.symbol, line[0], name, *line[1:-1], quality(*line[-2:])))
         for line in zip(*(c.tolist() for c in columns), strict=True)
         if line[1] == line[1]
     }

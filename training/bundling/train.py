@@ -1,8 +1,9 @@
 """`volcast train`: from a candle file to a run directory that `volcast export` turns into a bundle.
 
 Rules of this module:
-- The run directory is the interface to export: `network.keras`, `contract.json`, `windows.npz`. It becomes a complete
-  run at once or stays what it was: files are written under temporary names and renamed at the end, the contract last.
+- The run directory is the interface to export: `network.keras`, `trees.npz`, `contract.json`, and `windows.npz` to
+  compare the exported graph with. It becomes a complete run at once or stays what it was: files are written under
+  temporary names and renamed at the end, the contract last.
   An interrupted run cannot be exported.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from stream import times
 from stream.core.forecasting import contract, features
@@ -28,11 +30,14 @@ from stream.files import replacing
 from training.bundling import describe, drift_rule, usual_errors
 from training.data import dataset
 from training.data.dataset import Dataset, DatasetError, Fold, Rows, load, require_rows, walk_forward
-from training.models import fit, log_har
+from training.models import fit, log_har, run
 from training.scoring import measures
 
 PARITY_WINDOWS = 1_000
-_VERSIONS = ("volcast", "keras", "numpy")
+#: Artificial windows beside the real ones.
+RANDOM_WINDOWS = 256
+_VERSIONS = ("volcast", "keras", "lightgbm", "numpy")
+Inputs = NDArray[np.float32]
 
 
 def train(
@@ -41,7 +46,7 @@ def train(
     *,
     symbol: str = "BTCUSDT",
     pool: Path | None = None,
-    train_from: str = "2019-01-01",
+    train_from: str = "2018-03-01",
     train_until: str = "2024-01-01",
     seed: int = 7,
     epochs: int | None = None,
@@ -68,7 +73,7 @@ def train(
     learnt = tuple(one for one in pooled if one.symbol in model.symbols)
     agreed = _contract(data, rows, folds, model, _training(learnt, start, end, model, seed))
     given = rows[np.linspace(0, len(rows) - 1, min(len(rows), PARITY_WINDOWS)).astype(np.int64)]
-    _write(out, model, (data.features.sequences(given), data.features.static[given]), agreed)
+    _write(out, model, _windows(data.features.sequences(given), data.features.static[given]), agreed)
     return {
         "run": str(out),
         "symbol": data.symbol,
@@ -76,18 +81,18 @@ def train(
         "rows": model.rows,
         "seconds": round(time.monotonic() - began, 1),
         "data_sha256": agreed.training.data_sha256,
-        "retransform": model.retransform.tolist(),
+        "weights": {"trees": model.blend.trees.tolist(), "lstm": model.blend.lstm.tolist()},
+        "retransform": np.exp(model.blend.log_factor).tolist(),
         "scores": agreed.scores,
     }
 
 
 def _training(data: tuple[Dataset, ...], start: int, end: int, model: fit.Fitted, seed: int) -> contract.Training:
-    scored = data[0]
-    used = np.nonzero((scored.open_time >= start) & (scored.open_time < end) & np.isfinite(scored.ohlcv[:, 3]))[0]
+    first, last = dataset.trained_hours(data[0], start, end)
     return contract.Training(
         symbols=model.symbols,
-        trained_from=int(scored.open_time[used[0]]),
-        trained_until=int(scored.open_time[used[-1]]),
+        trained_from=first,
+        trained_until=last,
         rows=model.rows,
         data_sha256=dataset.sha256(data, start, end),
         seed=seed,
@@ -113,6 +118,7 @@ def _contract(
         calibration=describe.calibration(data, held_out, sigma[:, 0]),
         har_calibration=describe.calibration(data, har_rows, har_sigma),
         regimes=describe.regimes(data, start, end),
+        horizon_levels=model.horizon_levels,
         reference=drift_rule.reference(data, start, end),
         usual=usual_errors.usual(data, held_out, sigma[:, 0], har_sigma),
         training=training,
@@ -144,14 +150,25 @@ def _require_writable(out: Path) -> None:
         raise _unwritable(out, error) from None
 
 
-def _write(out: Path, model: fit.Fitted, windows: tuple[Any, Any], agreed: contract.Contract) -> None:
+def _windows(sequence: Inputs, static: Inputs) -> tuple[Inputs, Inputs]:
+    """Returns the windows, and `RANDOM_WINDOWS` artificial ones: noise within the clipping bounds, statics shuffled."""
+    chance = np.random.default_rng(0)
+    noise = np.clip(chance.normal(0, 3, (RANDOM_WINDOWS, *sequence.shape[1:])), -8, 8).astype(np.float32)
+    shuffled = chance.permuted(static, axis=0)[chance.integers(0, len(static), RANDOM_WINDOWS)]
+    return np.concatenate([sequence, noise]), np.concatenate([static, shuffled])
+
+
+def _write(out: Path, model: fit.Fitted, windows: tuple[Inputs, Inputs], agreed: contract.Contract) -> None:
     """Writes the run's files, each complete or absent; where they cannot be written, those of the older run stay."""
     sequence, static = windows
+    network, leaves = model.network(), model.leaves()
+    expected = run.volatility(network, leaves, sequence, static)
     text = msgspec.json.format(msgspec.json.encode(agreed, order="sorted"), indent=1)
     writers: dict[str, Callable[[Path], Any]] = {
         "contract.json": lambda path: path.write_bytes(text),
-        "windows.npz": lambda path: np.savez(path, sequence=sequence, static=static),
-        "network.keras": model.network.save,
+        "windows.npz": lambda path: np.savez(path, sequence=sequence, static=static, volatility=expected),
+        "trees.npz": leaves.save,
+        "network.keras": network.save,
     }
     try:
         with contextlib.ExitStack() as stack:

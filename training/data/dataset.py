@@ -29,7 +29,7 @@ from stream.errors import InputError
 
 Rows = NDArray[np.int64]
 LABEL_HOURS = max(HORIZON_HOURS)
-#: A range with fewer rows than this is not trained on: a linear model alone has 40 coefficients.
+#: A range with fewer rows than this is not trained on: a linear model alone has 50 coefficients.
 MIN_ROWS = 500
 
 
@@ -88,6 +88,25 @@ def sha256(data: Sequence[Dataset], start_ms: int, end_ms: int) -> str:
     """Returns the sha256 of one symbol's candles (`Dataset.sha256`), or a combined one of several in their order."""
     digests = [one.sha256(start_ms, end_ms) for one in data]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def trained_hours(data: Dataset, start_ms: int, end_ms: int) -> tuple[int, int]:
+    """Returns the first and the last candle of [start, end), as open times in ms. It must have one."""
+    used = np.nonzero((data.open_time >= start_ms) & (data.open_time < end_ms) & np.isfinite(data.ohlcv[:, 3]))[0]
+    return int(data.open_time[used[0]]), int(data.open_time[used[-1]])
+
+
+def unseen(data: Dataset, trained_until: int) -> tuple[int, int]:
+    """Returns the range after the last candle that a model learnt from, up to the end of the data: ms, the end
+    exclusive. Raises `DatasetError` where there is nothing after it."""
+    start, end = trained_until + HOUR_MS, int(data.open_time[-1]) + HOUR_MS
+    if start >= end:
+        raise DatasetError(
+            f"the file ends on {times.day(data.open_time[-1])} and the model learnt until {times.day(trained_until)}: "
+            "no hour is left to score it on; fetch more, walk forward (--walk-forward), or name a period (--from, "
+            "--to), whose figures are then no test"
+        )
+    return start, end
 
 
 def of_grid(symbol: str, open_time: NDArray[np.int64], ohlcv: Array) -> Dataset:

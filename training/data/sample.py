@@ -57,13 +57,14 @@ class Sample:
         return tuple(data.symbol for data, _ in self.parts)
 
 
-def of_range(data: Sequence[Dataset], start_ms: int, end_ms: int) -> Sample:
+def of_range(data: Sequence[Dataset], start_ms: int, end_ms: int, *, held_out: bool = False) -> Sample:
     """Returns the rows of [start, end), labels included; `data[0]` is the symbol that the model is for.
 
-    Other symbols without rows there are left out. Raises `DatasetError` where `data[0]` has too few.
+    Other symbols without rows there are left out. Raises `DatasetError` where `data[0]` has too few to learn from,
+    which does not matter for rows that are `held_out`.
     """
     scored, others = data[0], data[1:]
-    parts = [(scored, require_rows(scored, start_ms, end_ms))]
+    parts = [(scored, scored.rows(start_ms, end_ms) if held_out else require_rows(scored, start_ms, end_ms))]
     weights = [_recency(scored, parts[0][1], end_ms)]
     for other in others:
         rows = _thinned(other, start_ms, end_ms)

@@ -58,7 +58,8 @@ def named(
 ) -> tuple[Forecaster, ...]:
     """Returns forecasters by name, in that order; raises `ForecasterError` for a name that is unknown or given twice.
 
-    `pool`: other symbols that `model` is trained on. `save_reference_to`: a .keras file for `reference_lstm`.
+    `pool`: other symbols that the model, its linear base and LightGBM are trained on too.
+    `save_reference_to`: a .keras file for `reference_lstm`.
     """
     every: dict[str, Forecaster] = {
         forecaster.name: forecaster
@@ -69,9 +70,9 @@ def named(
             RollingMean(),
             LogHar("log_har", log_har.PLAIN),
             LogHar("har", log_har.WITH_CALENDAR),
-            LinearModel(),
+            LinearModel(pool=pool),
             GarchT(),
-            LightGbm(seed),
+            LightGbm(seed, pool=pool),
             ReferenceLstm(seed=seed, save_to=save_reference_to),
             ReferenceLstm("reference_lstm_24h", NEXT_24H, seed=seed),
             Network(pool=pool, seed=seed),

@@ -4,12 +4,13 @@ Inputs: the static features, and the four measured channels of the sequence (ret
 48 hours. Left out are the sequence's calendar, which repeats that of the static features, and its `missing`, which a
 tree could use in 60 hours out of 50,000.
 Trees cannot forecast a level that was not in their training data, so they are trained on σ relative to that of 30 days,
-itself an input: on its logarithm for the next 24 h, scaled to E[σ] by a factor from out-of-fold forecasts; with the
-Gamma deviance of σ², which is QLIKE, for the horizons.
+itself an input, by the Gamma deviance: of σ for the next 24 h, scaled to E[σ] by a factor from out-of-fold forecasts,
+and of σ², which is QLIKE, for the horizons.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from stream.core.forecasting.contract import OUTPUT_WIDTH
 from stream.core.forecasting.features import SEQUENCE_NAMES, STATIC_NAMES
 from stream.core.forecasting.windows import Array
-from training.data.dataset import Dataset, Rows, require_rows, walk_forward
+from training.data import sample
+from training.data.dataset import Dataset, Rows, walk_forward
+from training.data.sample import Sample
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
 from training.models.linear import mean_ratio
 
@@ -47,19 +50,22 @@ _SETTINGS: dict[str, Any] = {
 class LightGbm:
     seed: int = 7
     trees: int = 200
+    #: Other symbols that it is trained on as well, as the model is.
+    pool: Sequence[Dataset] = ()
     name: str = "lightgbm"
     needs: tuple[str, ...] = ("lightgbm",)
     extra: str = "research"
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
-        rows = require_rows(data, start_ms, end_ms)
+        every = [data, *self.pool]
         realized, predicted = [], []
         for fold in walk_forward(start_ms, end_ms):
-            before, held_out = require_rows(data, fold.start, fold.split), data.rows(fold.split, fold.end)
+            before, held_out = sample.of_range(every, fold.start, fold.split), data.rows(fold.split, fold.end)
             realized.append(data.labels[held_out, 0])
-            predicted.append(self._boosted(data, before, 0).sigma(data, held_out))
+            predicted.append(self._boosted(before, 0).sigma(data, held_out))
         factor = mean_ratio(np.concatenate(realized), np.concatenate(predicted))
-        boosted = [self._boosted(data, rows, k) for k in range(OUTPUT_WIDTH)]
+        whole = sample.of_range(every, start_ms, end_ms)
+        boosted = [self._boosted(whole, k) for k in range(OUTPUT_WIDTH)]
 
         def forecast(data: Dataset, rows: Rows) -> Forecasts:
             sigma = np.stack([one.sigma(data, rows) for one in boosted], axis=-1)
@@ -68,15 +74,16 @@ class LightGbm:
 
         return Fitted(forecast)
 
-    def _boosted(self, data: Dataset, rows: Rows, output: int) -> _Boosted:
+    def _boosted(self, learnt: Sample, output: int) -> _Boosted:
         import lightgbm
 
-        rows = rows[np.isfinite(data.labels[rows, output])]
-        relative = np.log(data.labels[rows, output]) - data.features.static[rows, _LEVEL]
-        settings = _SETTINGS | {"seed": self.seed, "min_data_in_leaf": min(200, len(rows) // 20)}
-        settings["objective"] = "gamma" if output else "regression"
-        label = np.exp(2 * relative) if output else relative
-        table = lightgbm.Dataset(inputs(data, rows), label)
+        label = learnt.labels[:, output]
+        known = np.isfinite(label)
+        relative = np.log(label[known]) - learnt.static[known, _LEVEL]
+        settings = _SETTINGS | {"seed": self.seed, "min_data_in_leaf": min(200, int(known.sum()) // 20)}
+        settings["objective"] = "gamma"
+        table = np.concatenate([inputs(one, rows) for one, rows in learnt.parts])[known]
+        table = lightgbm.Dataset(table, np.exp((2 if output else 1) * relative), weight=learnt.weight[known])
         return _Boosted(lightgbm.train(settings, table, num_boost_round=self.trees), squared=output > 0)
 
 
@@ -87,7 +94,7 @@ class _Boosted:
 
     def sigma(self, data: Dataset, rows: Rows) -> Array:
         raw = np.asarray(self.booster.predict(inputs(data, rows), num_threads=1), dtype=np.float64)
-        relative = np.sqrt(raw) if self.squared else np.exp(raw)
+        relative = np.sqrt(raw) if self.squared else raw
         out: Array = relative * np.exp(data.features.static[rows, _LEVEL].astype(np.float64))
         return out
 

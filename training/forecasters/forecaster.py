@@ -37,6 +37,8 @@ class Fitted:
     calibration: Calibration | None = None
     #: Its errors while it is sound, from the same forecasts; a forecaster that has them can be studied for decay.
     usual: Usual | None = None
+    #: What parts of it forecast, by names of their own: scored beside it, so that it shows which of them earns what.
+    ablations: Callable[[Dataset, Rows], Mapping[str, Forecasts]] | None = None
 
 
 class Forecaster(Protocol):

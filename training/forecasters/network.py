@@ -36,7 +36,7 @@ class Network:
     seed: int = 7
     #: None: the model's own number (`training_loop.EPOCHS`).
     epochs: int | None = None
-    needs: tuple[str, ...] = ("tensorflow", "keras")
+    needs: tuple[str, ...] = ("tensorflow", "keras", "lightgbm")
     extra: str = "train"
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
@@ -44,6 +44,7 @@ class Network:
         rows, sigma = fitted.held_out
         return Fitted(
             lambda d, r: of_outputs(d, r, fitted.sigma(d, r)),
+            ablations=lambda d, r: {name: of_outputs(d, r, part) for name, part in fitted.sigmas(d, r).items()},
             calibration=describe.calibration(data, rows, sigma[:, 0]),
             usual=usual_errors.of_range(data, start_ms, end_ms, rows, sigma[:, 0]),
         )
@@ -55,7 +56,8 @@ def of_bundle(bundle: Bundle) -> Fitted:
     def forecast(data: Dataset, rows: Rows) -> Forecasts:
         parts = [rows[first : first + _BATCH_ROWS] for first in range(0, len(rows), _BATCH_ROWS)]
         outputs = [bundle(data.features.sequences(part), data.features.static[part]) for part in parts]
-        return of_outputs(data, rows, np.concatenate(outputs).astype(np.float64))
+        levels = np.array(contract.levels(data.symbol))
+        return of_outputs(data, rows, np.concatenate(outputs).astype(np.float64) * levels)
 
     contract = bundle.model.contract
     return Fitted(forecast, calibration=contract.calibration, usual=contract.usual)

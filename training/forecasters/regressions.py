@@ -1,7 +1,8 @@
-"""The linear baselines: log-HAR plain and with calendar, and the network's own linear part on its static inputs."""
+"""The linear baselines: log-HAR plain and with calendar, and the model's own linear base."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from stream.core.forecasting import baselines as core_baselines
 from stream.core.forecasting.contract import Har
 from stream.core.forecasting.windows import Array
 from training.bundling import usual_errors
+from training.data import sample
 from training.data.dataset import Dataset, Rows, require_rows, walk_forward
 from training.data.panel import NEXT_24H
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs, qlike_factors
@@ -41,25 +43,29 @@ def of_har(coefficients: Har) -> Fitted:
 
 @dataclass(frozen=True, slots=True)
 class LinearModel:
-    """The linear model on the network's static inputs alone, with retransforms from out-of-fold forecasts."""
+    """The model's linear base alone, learnt in the same way, with retransforms from out-of-fold forecasts.
+
+    `pool`: other symbols that it is trained on as well, as the model is.
+    """
 
     name: str = "linear"
+    pool: Sequence[Dataset] = ()
     needs: tuple[str, ...] = ()
     extra: str = ""
 
     def fit(self, data: Dataset, start_ms: int, end_ms: int) -> Fitted:
-        rows = require_rows(data, start_ms, end_ms)
+        every = [data, *self.pool]
         held_out, sigma = [], []
         for fold in walk_forward(start_ms, end_ms):
             held_out.append(data.rows(fold.split, fold.end))
-            before = linear.fit(data, require_rows(data, fold.start, fold.split))
+            before = linear.fit_base(sample.of_range(every, fold.start, fold.split))
             sigma.append(_sigma(before, data, held_out[-1]))
         unseen, predicted = np.concatenate(held_out), np.concatenate(sigma)
         realized = data.labels[unseen]
         factors = np.concatenate(
             [[linear.mean_ratio(realized[:, 0], predicted[:, 0])], qlike_factors(realized, predicted)[1:]]
         )
-        fitted = linear.fit(data, rows)
+        fitted = linear.fit_base(sample.of_range(every, start_ms, end_ms))
         return Fitted(
             lambda d, r: of_outputs(d, r, _sigma(fitted, d, r) * factors),
             usual=usual_errors.of_range(data, start_ms, end_ms, unseen, predicted[:, 0] * factors[0]),
@@ -67,5 +73,5 @@ class LinearModel:
 
 
 def _sigma(fitted: linear.Linear, data: Dataset, rows: Rows) -> Array:
-    out: Array = np.exp(fitted.log_sigma(data.features.static[rows].astype(np.float64)))
+    out: Array = np.exp(fitted.log_sigma(data.features.static[rows]))
     return out

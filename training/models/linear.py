@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from stream.core.forecasting.features import STATIC_NAMES
 from stream.core.forecasting.windows import Array
-from training.data.dataset import Dataset, DatasetError, Rows
+from training.data.dataset import DatasetError
 from training.data.sample import Sample
 
 #: Chosen by walk-forward over 2021-2023 (docs/decisions): a smaller one fits the accidents of two years.
-RIDGE = 0.05
-#: For the network's base, which has more columns.
-BASE_RIDGE = 0.1
+RIDGE = 0.1
 #: The 30-day level keeps the smaller ridge: shrunk to its mean, it forecasts too much in every calm year.
 LEVEL_RIDGE = 0.05
 _LEVEL = STATIC_NAMES.index("log_sigma_720h")
@@ -29,54 +27,55 @@ _LEFT_OUT = ("return_168h",)
 #: Seasons of fewer hours than a day are for the horizons; to the next 24 h, which have their own, they only add noise.
 _HORIZONS_ONLY = tuple(STATIC_NAMES.index(f"log_range_season_{hours}h") for hours in (3, 12))
 _USED = [i for i, name in enumerate(STATIC_NAMES) if name not in _LEFT_OUT]
-#: How quiet a weekend is depends on the volatility before it: the base has the share of weekend in the coming 24 h, the
-#: sum of the columns `WEEKEND`, times each of `LEVELS`.
+#: Products of columns that the base has besides: the sum of some columns, times another and what is added to that.
+#: How quiet a weekend is depends on the volatility before it, and how much the week's rhythm matters on the level.
 WEEKEND = ("next_24h_sat", "next_24h_sun")
-LEVELS = ("log_sigma_720h", "log_range_24h", "log_range_3h")
+PRODUCTS: tuple[tuple[tuple[str, ...], str, float], ...] = (
+    (WEEKEND, "log_sigma_720h", 0.0),
+    (WEEKEND, "log_range_24h", 0.0),
+    (WEEKEND, "log_range_3h", 0.0),
+    (("log_range_season_24h",), "log_sigma_720h", 5.0),
+)
 _STEPS = 50
 _TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """log σ = x · weights + bias; one column of `weights` [inputs, outputs] per output."""
+    """log σ = x · weights + bias of `expanded` inputs; one column of `weights` [inputs, outputs] per output."""
 
     weights: Array
     bias: Array
 
-    def log_sigma(self, x: Array) -> Array:
-        """Returns the natural logarithm of the hourly σ, [n, outputs]."""
-        out: Array = x @ self.weights + self.bias
+    def log_sigma(self, static: NDArray[np.float32]) -> Array:
+        """Returns the natural logarithm of the hourly σ, [n, outputs], of static inputs [n, S]."""
+        out: Array = expanded(static) @ self.weights + self.bias
         return out
 
 
-def selectors() -> tuple[Array, Array]:
-    """Returns matrices [S, 1] and [S, 3] that select the weekend share and the levels from static inputs."""
-    weekend, levels = np.zeros((len(STATIC_NAMES), 1)), np.zeros((len(STATIC_NAMES), len(LEVELS)))
-    weekend[[STATIC_NAMES.index(name) for name in WEEKEND], 0] = 1.0
-    levels[[STATIC_NAMES.index(name) for name in LEVELS], range(len(LEVELS))] = 1.0
-    return weekend, levels
+def factors() -> tuple[Array, Array, Array]:
+    """Returns what makes `PRODUCTS` of static inputs x [n, S]: (x @ first) * (x @ second + added), with matrices [S, P]
+    and a row [P]."""
+    first, second = (np.zeros((len(STATIC_NAMES), len(PRODUCTS))) for _ in range(2))
+    for k, (names, other, _) in enumerate(PRODUCTS):
+        first[[STATIC_NAMES.index(name) for name in names], k] = 1.0
+        second[STATIC_NAMES.index(other), k] = 1.0
+    return first, second, np.array([added for _, _, added in PRODUCTS])
 
 
 def expanded(static: NDArray[np.float32]) -> Array:
-    """Appends the products of weekend share and levels to static inputs [n, S]: [n, S + 3]."""
+    """Appends the products to static inputs [n, S]: [n, S + P]."""
     x = static.astype(np.float64)
-    weekend, levels = selectors()
-    return np.concatenate([x, (x @ weekend) * (x @ levels)], axis=-1)
+    first, second, added = factors()
+    return np.concatenate([x, (x @ first) * (x @ second + added)], axis=-1)
 
 
 def fit_base(sample: Sample) -> Linear:
-    """Fits the linear part of the network, on `expanded` inputs."""
-    used = [*_USED, *range(len(STATIC_NAMES), len(STATIC_NAMES) + len(LEVELS))]
-    ridge = np.full(len(used), BASE_RIDGE)
+    """Fits the model's linear part, on `expanded` inputs."""
+    used = [*_USED, *range(len(STATIC_NAMES), len(STATIC_NAMES) + len(PRODUCTS))]
+    ridge = np.full(len(used), RIDGE)
     ridge[used.index(_LEVEL)] = LEVEL_RIDGE
     return _fit(expanded(sample.static), sample.labels, used, ridge, sample.weight)
-
-
-def fit(data: Dataset, rows: Rows) -> Linear:
-    """Fits the linear model on one symbol's static inputs as they are, for comparison."""
-    x, ridge = data.features.static[rows].astype(np.float64), np.full(len(_USED), RIDGE)
-    return _fit(x, data.labels[rows], _USED, ridge, np.ones(len(rows)))
 
 
 def _fit(x: Array, labels: Array, used: list[int], ridge: Array, weight: Array) -> Linear:

@@ -1,32 +1,28 @@
-"""The network: a linear base on the static inputs plus a few LSTMs over 48 hours, whose contribution starts at zero.
+"""The network: a linear base on the static inputs plus one LSTM over 48 hours, whose contribution starts at zero.
 
-σ = exp(clip(base(static) + residual(sequence))), per output. The residual's last layer starts at zero, so the
-network equals its base before training, which then improves on it (HARNet's idea, arXiv 2205.07719). Members are
-trained independently and their residuals averaged in one graph. Scalers and the base's products
-(training/models/linear.py) are constants of the graph: an exported network needs no other file. Importing this module
-loads TensorFlow.
+While it learns, the base's log σ is an input, and the last layer starts at zero: the network equals its base before
+training, which then improves on it (HARNet's idea, arXiv 2205.07719). The finished network has the base in it, and what
+the LSTM adds times a weight per output. Scaler and products (training/models/linear.py) are constants of the graph.
+Importing this module loads TensorFlow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT, OUTPUT_WIDTH
-from stream.core.forecasting.features import SEQUENCE_HOURS
-from training.models.linear import Linear, selectors
+from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, LOG_VOLATILITY, OUTPUT_WIDTH
+from stream.core.forecasting.features import SEQUENCE_HOURS, STATIC_NAMES
+from training.models.linear import Linear, factors
 
 Array = NDArray[np.float64]
 
-#: Range of an hour's log σ: from below the floor of 1e-5 to 37 %, more than any hour that was ever traded.
-LOG_SIGMA_RANGE = (-12.0, -1.0)
 UNITS = 64
 _DROPOUT = 0.2
-_LINEAR = "linear"
+_LSTM, _HEAD = "lstm", "residual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,57 +33,40 @@ class Scaler:
     scale: Array
 
 
-def members(scaler: Scaler, base: Linear, count: int) -> keras.Model:
-    """Builds `count` networks to be trained side by side: log σ [batch, count, 5]. They share their inputs and no
-    trainable weight.
-
-    `base` is on expanded inputs (`training.models.linear.expanded`) and is not trained.
-    """
-    sequence, static, linear, hidden = _trunk(scaler, base, count)
-    heads = [keras.layers.Dense(OUTPUT_WIDTH, kernel_initializer="zeros", name=_residual(k)) for k in range(count)]
-    outputs = [
-        keras.layers.Add()([linear, head(keras.layers.Dropout(_DROPOUT)(h))])
-        for head, h in zip(heads, hidden, strict=True)
-    ]
-    return keras.Model([sequence, static], keras.ops.stack(outputs, axis=1))
+def learner(scaler: Scaler) -> keras.Model:
+    """Builds the network that learns: from the sequence and the base's log σ [batch, 5] to log σ [batch, 5]."""
+    sequence = keras.Input((SEQUENCE_HOURS, len(scaler.mean)), name=INPUT_SEQUENCE)
+    base = keras.Input((OUTPUT_WIDTH,), name="base")
+    hidden = keras.layers.LSTM(UNITS, name=_LSTM)(_scaled(scaler)(sequence))
+    head = keras.layers.Dense(OUTPUT_WIDTH, kernel_initializer="zeros", name=_HEAD)
+    return keras.Model([sequence, base], keras.layers.Add()([base, head(keras.layers.Dropout(_DROPOUT)(hidden))]))
 
 
-def ensemble(trained: keras.Model, scaler: Scaler, base: Linear, count: int, *, shrink: float) -> keras.Model:
-    """Builds one network, log σ [batch, 5], whose residual is the mean residual of the trained members times
-    `shrink`."""
-    sequence, static, linear, hidden = _trunk(scaler, base, count)
-    joined = keras.layers.Concatenate()(hidden) if count > 1 else hidden[0]
-    residual = keras.layers.Dense(OUTPUT_WIDTH, name="residual")
-    network = keras.Model([sequence, static], keras.layers.Add()([linear, residual(joined)]))
-    kernels, biases = [], []
-    for k in range(count):
-        network.get_layer(_lstm(k)).set_weights(trained.get_layer(_lstm(k)).get_weights())
-        kernel, bias = trained.get_layer(_residual(k)).get_weights()
-        kernels.append(kernel)
-        biases.append(bias)
-    share = shrink / count
-    residual.set_weights([share * np.concatenate(kernels), share * np.sum(biases, axis=0)])
+def residual(learnt: keras.Model) -> keras.Model:
+    """Returns the part of a learner that the LSTM adds: from the sequence to [batch, 5]. It shares its layers."""
+    return keras.Model(learnt.inputs[0], learnt.get_layer(_HEAD).output)
+
+
+def finished(learnt: keras.Model, scaler: Scaler, base: Linear, weight: Array) -> keras.Model:
+    """Builds the network of a run: output `log_volatility` [batch, 5], the base plus `weight` [5] times the residual of
+    the trained learner."""
+    first, second, added = factors()
+    sequence = keras.Input((SEQUENCE_HOURS, len(scaler.mean)), name=INPUT_SEQUENCE)
+    static = keras.Input((len(STATIC_NAMES),), name=INPUT_STATIC)
+    products = keras.layers.Multiply()(
+        [_constant(first, "product_first")(static), _constant(second, "product_second", added)(static)]
+    )
+    linear = _constant(base.weights, "linear", base.bias)(keras.layers.Concatenate()([static, products]))
+    hidden = keras.layers.LSTM(UNITS, name=_LSTM)(_scaled(scaler)(sequence))
+    head = keras.layers.Dense(OUTPUT_WIDTH, name=_HEAD)
+    network = keras.Model([sequence, static], {LOG_VOLATILITY: keras.layers.Add()([linear, head(hidden)])})
+    network.get_layer(_LSTM).set_weights(learnt.get_layer(_LSTM).get_weights())
+    head.set_weights([part * weight.astype("float32") for part in learnt.get_layer(_HEAD).get_weights()])
     return network
 
 
-def finished(network: keras.Model, log_retransform: Array) -> keras.Model:
-    """Returns the network as it is exported: output `volatility` [batch, 5], with the retransform added to the bias of
-    its linear base. `network` shares its layers, so its bias changes too."""
-    kernel, bias = network.get_layer(_LINEAR).get_weights()
-    network.get_layer(_LINEAR).set_weights([kernel, bias + log_retransform.astype("float32")])
-    sigma = keras.ops.exp(keras.ops.clip(network.outputs[0], *LOG_SIGMA_RANGE))
-    return keras.Model(network.inputs, {OUTPUT: sigma})
-
-
-def _trunk(scaler: Scaler, base: Linear, count: int) -> tuple[Any, Any, Any, list[Any]]:
-    """Returns both inputs, the base's log σ and the last state of each LSTM."""
-    weekend, levels = selectors()
-    sequence = keras.Input((SEQUENCE_HOURS, len(scaler.mean)), name=INPUT_SEQUENCE)
-    static = keras.Input((len(weekend),), name=INPUT_STATIC)
-    products = keras.layers.Multiply()([_constant(weekend, "weekend")(static), _constant(levels, "levels")(static)])
-    linear = _constant(base.weights, _LINEAR, base.bias)(keras.layers.Concatenate()([static, products]))
-    scaled = keras.layers.Rescaling(scaler.scale.tolist(), (-scaler.mean * scaler.scale).tolist())(sequence)
-    return sequence, static, linear, [keras.layers.LSTM(UNITS, name=_lstm(k))(scaled) for k in range(count)]
+def _scaled(scaler: Scaler) -> keras.layers.Layer:
+    return keras.layers.Rescaling(scaler.scale.tolist(), (-scaler.mean * scaler.scale).tolist())
 
 
 def _constant(weights: Array, name: str, bias: Array | None = None) -> keras.layers.Layer:
@@ -96,11 +75,3 @@ def _constant(weights: Array, name: str, bias: Array | None = None) -> keras.lay
     layer.build((None, weights.shape[0]))
     layer.set_weights([w.astype("float32") for w in (weights, bias) if w is not None])
     return layer
-
-
-def _lstm(member: int) -> str:
-    return f"lstm_{member}"
-
-
-def _residual(member: int) -> str:
-    return f"residual_{member}"

@@ -39,13 +39,18 @@ _SPREAD = ("rmse", "qlike", "r2")
 
 
 class ScoredModel(msgspec.Struct, frozen=True):
-    """A model that was scored, `name` as in the tables. Times are ms, of the first and last candle trained on."""
+    """A model that was scored, `name` as in the tables. Times are ms, of the first and last candle trained on; of one
+    that was trained anew for each year, those of the last fit."""
 
     name: str
     version: str
     trained_from: int | None = None
     trained_until: int | None = None
+    #: sha256 of what it learnt from (training/data/dataset.py), and the symbols, the one that it is for first.
     data_sha256: str | None = None
+    symbols: tuple[str, ...] = ()
+    seed: int | None = None
+    features_version: str | None = None
 
 
 class Protocol(msgspec.Struct, frozen=True):

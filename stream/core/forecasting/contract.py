@@ -18,12 +18,16 @@ from stream.core.forecasting.windows import Array
 from stream.errors import InputError
 
 METADATA_KEY = "volcast"
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 INPUT_SEQUENCE = "sequence"
 INPUT_STATIC = "static"
 OUTPUT = "volatility"
 #: E[σ] of the next 24 h, then σ_h for each horizon.
 OUTPUT_WIDTH = 1 + len(HORIZON_HOURS)
+#: A training run's network has this output instead: the log of it, without what the run's trees add.
+LOG_VOLATILITY = "log_volatility"
+#: Range of an hour's log σ: from below the floor of 1e-5 to 37 %, more than any hour that was ever traded.
+LOG_SIGMA_RANGE = (-12.0, -1.0)
 #: Of the hours from which regimes are taken, a third are low and a fifth are high.
 REGIME_QUANTILES = (1 / 3, 4 / 5)
 #: Quantiles whose ratio is smaller than this count as one level: a policy's hysteresis would bridge them.
@@ -124,6 +128,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: The same for `har`, for the hours in which it is served.
     har_calibration: Calibration
     regimes: Regimes
+    #: Factors on the horizons' σ of other symbols than the first, one for each: the tails of their hours are fatter.
+    horizon_levels: tuple[float, ...]
     reference: dict[str, Reference]
     usual: Usual
     training: Training
@@ -135,6 +141,10 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def describes(self, symbol: str) -> bool:
         """Returns whether regimes and drift reference are those of this symbol; other symbols use their own history."""
         return symbol == self.training.symbols[0]
+
+    def levels(self, symbol: str) -> tuple[float, ...]:
+        """Returns the factors on what the model says of this symbol, in the order of its outputs."""
+        return (1.0,) * OUTPUT_WIDTH if self.describes(symbol) else (1.0, *self.horizon_levels)
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -189,6 +199,8 @@ def check(contract: Contract) -> None:
             raise ContractError("its calibration has no level between 0 and 1")
         if not calibration.low < 0 < calibration.high:
             raise ContractError("its interval does not contain the forecast")
+    if len(contract.horizon_levels) != len(HORIZON_HOURS) or not all(0 < f < math.inf for f in contract.horizon_levels):
+        raise ContractError("its horizon levels are not one factor for each horizon")
     if not 0 < contract.regimes.medium_from < contract.regimes.high_from < math.inf:
         raise ContractError("its regime thresholds do not rise")
     if set(contract.reference) != set(drift.MEASURES):

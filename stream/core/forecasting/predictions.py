@@ -21,6 +21,10 @@ from stream.errors import VolcastError
 Quality = Literal["good", "repaired", "degraded"]
 #: Up to this many of the 48 hours missing is `repaired`, beyond it `degraded`.
 REPAIRED_GAPS = 2
+#: Of the 720 hours that the long inputs look back over, up to so many may be missing for `good`, and for `repaired`:
+#: a twentieth and a quarter.
+GOOD_MISSING_720H = 36
+REPAIRED_MISSING_720H = 180
 
 ForecastId = NewType("ForecastId", str)
 
@@ -59,10 +63,11 @@ def forecast_id(symbol: str, open_time: int, model_version: str) -> ForecastId:
     return ForecastId(f"binance:spot:{symbol}:1h:{open_time}:{model_version}")
 
 
-def quality(gaps: int) -> Quality:
-    if gaps == 0:
+def quality(gaps: int, missing_720h: int) -> Quality:
+    """Returns what the inputs rest on, from the missing hours among the last 48 and the last 720."""
+    if gaps == 0 and missing_720h <= GOOD_MISSING_720H:
         return "good"
-    return "repaired" if gaps <= REPAIRED_GAPS else "degraded"
+    return "repaired" if gaps <= REPAIRED_GAPS and missing_720h <= REPAIRED_MISSING_720H else "degraded"
 
 
 def assemble(
@@ -82,8 +87,12 @@ def assemble(
         raise PredictorError(f"the model answered with shape {volatility.shape} to {len(rows)} rows")
     usable = np.all(np.isfinite(volatility) & (volatility > 0), axis=1)
     names = repeat(symbols) if isinstance(symbols, str) else compress(symbols, usable.tolist())
+    if isinstance(symbols, str):
+        levels = np.array(model.contract.levels(symbols))
+    else:
+        levels = np.array([model.contract.levels(symbol) for symbol in symbols]).reshape(-1, OUTPUT_WIDTH)[usable]
     rows, volatility = rows[usable], volatility[usable]
-    sigma = np.maximum(volatility.astype(np.float64), SIGMA_FLOOR)
+    sigma = np.maximum(volatility.astype(np.float64) * levels, SIGMA_FLOOR)
     columns = (
         features.open_time[rows],
         sigma[:, 0],
@@ -93,6 +102,7 @@ def assemble(
         features.ewma[rows],
         baselines.har(features.static[rows], model.contract.har),
         features.gaps[rows],
+        features.missing_720h[rows],
     )
     return [
         Prediction(
@@ -110,10 +120,10 @@ def assemble(
             baseline_ewma=ewma,
             baseline_har=har,
             gaps=gaps,
-            quality=quality(gaps),
+            quality=quality(gaps, missing),
         )
         # Not strict: one symbol's name is repeated without an end.
-        for name, (t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps) in zip(
+        for name, (t, v, h1, h6, h12, h24, rolling, realized, ewma, har, gaps, missing) in zip(
             names, zip(*(c.tolist() for c in columns), strict=True), strict=False
         )
     ]

@@ -1,4 +1,4 @@
-"""The network's arithmetic: the base exactly, members apart, their mean in one graph, and the loss's optimum."""
+"""The network's arithmetic: the base exactly, the LSTM's share by its weight, and the loss's optimum."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from stream.core.forecasting.contract import LOG_VOLATILITY
 from stream.core.forecasting.features import SEQUENCE_NAMES, STATIC_NAMES
 from training.models import linear, lstm, training_loop
 from training.models.linear import Linear
 
-INPUTS = len(STATIC_NAMES) + len(linear.LEVELS)
+INPUTS = len(STATIC_NAMES) + len(linear.PRODUCTS)
 SCALER = lstm.Scaler(np.zeros(len(SEQUENCE_NAMES)), np.ones(len(SEQUENCE_NAMES)))
 
 
@@ -31,50 +32,46 @@ def windows():
 
 def test_untrained_the_network_is_its_base(base, windows):
     training_loop.seed_everything(1)
-    members = lstm.members(SCALER, base, 2)
-    expected = base.log_sigma(linear.expanded(windows[1]))
-    for network, shape in ((members, (16, 2, 5)), (lstm.ensemble(members, SCALER, base, 2, shrink=0.5), (16, 5))):
-        output = np.asarray(network(list(windows), training=False))
-        assert output.shape == shape
-        np.testing.assert_allclose(
-            output, np.broadcast_to(expected[:, None] if output.ndim == 3 else expected, shape), atol=2e-5
-        )
+    sequence, static = windows
+    learner, known = lstm.learner(SCALER), base.log_sigma(static)
+    np.testing.assert_array_equal(learner([sequence, known], training=False), known.astype(np.float32))
+    finished = lstm.finished(learner, SCALER, base, np.ones(5))
+    np.testing.assert_allclose(finished([sequence, static])[LOG_VOLATILITY], known, atol=2e-5)
 
 
-def test_the_ensemble_is_the_base_and_the_shrunk_mean_of_its_members_residuals(base, windows):
+def test_finished_it_is_the_base_and_the_residual_by_its_weights(base, windows):
     training_loop.seed_everything(1)
-    members = lstm.members(SCALER, base, 3)
+    sequence, static = windows
+    learner, known = lstm.learner(SCALER), base.log_sigma(static)
     chance = np.random.default_rng(3)
-    for k in range(3):
-        head = members.get_layer(f"residual_{k}")
-        head.set_weights([chance.normal(0, 0.3, w.shape) for w in head.get_weights()])
-    known = base.log_sigma(linear.expanded(windows[1]))
-    each = np.asarray(members(list(windows), training=False))
-    assert np.std(each, axis=1).min() > 1e-3, "members differ"
-    joined = np.asarray(lstm.ensemble(members, SCALER, base, 3, shrink=0.4)(list(windows), training=False))
-    np.testing.assert_allclose(joined, known + 0.4 * (each - known[:, None]).mean(axis=1), atol=2e-5)
+    head = learner.get_layer("residual")
+    head.set_weights([chance.normal(0, 0.3, w.shape) for w in head.get_weights()])
+    residual = np.asarray(lstm.residual(learner)(sequence))
+    assert residual.std(axis=0).min() > 1e-3
+    np.testing.assert_allclose(learner([sequence, known], training=False), known + residual, atol=2e-5)
+    weight = np.array([0.0, 0.25, 0.5, 1.0, 0.75])
+    finished = lstm.finished(learner, SCALER, base, weight)
+    np.testing.assert_allclose(finished([sequence, static])[LOG_VOLATILITY], known + weight * residual, atol=2e-5)
 
 
-def test_training_moves_every_member_and_never_the_base(base, windows):
+def test_training_moves_the_lstm_and_nothing_else(base, windows):
     training_loop.seed_everything(1)
-    members = lstm.members(SCALER, base, 2)
-    frozen = {w.path: w.numpy().copy() for w in members.non_trainable_weights}
-    before = {w.path: w.numpy().copy() for w in members.trainable_weights}
-    assert len(before) == 2 * (3 + 2)
-    members.compile(optimizer="adam", loss=training_loop.loss)
-    members.fit(list(windows), np.full((16, 5), -4.0, np.float32), epochs=3, verbose=0)
-    assert all((w.numpy() != before[w.path]).any() for w in members.trainable_weights)
-    assert all((w.numpy() == frozen[w.path]).all() for w in members.non_trainable_weights)
+    learner = lstm.learner(SCALER)
+    assert len(learner.trainable_weights) == 3 + 2
+    before = [w.numpy().copy() for w in learner.trainable_weights]
+    learner.compile(optimizer="adam", loss=training_loop.loss)
+    learner.fit([windows[0], base.log_sigma(windows[1])], np.full((16, 5), -4.0, np.float32), epochs=3, verbose=0)
+    assert all((w.numpy() != old).any() for w, old in zip(learner.trainable_weights, before, strict=True))
 
 
-def test_the_products_are_the_weekends_share_times_each_level():
+def test_the_products_are_sums_of_columns_times_a_level():
     static = np.random.default_rng(4).normal(size=(7, len(STATIC_NAMES))).astype(np.float32)
     got = linear.expanded(static)
-    weekend = sum(static[:, STATIC_NAMES.index(name)].astype(np.float64) for name in linear.WEEKEND)
     np.testing.assert_array_equal(got[:, : len(STATIC_NAMES)], static)
-    for k, name in enumerate(linear.LEVELS):
-        column = weekend * static[:, STATIC_NAMES.index(name)].astype(np.float64)
-        np.testing.assert_allclose(got[:, len(STATIC_NAMES) + k], column, rtol=1e-12)
+    for k, (names, other, added) in enumerate(linear.PRODUCTS):
+        first = sum(static[:, STATIC_NAMES.index(name)].astype(np.float64) for name in names)
+        second = static[:, STATIC_NAMES.index(other)].astype(np.float64) + added
+        np.testing.assert_allclose(got[:, len(STATIC_NAMES) + k], first * second, rtol=1e-12)
 
 
 finite = st.floats(-9, -2, width=32)
@@ -83,7 +80,7 @@ finite = st.floats(-9, -2, width=32)
 @given(arrays.arrays(np.float32, (4, 5), elements=st.one_of(finite, st.just(np.nan))))
 @settings(max_examples=25)
 def test_the_loss_is_least_where_the_labels_are_and_an_unknown_label_weighs_nothing(labels):
-    at = np.where(np.isfinite(labels), labels, -5.0).astype(np.float32)[:, None, :]
+    at = np.where(np.isfinite(labels), labels, -5.0).astype(np.float32)
     least = np.asarray(training_loop.loss(labels, at))
     np.testing.assert_allclose(least, 0.0, atol=1e-6)
     for step in (-3.0, -0.1, 0.1, 3.0):
@@ -91,6 +88,3 @@ def test_the_loss_is_least_where_the_labels_are_and_an_unknown_label_weighs_noth
         known = np.isfinite(labels).any(axis=1)
         assert (moved[known] > 0).all()
         np.testing.assert_array_equal(moved[~known], 0.0)
-        # Members add up.
-        twice = np.asarray(training_loop.loss(labels, np.repeat(at + np.float32(step), 2, axis=1)))
-        np.testing.assert_allclose(twice, 2 * moved, rtol=1e-6)
