@@ -1,4 +1,4 @@
-"""Serving: whose forecast is published, the model's, or `har`'s while the model has been behind it for 30 days.
+"""Serving: whose forecast is published, the model's, or `har`'s while the model is broken: far behind it for 30 days.
 
 Rules of this module:
 - One value a day, of the forecast made at 00:00 UTC, once its 24 hours are over: days that share no hour.
@@ -18,8 +18,9 @@ from stream.core.market.candle import HOUR_MS
 #: Matured days that are looked at, and how many of them must be known.
 DAYS = 30
 MIN_DAYS = 25
-#: `har` is served while the mean excess is above this.
-LIMIT = 0.05
+#: `har` is served while the mean excess is above this. A sound model that has bad luck stays under it, one that is off
+#: by a factor of two does not (docs/decay.md).
+LIMIT = 0.10
 #: A day's excess counts for no more than this, in either direction.
 BOUND = 0.5
 _DAY_HOURS = 24

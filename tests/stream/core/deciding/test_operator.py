@@ -32,9 +32,15 @@ pytestmark = pytest.mark.slow
 MODEL = sample_model()
 #: Every law below holds for all of these policies at once: the memory of each is part of what is compared.
 VARIED = (
-    Policy("plain", no_trade_band=0.0, min_hold_hours=0, calm_half_life_hours=0.0, risk_off_from_annualized=0.0),
     Policy(
-        "nervous", no_trade_band=0.05, risk_off_from_annualized=1.2, risk_back_below_annualized=0.9, brake_hours=100
+        "plain", no_trade_band_of_exposure=0.0, min_hold_hours=0, calm_half_life_hours=0.0, risk_off_from_annualized=0.0
+    ),
+    Policy(
+        "nervous",
+        no_trade_band_of_exposure=0.05,
+        risk_off_from_annualized=1.2,
+        risk_back_below_annualized=0.9,
+        brake_hours=100,
     ),
     Policy("slow", forecast="ewma", calm_half_life_hours=168.0, min_hold_hours=168, regime_hysteresis=0.5),
     Policy("steps", forecast="rolling_24h_next", thresholds=Thresholds("daily", 0.02, 0.04), regime_hysteresis=0.2),
@@ -218,7 +224,7 @@ def test_har_is_served_while_the_model_is_behind_it_and_changes_with_a_days_last
     ]
     served = [e.serving for _, e in states_and_events]
     # The laws above prove something only if both occur in their market.
-    assert 0.1 < served.count("har") / len(served) < 0.9
+    assert 0.02 < served.count("har") / len(served) < 0.9
     changes = [b for a, b in pairwise(states_and_events) if a[1].serving != b[1].serving]
     assert len(changes) > 2
     for state, event in changes:
@@ -249,7 +255,7 @@ def test_what_was_carried_from_hour_to_hour_is_what_a_fold_over_those_hours_give
     candles = [c for i, c in enumerate(market()) if i not in missing]
     issued = [(s, e) for s, e in replay(RULES, "BTCUSDT", candles, MODEL, sample_predict) if isinstance(e, Issued)]
     compared = {"model": 0, "har": 0}
-    for (before, _), (state, event) in list(pairwise(issued))[700::29]:
+    for (before, _), (state, event) in list(pairwise(issued))[700::11]:
         if before.anchor != state.anchor or state.past is None:
             continue
         now = event.prediction.open_time
@@ -322,10 +328,11 @@ def test_under_12_of_24_returns_there_is_no_forecast_and_from_12_on_there_is() -
 
 
 @pytest.mark.parametrize(
-    ("missing", "quality"), [(set(), "good"), ({80}, "repaired"), ({80, 90}, "repaired"), ({70, 80, 90}, "degraded")]
+    ("missing", "quality"),
+    [(set(), "good"), ({780}, "repaired"), ({780, 790}, "repaired"), ({770, 780, 790}, "degraded")],
 )
 def test_quality_counts_the_missing_hours_of_the_last_48(missing: set[int], quality: str) -> None:
-    candles = [c for i, c in enumerate(market()[:100]) if i not in missing]
+    candles = [c for i, c in enumerate(market()[:800]) if i not in missing]
     issued = [e for e in batch(candles) if isinstance(e, Issued)]
     assert (issued[-1].prediction.quality, issued[-1].prediction.gaps) == (quality, len(missing))
 
