@@ -12,6 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,30 +80,31 @@ def execute(
     costs = costs or Costs()
     rate, delay, band = costs.rate, costs.delay_hours, costs.drift_band
     n = len(open_time)
-    equity, weight, traded, cost = np.empty(n), np.full(n, np.nan), np.zeros(n), np.zeros(n)
     orders = np.full(n, np.nan)
     for ago in range(VALID_HOURS, delay - 1, -1):
         newer = exposure[: n - ago] if ago < n else exposure[:0]
         orders[n - len(newer) :] = np.where(np.isfinite(newer), newer, orders[n - len(newer) :])
+    # Lists: an element of an array costs more to set than the whole hour to compute.
+    equity, weight, traded, cost = [0.0] * n, [math.nan] * n, [0.0] * n, [0.0] * n
     cash, units, filled = 1.0, 0.0, 0.0
     worth, held, seen = 1.0, 0.0, -1
     for t, (first, last, wanted) in enumerate(zip(opens.tolist(), closes.tolist(), orders.tolist(), strict=True)):
-        if first == first and worth > 0:
-            if seen < t - 1:
-                units = held / first
-            before = cash + units * first
-            if wanted == wanted and before > 0:
-                off = abs(wanted - units * first / before)
-                if wanted != filled or (off >= band and off > 0):
-                    moved = wanted * before - units * first
-                    paid = abs(moved) * rate
-                    units, cash, filled = units + moved / first, cash - moved - paid, wanted
-                    traded[t], cost[t] = abs(moved) / before, paid / before
-            worth = cash + units * last
-            if worth <= 0:
-                worth = cash = units = 0.0
-            held, seen = units * last, t
-        equity[t] = worth
         if first == first:
+            if worth > 0:
+                if seen < t - 1:
+                    units = held / first
+                before = cash + units * first
+                if wanted == wanted and before > 0:
+                    off = abs(wanted - units * first / before)
+                    if wanted != filled or (off >= band and off > 0):
+                        moved = wanted * before - units * first
+                        paid = abs(moved) * rate
+                        units, cash, filled = units + moved / first, cash - moved - paid, wanted
+                        traded[t], cost[t] = abs(moved) / before, paid / before
+                worth = cash + units * last
+                if worth <= 0:
+                    worth = cash = units = 0.0
+                held, seen = units * last, t
             weight[t] = held / worth if worth > 0 else 0.0
-    return Book(open_time, equity, weight, traded, cost)
+        equity[t] = worth
+    return Book(open_time, np.array(equity), np.array(weight), np.array(traded), np.array(cost))

@@ -5,8 +5,9 @@ Volatility targeting (Harvey et al. 2018): hold target / forecast of the asset, 
 - Adding waits, cutting does not: calm must last (`calm_half_life_hours`) and the last change must be old enough
   (`min_hold_hours`) before exposure rises; a cut must only exceed the band, and a forced one not even that.
 - Risk-off looks at the upper end of the interval, and ends at a lower level than it begins at.
-- The brake: after a silence in which the last decision expired, and on degraded input, exposure is capped.
-It controls risk; it promises no return. Defaults were chosen on 2019-2023 (docs/decisions/0007).
+- The brake: after a silence in which the last decision expired, and with more than 2 of the last 48 hours missing,
+  exposure is capped.
+It controls risk; it promises no return. Defaults were chosen on 2019-2023 (docs/decisions/0007 and 0011).
 """
 
 from __future__ import annotations
@@ -68,13 +69,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target_volatility_annualized: float = 0.40
     max_exposure: float = 1.0
     allow_leverage: bool = False
-    #: Exposure does not change by less than this, unless risk-off or the brake forces it down.
-    no_trade_band: float = 0.20
+    #: Exposure does not change by less than this share of what is held, unless risk-off or the brake forces it down.
+    no_trade_band_of_exposure: float = 0.28
+    #: Nor by less than this share of the wealth.
+    no_trade_band: float = 0.0
     #: After a change exposure does not rise for this long.
     min_hold_hours: int = 12
     #: Half-life of the mean of ln σ. A forecast below that mean is replaced by it: one quiet weekend is not yet calm.
     #: 0: no mean.
-    calm_half_life_hours: float = 48.0
+    calm_half_life_hours: float = 24.0
     #: How far below its threshold, as a share of it, σ must fall before a regime is left for a lower one.
     regime_hysteresis: float = 0.10
     #: Nothing is held from when the interval's upper end reaches the first until it falls below the second. 0: never.
@@ -84,7 +87,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: `brake_hours`.
     stale_after_hours: int = 2
     brake_hours: int = 24
-    #: The cap while the brake holds, and on degraded input; no brake if it is `max_exposure` or more.
+    #: The cap while the brake holds, and with more than 2 of the last 48 hours missing; no brake if it is
+    #: `max_exposure` or more.
     brake_max_exposure: float = 0.5
     thresholds: Thresholds | None = None
 
@@ -96,7 +100,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @lru_cache(maxsize=256)
 def _version(policy: Policy) -> str:
-    return f"{policy.name}-{hashlib.sha256(msgspec.json.encode(policy)).hexdigest()[:8]}"
+    fields = msgspec.to_builtins(policy)
+    if not policy.no_trade_band_of_exposure:
+        # A policy that was written in full before the key existed keeps its version, and its decisions their ids.
+        del fields["no_trade_band_of_exposure"]
+    return f"{policy.name}-{hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:8]}"
 
 
 class PolicyMemory(msgspec.Struct, frozen=True):
@@ -157,41 +165,68 @@ def _index(sigma: float, regimes: Regimes) -> int:
 
 
 def advance(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> PolicyMemory:
-    """Returns the memory after a forecast. This is the policy; `decide` only explains it."""
-    hour, sigma = seen.hour, seen.volatility
-    if policy.thresholds is not None:
-        regimes = policy.thresholds.hourly
-    index = _index(sigma, regimes)
-    if index < memory.regime:
-        index = min(memory.regime, _index(sigma / (1 - policy.regime_hysteresis), regimes))
-    log_calm = math.log(sigma)
-    if policy.calm_half_life_hours > 0 and memory.forecast_hour >= 0:
-        kept = 0.5 ** ((hour - memory.forecast_hour) / policy.calm_half_life_hours)
-        log_calm += kept * (memory.log_calm - log_calm)
-    off = False
-    if policy.risk_off_from_annualized > 0:
-        limit = policy.risk_back_below_annualized if memory.off else policy.risk_off_from_annualized
-        off = seen.high * ANNUAL >= limit
-    until = memory.braked_until_hour
-    if memory.forecast_hour >= 0 and hour - memory.forecast_hour > policy.stale_after_hours:
-        until = hour + policy.brake_hours
+    """Returns the memory after a forecast. `decide` explains it."""
+    return _after(policy, memory, (regimes,), (seen,))
 
-    exposure, changed = memory.exposure, memory.changed_hour
-    wanted = _wanted(policy, index, sigma, log_calm)
-    braked = hour < until or seen.gaps > REPAIRED_GAPS
-    if off:
-        wanted = 0.0
-    elif braked and wanted > policy.brake_max_exposure:
-        wanted = policy.brake_max_exposure
-    if wanted < exposure:
-        forced = off or (braked and exposure > policy.brake_max_exposure)
-        move = forced or exposure - wanted >= policy.no_trade_band
-    else:
-        held = changed < 0 or hour - changed >= policy.min_hold_hours
-        move = held and wanted > exposure and wanted - exposure >= policy.no_trade_band
-    if move:
-        exposure, changed = wanted, hour
-    return PolicyMemory(exposure, index, off, log_calm, hour, changed, until)
+
+def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> PolicyMemory:
+    """Returns the memory after these outlooks, accumulated from nothing; `regimes` has those of each."""
+    return _after(policy, PolicyMemory(), regimes, seen)
+
+
+def _after(
+    policy: Policy, memory: PolicyMemory, regimes: Iterable[Regimes], outlooks: Iterable[Outlook]
+) -> PolicyMemory:
+    """Returns the memory after these outlooks. This is the policy; years of hours pass here, so it is one plain loop
+    over local variables."""
+    steps, target, cap = policy.thresholds, policy.target_volatility_annualized, policy.max_exposure
+    half_life, calmer = policy.calm_half_life_hours, 1 - policy.regime_hysteresis
+    from_annualized, below_annualized = policy.risk_off_from_annualized, policy.risk_back_below_annualized
+    band_of_wealth, band_of_exposure = policy.no_trade_band, policy.no_trade_band_of_exposure
+    stale_after, min_hold, brake_most = policy.stale_after_hours, policy.min_hold_hours, policy.brake_max_exposure
+    exposures = (steps.low_exposure, steps.medium_exposure, steps.high_exposure) if steps is not None else None
+    own = steps.hourly if steps is not None else None
+    kept_an_hour = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
+    exposure, regime, off, log_calm = memory.exposure, memory.regime, memory.off, memory.log_calm
+    last, changed, until = memory.forecast_hour, memory.changed_hour, memory.braked_until_hour
+    log, exp = math.log, math.exp
+    for limits, seen in zip(regimes, outlooks, strict=False):
+        hour, sigma = seen.hour, seen.volatility
+        thresholds = limits if own is None else own
+        index = _index(sigma, thresholds)
+        if index < regime:
+            index = min(regime, _index(sigma / calmer, thresholds))
+        passed = hour - last
+        log_sigma = log(sigma)
+        if half_life > 0 and last >= 0:
+            kept = kept_an_hour if passed == 1 else 0.5 ** (passed / half_life)
+            log_calm = log_sigma + kept * (log_calm - log_sigma)
+        else:
+            log_calm = log_sigma
+        off = from_annualized > 0 and seen.high * ANNUAL >= (below_annualized if off else from_annualized)
+        if last >= 0 and passed > stale_after:
+            until = hour + policy.brake_hours
+        wanted = exposures[index] if exposures is not None else min(cap, target / (max(sigma, exp(log_calm)) * ANNUAL))
+        braked = hour < until or seen.gaps > REPAIRED_GAPS
+        if off:
+            wanted = 0.0
+        elif braked and wanted > brake_most:
+            wanted = brake_most
+        if wanted != exposure:
+            band = max(band_of_wealth, band_of_exposure * exposure)
+            if wanted < exposure:
+                move = off or (braked and exposure > brake_most) or exposure - wanted >= band
+            else:
+                move = (changed < 0 or hour - changed >= min_hold) and wanted - exposure >= band
+            if move:
+                exposure, changed = wanted, hour
+        regime, last = index, hour
+    return PolicyMemory(exposure, regime, off, log_calm, last, changed, until)
+
+
+def _band(policy: Policy, exposure: float) -> float:
+    """Returns the least change, as a share of the wealth, while that much is held."""
+    return max(policy.no_trade_band, policy.no_trade_band_of_exposure * exposure)
 
 
 def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
@@ -200,14 +235,6 @@ def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
     if steps is not None:
         return (steps.low_exposure, steps.medium_exposure, steps.high_exposure)[index]
     return min(policy.max_exposure, policy.target_volatility_annualized / (max(sigma, math.exp(log_calm)) * ANNUAL))
-
-
-def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> PolicyMemory:
-    """Returns the memory after these outlooks, accumulated from nothing; `regimes` has those of each."""
-    memory = PolicyMemory()
-    for limits, each in zip(regimes, seen, strict=False):
-        memory = advance(policy, limits, memory, each)
-    return memory
 
 
 def decide(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> tuple[PolicyMemory, Ruling]:
@@ -255,8 +282,9 @@ def _reasons(
     limited = 0.0 if after.off else min(wanted, policy.brake_max_exposure) if _braked(after, seen) else wanted
     if after.exposure == before.exposure != limited:
         change = abs(limited - before.exposure)
-        if change < policy.no_trade_band:
-            reasons.append(Reason("within_band", {"change": change, "no_trade_band": policy.no_trade_band}))
+        band = _band(policy, before.exposure)
+        if change < band:
+            reasons.append(Reason("within_band", {"change": change, "no_trade_band": band}))
         else:
             held = {
                 "held_hours": float(seen.hour - before.changed_hour),

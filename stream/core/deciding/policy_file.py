@@ -40,6 +40,9 @@ def read(text: str, source: str) -> Policy:
         meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(name)}"
         raise PolicyError(f"{source}: {key}: there is no such key{meant}")
     _known_words(table, source)
+    if "no_trade_band" in table:
+        # Who names the band as a share of the wealth has no other, as before there was one.
+        table = {"no_trade_band_of_exposure": 0.0} | table
     try:
         policy = msgspec.convert(table, Policy)
     except msgspec.ValidationError as error:
@@ -81,6 +84,8 @@ def _faults(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "max_exposure", f"{most} is above 1, which is leverage: say allow_leverage = true, or lower it"
     if not 0 <= policy.no_trade_band < most:
         yield "no_trade_band", f"{policy.no_trade_band} must be at least 0 and below max_exposure ({most:g})"
+    if not 0 <= policy.no_trade_band_of_exposure < 1:
+        yield "no_trade_band_of_exposure", f"{policy.no_trade_band_of_exposure} must be at least 0 and below 1"
     for key in ("min_hold_hours", "calm_half_life_hours", "brake_hours"):
         if not 0 <= getattr(policy, key) <= _LONGEST_HOURS:
             yield key, f"{getattr(policy, key)} must be between 0 and {_LONGEST_HOURS}"

@@ -27,6 +27,7 @@ REGIMES = Regimes(0.004, 0.008)
 #: A policy with target, cap and band, and nothing else.
 BARE = Policy(
     "bare",
+    no_trade_band_of_exposure=0.0,
     no_trade_band=0.10,
     min_hold_hours=0,
     calm_half_life_hours=0.0,
@@ -75,6 +76,28 @@ def test_decisions_by_hand(annualized: float, before: float, after: float, actio
     target = verdict.reasons[0].values
     assert target["forecast_annualized"] == pytest.approx(annualized)
     assert target["desired_exposure"] == pytest.approx(min(1.0, 0.4 / annualized))
+
+
+@pytest.mark.parametrize(
+    ("annualized", "before", "after"),
+    [
+        (0.80, 0.70, 0.70),  # 0.50 is 0.20 less, under 30 % of 0.70
+        (0.80, 0.72, 0.50),
+        (2.00, 0.25, 0.25),  # of little little is much: 0.05 is under 0.075, and 0.10 over 0.09
+        (2.00, 0.30, 0.20),
+        (0.40, 0.76, 1.00),
+        (0.40, 0.80, 0.80),
+        (8.00, 0.00, 0.05),  # who holds nothing has no band
+    ],
+)
+def test_the_band_is_a_share_of_what_is_held(annualized: float, before: float, after: float) -> None:
+    policy = msgspec.structs.replace(BARE, no_trade_band=0.0, no_trade_band_of_exposure=0.30)
+    memory, ruling = decide(policy, REGIMES, held(before), seen(annualized))
+    assert memory.exposure == pytest.approx(after)
+    for reason in ruling.reasons:
+        if reason.code == "within_band":
+            assert reason.values["no_trade_band"] == pytest.approx(0.30 * before)
+    assert ("within_band" in [r.code for r in ruling.reasons]) == (after == before)
 
 
 def test_risk_off_begins_at_the_intervals_upper_end_and_ends_lower_and_waits_before_it_buys() -> None:
@@ -179,7 +202,7 @@ def test_thresholds_are_read_in_their_unit(unit: str, hourly_medium: float, hour
     steps = msgspec.convert({"unit": unit, "medium_from": 0.015, "high_from": 0.035}, Thresholds)
     assert steps.hourly.medium_from == pytest.approx(hourly_medium, rel=1e-4)
     assert steps.hourly.high_from == pytest.approx(hourly_high, rel=1e-4)
-    rule = msgspec.structs.replace(BARE, thresholds=steps, no_trade_band=0.0)
+    rule = msgspec.structs.replace(BARE, thresholds=steps, no_trade_band=0.0, no_trade_band_of_exposure=0.0)
     for factor, index, exposure in ((0.99, 0, 1.0), (1.01, 1, 0.5), (2.4, 2, 0.0)):
         sigma = factor * hourly_medium
         memory, verdict = decide(rule, REGIMES, held(0.7), Outlook(HOUR, sigma, sigma, 0))
@@ -191,6 +214,7 @@ policies = st.builds(
     Policy,
     target_volatility_annualized=st.floats(0.05, 2),
     max_exposure=st.floats(0.2, 3),
+    no_trade_band_of_exposure=st.just(0.0) | st.floats(0, 0.9),
     no_trade_band=st.floats(0, 0.19),
     min_hold_hours=st.integers(0, 50),
     calm_half_life_hours=st.floats(0, 168),
@@ -229,7 +253,7 @@ def test_whatever_comes_exposure_keeps_its_bounds_its_band_and_its_waits(
         elif braked:
             assert memory.exposure <= max(policy.brake_max_exposure, 0)
         elif moved:
-            assert abs(moved) >= policy.no_trade_band
+            assert abs(moved) >= max(policy.no_trade_band, policy.no_trade_band_of_exposure * before.exposure)
         if moved > 0 and before.changed_hour >= 0:
             assert outlook.hour - before.changed_hour >= policy.min_hold_hours
         if moved:

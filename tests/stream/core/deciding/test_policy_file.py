@@ -23,6 +23,7 @@ STEPS = '[thresholds]\nunit = "daily"\n'
         ("no_trade_bnad = 0.1", "no_trade_bnad: there is no such key; did you mean no_trade_band"),
         ("no_trade_band = -0.1", "no_trade_band: -0.1"),
         ("no_trade_band = 1.0", "no_trade_band: 1.0"),
+        ("no_trade_band_of_exposure = 1.0", "no_trade_band_of_exposure: 1.0"),
         ("max_exposure = 1.5", "max_exposure: 1.5 is above 1, which is leverage: say allow_leverage"),
         ("max_exposure = 0", "max_exposure: 0"),
         ('forecast = "gpt"', "forecast: there is no model 'gpt'; there are model, persistence"),
@@ -83,7 +84,23 @@ def test_a_file_comes_before_a_packaged_name_and_what_is_neither_is_refused(
         policies.load(tmp_path)
 
 
+def test_a_band_of_the_wealth_alone_is_the_only_band() -> None:
+    assert read("", "mine.toml").no_trade_band_of_exposure == 0.28
+    alone = read("no_trade_band = 0.2", "mine.toml")
+    assert (alone.no_trade_band, alone.no_trade_band_of_exposure) == (0.2, 0.0)
+    both = read("no_trade_band = 0.2\nno_trade_band_of_exposure = 0.1", "mine.toml")
+    assert (both.no_trade_band, both.no_trade_band_of_exposure) == (0.2, 0.1)
+
+
+def test_policies_without_the_newer_band_keep_their_versions() -> None:
+    # As they were before the key existed; a decision's id has the version in it.
+    assert policies.load("reference").version == "reference-b943f261"
+    assert policies.load("reference-daily").version == "reference-daily-f0d322f9"
+    assert read("no_trade_band = 0.20\ncalm_half_life_hours = 48", "mine.toml").version == "target-40-5224849b"
+
+
 FIELDS = {
+    "no_trade_band_of_exposure": st.floats(0, 0.9),
     "no_trade_band": st.floats(0, 0.9),
     "min_hold_hours": st.integers(0, 168),
     "target_volatility_annualized": st.floats(0.01, 2),
@@ -92,9 +109,13 @@ FIELDS = {
 }
 
 
+def _with_one_band(changes: dict[str, object]) -> dict[str, object]:
+    return ({"no_trade_band_of_exposure": 0.0} if "no_trade_band" in changes else {}) | changes
+
+
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.fixed_dictionaries({}, optional=FIELDS))
 def test_a_version_stands_for_the_content(a: dict[str, object], b: dict[str, object]) -> None:
-    one, other = (msgspec.structs.replace(Policy(), **changes) for changes in (a, b))
+    one, other = (msgspec.structs.replace(Policy(), **_with_one_band(changes)) for changes in (a, b))
     assert (one.version == other.version) == (one == other)
     assert one.version.startswith("target-40-")
     text = "\n".join(f"{key} = {value!r}" for key, value in a.items())
