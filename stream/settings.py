@@ -24,10 +24,10 @@ from stream.urls import Address, is_loopback, mask, parse
 CONFIG_FILE = Path("volcast.toml")
 PREFIX = "VOLCAST_"
 EMBEDDED = "embedded"
-#: Neither settings of the daemon nor mistakes: variables of `fetch`, the batch script and the tests, and those that
-#: Kubernetes adds for a service of our name.
+#: Neither settings of the daemon nor mistakes: variables of `fetch`, of commands that score, the batch script and the
+#: tests, and those that Kubernetes adds for a service of our name.
 _OTHER_VARIABLES = re.compile(
-    rf"{PREFIX}(ARCHIVE_URL|BATCH_\w+|REAL_DATA|FORBID_SKIPS|SOAK_\w+|TEST_\w+|SERVICE_\w+|PORT_\d+_\w+)"
+    rf"{PREFIX}(ARCHIVE_URL|LEDGER|BATCH_\w+|REAL_DATA|FORBID_SKIPS|SOAK_\w+|TEST_\w+|SERVICE_\w+|PORT_\d+_\w+)"
 )
 _INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCHEMES = {"ws_url": ("wss", "ws"), "rest_url": ("https", "http"), "mqtt_url": ("mqtts", "mqtt")}

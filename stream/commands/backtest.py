@@ -15,17 +15,17 @@ from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.bundles import packaged_model
 from stream.adapters.candles import files
-from stream.cli import settings_flags
+from stream.cli import scoring_ledger, settings_flags
 from stream.cli.outputs import write, write_json
 from stream.cli.parameters import SEED, Finite, Time, command, one_symbol, refuse_empty_period
 from stream.cli.paths import Output
 from stream.cli.settings_flags import FILE, MODEL, POLICY
 from stream.cli.tables import show
 from stream.core.deciding.policy import Policy
+from stream.core.market.candle import HOUR_MS
 from stream.errors import MisuseError, RefusedError
 from stream.extras import refuse_missing
 
-_FROM, _TO = "2024-01-01", "2025-01-01"
 _FIGURE_FORMS = ("png", "svg")
 #: Shown alongside every policy: the reference project's rule as it was, and with its numbers read as daily ones.
 _REFERENCES = ("reference", "reference-daily")
@@ -34,8 +34,10 @@ _REFERENCES = ("reference", "reference-daily")
 @command
 @click.option("--candles", type=FILE, required=True, help="Candle file.")
 @click.option("--symbol", callback=one_symbol, default="BTCUSDT", show_default=True)
-@click.option("--from", "start", type=Time(), metavar="ISO", help="First decision, UTC.  [default: 2024-01-01]")
-@click.option("--to", "end", type=Time(), metavar="ISO", help="No decision beyond, UTC.  [default: 2025-01-01]")
+@click.option(
+    "--from", "start", type=Time(), metavar="ISO", help="First decision, UTC.  [default: after the training range]"
+)
+@click.option("--to", "end", type=Time(), metavar="ISO", help="No decision beyond, UTC.  [default: end of file]")
 @click.option("--model", type=MODEL, help="ONNX bundle.  [default: the packaged one]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Learn anew before each of these years, e.g. 2021,2022.")
 @click.option("--forecaster", default="linear", show_default=True, help="Walk forward: who learns; model: the network.")
@@ -43,10 +45,11 @@ _REFERENCES = ("reference", "reference-daily")
     "--train-from",
     type=Time(),
     metavar="ISO",
-    default="2019-01-01",
+    default="2018-03-01",
     show_default=True,
     help="Walk forward: learn from.",
 )
+@click.option("--pool", type=FILE, help="Walk forward: candle file of other pairs to learn from too.")
 @click.option(
     "--policy",
     "chosen",
@@ -87,6 +90,7 @@ def _backtest(
     years: str | None,
     forecaster: str,
     train_from: str,
+    pool: Path | None,
     chosen: Sequence[Path],
     fee_bp: float,
     slippage_bp: float,
@@ -98,6 +102,8 @@ def _backtest(
 ) -> None:
     if years is not None and (model or start or end):
         raise click.UsageError("--walk-forward trains anew and names its own period: without --model, --from, --to")
+    if years is None and pool is not None:
+        raise click.UsageError("--pool goes with --walk-forward: a bundle has learnt already")
     form = "" if figure is None else figure.suffix.removeprefix(".").lower()
     if figure is not None and form not in _FIGURE_FORMS:
         raise click.BadParameter(f"{figure.name!r} must end in .png or .svg", param_hint="--figure")
@@ -105,22 +111,34 @@ def _backtest(
     _refuse_same_names(judged)
     references = [p for name in _REFERENCES if (p := policies.load(name)).name not in {j.name for j in judged}]
     wanted_years = None if years is None else _years(years)
-    if wanted_years is None:
-        refuse_empty_period(start or _FROM, end or _TO)
+    if start and end:
+        refuse_empty_period(start, end)
     refuse_missing("a backtest needs", "research", ("arch", "empyrical", *(("matplotlib",) if html or figure else ())))
+    ledger = scoring_ledger.used(None)
     from training import forecasters
     from training.backtest import decisions, report, runner
     from training.backtest.execution import Costs
     from training.data import dataset
+    from training.evaluation.ledger import Scoring
 
     table = files.read(candles, asked=symbol)
     data = dataset.of_grid(symbol, *table.grid(symbol))
     if wanted_years is None:
-        since, until = times.parse(start or _FROM), times.parse(end or _TO)
-        terms = [decisions.of_bundle(data, predictors.load(model or packaged_model()), since, until)]
+        bundle = predictors.load(model or packaged_model())
+        if start is None:
+            since, until = dataset.unseen(data, bundle.model.contract.training.trained_until)
+        else:
+            since, until = times.parse(start), int(data.open_time[-1]) + HOUR_MS
+        until = until if end is None else times.parse(end)
+        if since >= until:
+            raise RefusedError(
+                f"{candles}: the period from {times.day(since)} to {times.day(until)} is empty; name --from and --to"
+            )
+        terms = [decisions.of_bundle(data, bundle, since, until)]
     else:
+        others = dataset.load_others(pool, symbol) if pool is not None else ()
         try:
-            (learner,) = forecasters.named([forecaster], seed=seed)
+            (learner,) = forecasters.named([forecaster], seed=seed, pool=others)
         except forecasters.ForecasterError as error:
             raise MisuseError(f"--forecaster: {error}") from None
         forecasters.require_installed([learner])
@@ -134,6 +152,12 @@ def _backtest(
         )
     except ValueError as error:
         raise RefusedError(f"{candles}: {error}") from None
+    first, last = terms[0].since, terms[-1].until
+    looks = [
+        Scoring(name, symbol, times.day(first), times.day(last), "backtest", data_sha256=data.sha256(first, last))
+        for name in dict.fromkeys(term.model for term in terms)
+    ]
+    scoring_ledger.record(ledger, first, last, looks)
     show(report.tables(tested.backtest))
     click.echo(report.regimes_in_words(tested.backtest))
     for text in tested.backtest.findings:

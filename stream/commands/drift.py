@@ -15,9 +15,9 @@ import click
 import msgspec
 
 from stream.adapters.bundles import model_path
-from stream.cli import confined, settings_flags
+from stream.cli import confined, scoring_ledger, settings_flags
 from stream.cli.outputs import write_json
-from stream.cli.parameters import SEED, command, refuse_empty_period
+from stream.cli.parameters import SEED, Time, command, refuse_empty_period
 from stream.cli.paths import DataDir, Output, inputs_of, places_of, refuse_clashes
 from stream.cli.settings_flags import FILE, MODEL
 from stream.core.market.candle import HOUR_MS, Candle
@@ -25,7 +25,7 @@ from stream.errors import MisuseError, RefusedError
 from stream.times import minute, parse
 
 if TYPE_CHECKING:
-    from stream.core.forecasting.contract import Contract, Model
+    from stream.core.forecasting.contract import Model
     from stream.core.messages.schemas import Drift, DriftFeature
 
 _PIPE_WIDTH = 140
@@ -43,6 +43,12 @@ _PIPE_WIDTH = 140
     metavar="FROM..TO",
     help="With --candles: how often both signals would have alarmed, and which changes they find.",
 )
+@click.option(
+    "--unseen-from",
+    type=Time(),
+    metavar="ISO",
+    help="Study: calibrate anew, by the rule of `train`, on the training range before this; what follows is unseen.",
+)
 @click.option("--seed", type=SEED, default=7, show_default=True, help="Of the study's shuffled data.")
 @click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
 @click.option("--memory-mb", type=click.IntRange(1, 2**20), metavar="MB", help="End where more is needed, MiB.")
@@ -55,7 +61,7 @@ def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
 
     Example: volcast drift --data-dir var --out drift.html
 
-    Example: volcast drift --candles btc.parquet --study 2019-01-01..2025-01-01
+    Example: volcast drift --candles btc.parquet --study 2019-01-01..2025-01-01 --unseen-from 2024-01-01
     """
     os.nice(nice)
     confined.watched("drift", memory_mb)
@@ -72,6 +78,7 @@ def _drift(
     out: Path | None,
     json_file: Path | None,
     study: str | None,
+    unseen_from: str | None,
     seed: int,
 ) -> None:
     (symbol, *others) = symbols
@@ -79,13 +86,15 @@ def _drift(
         raise MisuseError("--symbols: drift looks at one symbol at a time; run it once for each")
     if study is not None and (candles is None or out is not None):
         raise click.UsageError("--study goes with --candles, and has no page: without --out")
+    if unseen_from is not None and study is None:
+        raise click.UsageError("--unseen-from goes with --study")
     chosen = model_path(model, data_dir)
     refuse_clashes(places_of(("--json", json_file), ("--out", out)), inputs_of(data_dir, chosen))
     from stream.adapters import predictor as predictors
 
     loaded = predictors.load(chosen).model
     if study is not None and candles is not None:
-        _study(symbol, candles, loaded.contract, study, seed, json_file)
+        _study(symbol, candles, loaded, study, unseen_from, seed, json_file)
     else:
         _run(symbol, candles, data_dir, loaded, out, json_file)
 
@@ -155,10 +164,19 @@ def _rows(features: tuple[DriftFeature, ...]) -> None:
         click.echo(f"  {feature.feature:<26} {feature.score:7.3f} {mark} {feature.threshold:.3f}")
 
 
-def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: int, json_file: Path | None) -> None:
+def _study(
+    symbol: str,
+    candles: Path,
+    model: Model,
+    period: str,
+    unseen_from: str | None,
+    seed: int,
+    json_file: Path | None,
+) -> None:
     from rich.console import Console
 
     from training.data import dataset
+    from training.evaluation.ledger import Scoring
     from training.studies import drift_alarms
 
     first, dots, last = period.partition("..")
@@ -167,7 +185,13 @@ def _study(symbol: str, candles: Path, contract: Contract, period: str, seed: in
     refuse_empty_period(first, last, "--study")
     start, end = parse(first), parse(last)
     data = dataset.load(candles, symbol)
+    ledger = scoring_ledger.used(None)
+    contract = model.contract
+    if unseen_from is not None:
+        contract = drift_alarms.calibrated_before(data, contract, parse(unseen_from))
     found = drift_alarms.study(data, contract, start, end, seed=seed, progress=lambda what: click.echo(what, err=True))
+    look = Scoring(model.version, symbol, first, last, "drift --study", data_sha256=data.sha256(start, end))
+    scoring_ledger.record(ledger, start, end, [look])
     # A pipe has no width of its own, and no figure may be cut short.
     console = Console() if Console().is_terminal else Console(width=_PIPE_WIDTH)
     for table in drift_alarms.tables(found):

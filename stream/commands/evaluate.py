@@ -12,7 +12,7 @@ import msgspec
 
 from stream import times
 from stream.adapters.bundles import packaged_model
-from stream.cli import settings_flags
+from stream.cli import scoring_ledger, settings_flags
 from stream.cli.outputs import write, write_json
 from stream.cli.parameters import SEED, Time, command, one_symbol, refuse_empty_period
 from stream.cli.paths import RUN_FILES, Input, Output
@@ -37,18 +37,20 @@ _FIGURE_FORMS = ("png", "svg")
     help="ONNX bundle, or a directory that `volcast train` wrote; may be given again.  [default: the packaged one]",
 )
 @click.option("--symbol", callback=one_symbol, default="BTCUSDT", show_default=True)
-@click.option("--from", "start", type=Time(), metavar="ISO", help="First forecast, UTC.  [default: 2024-01-01]")
-@click.option("--to", "end", type=Time(), metavar="ISO", help="No outcome beyond, UTC.  [default: 2025-01-01]")
+@click.option(
+    "--from", "start", type=Time(), metavar="ISO", help="First forecast, UTC.  [default: after the training range]"
+)
+@click.option("--to", "end", type=Time(), metavar="ISO", help="No outcome beyond, UTC.  [default: end of file]")
 @click.option("--walk-forward", "years", metavar="YEARS", help="Train anew before each of these years, e.g. 2022,2023.")
 @click.option(
     "--train-from",
     type=Time(),
     metavar="ISO",
-    default="2019-01-01",
+    default="2018-03-01",
     show_default=True,
     help="Walk forward: learn from here on.",
 )
-@click.option("--pool", type=FILE, help="Walk forward: candle file of other pairs that the model learns from too.")
+@click.option("--pool", type=FILE, help="Candle file of other pairs to learn from too: model, linear, lightgbm.")
 @click.option(
     "--baselines",
     metavar="LIST",
@@ -62,7 +64,11 @@ _FIGURE_FORMS = ("png", "svg")
 @click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too, all digits.")
 @click.option("--html", type=Output(stream=True), help="Report with plots, one file.")
 @click.option("--figure", type=Output(), help="Forecast against actual, .svg or .png.")
-@click.option("--ledger", type=Output(), help="JSON lines: a scoring that touches 2024 is written down here.")
+@click.option(
+    "--ledger",
+    type=Output(),
+    help="JSON lines: a scoring that touches 2024 is written down here.  [default: docs/ of a checkout]",
+)
 @settings_flags.config_option
 def evaluate(**options: Any) -> None:
     """Score models beside the baselines, also where they win: measures, tests, groups, intervals, decay (hourly σ).
@@ -70,7 +76,7 @@ def evaluate(**options: Any) -> None:
     Bundles as they are, or with --walk-forward a model trained anew before each year. The tests of forecasts and the
     figures need the extra `research`, a walk forward the extra `train`.
 
-    Example: volcast evaluate --candles btc.parquet --from 2024-01-01 --to 2025-01-01 --html report.html
+    Example: volcast evaluate --candles btc.parquet --pool others.parquet --walk-forward 2024 --html report.html
     """
     loaded = settings_flags.settle(options, "model")
     if loaded.model and not options["models"] and options["years"] is None:
@@ -97,10 +103,8 @@ def _evaluate(
     figure: Path | None,
     ledger: Path | None,
 ) -> None:
-    if years is None and (pool is not None or baselines_only):
-        raise click.UsageError("--pool and --baselines-only go with --walk-forward: bundles have learnt already")
-    if baselines_only and pool is not None:
-        raise click.UsageError("--pool is for the model, which --baselines-only leaves out")
+    if years is None and baselines_only:
+        raise click.UsageError("--baselines-only goes with --walk-forward: without a model there is no period")
     if years is not None and (models or start or end):
         raise click.UsageError("--walk-forward trains anew and names its own period: without --model, --from, --to")
     form = "" if figure is None else figure.suffix.removeprefix(".").lower()
@@ -111,20 +115,20 @@ def _evaluate(
     drawn = ("matplotlib",) if html or figure else ()
     refuse_missing("--html and --figure need", "research", drawn, "or leave them out")
     from training.evaluation import evaluate as evaluation
-    from training.evaluation import ledger as ledgers
     from training.pages import table
 
-    if ledger is not None:
-        ledgers.read(ledger)
+    ledger = scoring_ledger.used(ledger)
     chosen = _baselines(baselines)
     if years is None:
-        refuse_empty_period(start or ledgers.TEST_YEAR[0], end or ledgers.TEST_YEAR[1])
+        if start and end:
+            refuse_empty_period(start, end)
         scored = evaluation.fixed(
             candles,
             models or [packaged_model()],
             symbol=symbol,
-            start=start or ledgers.TEST_YEAR[0],
-            end=end or ledgers.TEST_YEAR[1],
+            pool=pool,
+            start=start,
+            end=end,
             baselines=chosen,
             tests=not no_tests,
             progress=_show_progress,
@@ -143,25 +147,12 @@ def _evaluate(
             progress=_show_progress,
         )
     # Before anything is shown: what was scored is in the ledger even if the rest fails.
-    _into_ledger(scored, ledger)
+    of = scored.evaluation
+    scoring_ledger.record(ledger, times.parse(of.start), times.parse(of.end), evaluation.scorings(scored))
     show(table.tables(scored.evaluation))
     for note in scored.evaluation.notes:
         click.echo(f"note: {note}", err=True)
     _write_all(scored, json_file, html, figure, form)
-
-
-def _into_ledger(scored: Scored, ledger: Path | None) -> None:
-    from training.evaluation import evaluate as evaluation
-    from training.evaluation import ledger as ledgers
-
-    of = scored.evaluation
-    if not of.models or not ledgers.touches_test_year(times.parse(of.start), times.parse(of.end)):
-        return
-    if ledger is None:
-        click.echo("note: 2024 is the test year: --ledger FILE writes down that it was looked at", err=True)
-        return
-    added = ledgers.append(ledger, evaluation.scorings(scored))
-    click.echo(f"{ledger}: {ledgers.count(ledger)} scoring(s) of 2024, {added} of them new", err=True)
 
 
 def _write_all(scored: Scored, json_file: Path | None, html: Path | None, figure: Path | None, form: str) -> None:

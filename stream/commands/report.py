@@ -19,7 +19,7 @@ import msgspec
 
 from stream import times
 from stream.adapters.bundles import model_path
-from stream.cli import confined, settings_flags
+from stream.cli import confined, scoring_ledger, settings_flags
 from stream.cli.output_folder import filled
 from stream.cli.outputs import write_json
 from stream.cli.parameters import Time, command, one_symbol, time_of
@@ -92,8 +92,10 @@ def _report(
     from monitor.reports import report as reports
     from stream.adapters import predictor as predictors
     from stream.cli import report_source
+    from training.evaluation.ledger import Scoring
 
     reports.refuse_without_extra()
+    ledger = scoring_ledger.used(None)
     predictor = predictors.load(chosen)
     whole_name = str(quarterly) if quarterly is not None else asked[0][0]
 
@@ -110,6 +112,8 @@ def _report(
             source, whole = report_source.of_journal(data_dir, symbol, predictor, cut)
         periods = [p for p in (_cut(a, whole.to_ms - HOUR_MS) for a in asked) if p.to_ms > p.from_ms]
         written = reports.write(source, periods, whole, predictor.model, within, _progress)
+    looks = [Scoring(predictor.model.version, symbol, times.day(whole.from_ms), times.day(whole.to_ms), "report")]
+    scoring_ledger.record(ledger, whole.from_ms, whole.to_ms, looks)
     _print_summary(written, folder)
     write_json(
         json_file,

@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from stream import times
+from stream.core.forecasting import features
 from stream.core.market.candle import HOUR_MS
 from training import forecasters
-from training.data.dataset import Dataset, DatasetError, load, load_others
+from training.data.dataset import Dataset, DatasetError, Fold, load, load_others, sha256, trained_hours, unseen
 from training.data.holes import holes, jump_notes
 from training.data.panel import NEXT_24H, ROLLING_24H_NEXT, Panel
+from training.data.sample import of_range
 from training.evaluation import walk
 from training.evaluation.ledger import Scoring
 from training.forecasters import Bundle
@@ -46,21 +48,32 @@ def fixed(
     models: Sequence[Path],
     *,
     symbol: str = "BTCUSDT",
-    start: str = "2024-01-01",
-    end: str = "2025-01-01",
+    pool: Path | None = None,
+    start: str | None = None,
+    end: str | None = None,
     baselines: Sequence[str] = forecasters.CORE,
     tests: bool = True,
     progress: walk.Progress = lambda _what, _done, _total: None,
 ) -> Scored:
-    """Scores bundles, or one run directory, and `baselines` by name over [start, end) of the candle file.
+    """Scores bundles, or one run directory, and `baselines` by name over [start, end) of the candle file: all that lies
+    after the first model's training range, where they are not named.
 
-    The baselines are fitted on the first model's training range, from the same file.
+    The baselines are fitted on the first model's training range, from the same file; `pool`: a candle file of other
+    symbols that linear and lightgbm are trained on as well.
     Raises `ValueError` with a one-line message where a file, a name or the range cannot be used.
     """
-    start_ms, end_ms = _range(start, end)
-    chosen = forecasters.named(baselines)
+    if start and end:
+        _range(start, end)
+    others = load_others(pool, symbol) if pool is not None else ()
+    chosen = forecasters.named(baselines, pool=others)
     predictors = _models(models)
     data = load(Path(candles), symbol)
+    first_model = next(iter(predictors.values())).model.contract.training
+    if not (start and end):
+        last = int(data.open_time[-1]) + HOUR_MS
+        since, until = (times.parse(start), last) if start else unseen(data, first_model.trained_until)
+        start, end = start or _named(since), end or _named(until)
+    start_ms, end_ms = _range(start, end)
     panel = walk.fixed(predictors, data, start_ms, end_ms, chosen, progress=progress)
     described = [_described(name, bundle) for name, bundle in predictors.items()]
     first = described[0]
@@ -77,7 +90,7 @@ def walk_forward(
     years: Sequence[int],
     *,
     symbol: str = "BTCUSDT",
-    train_from: str = "2019-01-01",
+    train_from: str = "2018-03-01",
     pool: Path | None = None,
     baselines: Sequence[str] = forecasters.CORE,
     with_model: bool = True,
@@ -87,7 +100,7 @@ def walk_forward(
 ) -> Scored:
     """Scores each of `years` after fitting every forecaster on the hours from `train_from` until that year began.
 
-    `pool`: a candle file of other symbols that the model is trained on as well.
+    `pool`: a candle file of other symbols that the model, its linear base and LightGBM are trained on as well.
     Raises `ValueError` with a one-line message where a file, a name or the range cannot be used.
     """
     if not years:
@@ -96,17 +109,16 @@ def walk_forward(
     _range(train_from, period[0])
     data = load(Path(candles), symbol)
     names = [*([walk.MODEL] if with_model else []), *baselines]
-    chosen = forecasters.named(
-        names, seed=seed, pool=load_others(pool, symbol) if pool is not None and with_model else ()
-    )
+    others = load_others(pool, symbol) if pool is not None else ()
+    chosen = forecasters.named(names, seed=seed, pool=others)
     folds = walk.years(years, start_ms=times.parse(train_from))
     panel = walk.walk_forward(data, folds, chosen, progress=progress)
-    described = [ScoredModel(walk.MODEL, f"volcast {version('volcast')}, seed {seed}")] if with_model else []
+    described = [_trained_anew(folds[-1], (data, *others), seed)] if with_model else []
     protocol = Protocol(
         "walk_forward",
-        f"Each of {', '.join(map(str, years))} was forecast by what had learnt from {train_from} until that year "
+        f"{', '.join(map(str, years))}: each year was forecast by what had learnt from {train_from} until that year "
         "began, everyone anew for each year; 24 hours lie between what was learnt from and what is forecast."
-        + (f" The model also learnt from other pairs ({pool.name})." if pool is not None and with_model else ""),
+        + (f" The model, its parts, linear and lightgbm also learnt from {len(others)} other pairs." if others else ""),
     )
     return _scored(panel, data, described, protocol, period, tests)
 
@@ -124,8 +136,8 @@ def scorings(scored: Scored) -> list[Scoring]:
                 start=of.start,
                 end=of.end,
                 protocol=of.protocol.kind,
-                rmse=float(figures["rmse"] or 0.0),
-                qlike=float(figures["qlike"] or 0.0),
+                rmse=figures["rmse"],
+                qlike=figures["qlike"],
                 r2=figures["r2"],
                 coverage=_coverage(of, model.name, first=k == 0),
                 data_sha256=of.data_sha256,
@@ -175,7 +187,32 @@ def _models(paths: Sequence[Path]) -> dict[str, Bundle]:
 def _described(name: str, bundle: Bundle) -> ScoredModel:
     training = bundle.model.contract.training
     version = f"run {bundle.model.version}" if isinstance(bundle, Run) else bundle.model.version
-    return ScoredModel(name, version, training.trained_from, training.trained_until, training.data_sha256)
+    return ScoredModel(
+        name,
+        version,
+        training.trained_from,
+        training.trained_until,
+        training.data_sha256,
+        training.symbols,
+        training.seed,
+        bundle.model.contract.features_version,
+    )
+
+
+def _trained_anew(fold: Fold, data: Sequence[Dataset], seed: int) -> ScoredModel:
+    learnt = of_range(data, fold.start, fold.split)
+    used = tuple(one for one in data if one.symbol in learnt.symbols)
+    first, last = trained_hours(data[0], fold.start, fold.split)
+    return ScoredModel(
+        walk.MODEL,
+        f"volcast {version('volcast')}, seed {seed}",
+        first,
+        last,
+        sha256(used, fold.start, fold.split),
+        learnt.symbols,
+        seed,
+        features.VERSION,
+    )
 
 
 def _range(start: str, end: str) -> tuple[int, int]:
@@ -183,6 +220,10 @@ def _range(start: str, end: str) -> tuple[int, int]:
     if start_ms >= end_ms:
         raise DatasetError(f"the range {start} to {end} is empty; swap or widen it")
     return start_ms, end_ms
+
+
+def _named(time_ms: int) -> str:
+    return times.day(time_ms) if time_ms % (24 * HOUR_MS) == 0 else times.iso(time_ms)
 
 
 def _day(time_ms: int | None) -> str:

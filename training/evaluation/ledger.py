@@ -2,7 +2,8 @@
 the year's worth as a test.
 
 Rules of this module:
-- Each scoring whose period touches the test year adds a line, whatever its result, and none is ever removed.
+- Each scoring whose period touches the test year adds a line, whatever its result and whichever command makes it, and
+  none is ever removed.
 - The same scoring again is the same line, and the file stays as it is: a pipeline may be repeated.
 - The file is replaced whole, under a lock: a crash leaves the old one, two writers leave both lines.
 """
@@ -29,16 +30,18 @@ class LedgerError(InputError):
 
 
 class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A model, what it was scored on, and its figures for the next 24 h. `start`, `end`: ISO, the period scored."""
+    """A model, what it was scored on, and its figures for the next 24 h, none where a command shows others. `start`,
+    `end`: ISO, the period scored."""
 
     #: Version of the bundle, or a name for a model that is fitted anew on the way.
     model: str
     symbol: str
     start: str
     end: str
+    #: "fixed" or "walk_forward" of `evaluate`; the other commands by their names.
     protocol: str
-    rmse: float
-    qlike: float
+    rmse: float | None = None
+    qlike: float | None = None
     r2: float | None = None
     coverage: float | None = None
     #: sha256 of the candles that were scored.

@@ -26,6 +26,7 @@ from training.data.dataset import Dataset, DatasetError, Fold, Rows, require_row
 from training.data.panel import HORIZONS, NEXT_24H, QUANTITIES, ROLLING_24H_NEXT, IntervalSeries, Panel, Watch
 from training.evaluation.adaptive import adaptive
 from training.forecasters import Bundle, Fitted, Forecaster, ForecasterError, of_bundle, of_har, require_installed
+from training.scoring import decay
 
 #: The next step, the number of steps done, and the number of all steps.
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,8 @@ Step = tuple[NDArray[np.bool_], Mapping[str, Fitted]]
 _DAY_MS = 24 * HOUR_MS
 #: The name of the model where there is only one.
 MODEL = "model"
+#: What a daemon publishes for it: `har` in its place while it is broken.
+SERVED = "served"
 
 
 def bundles(paths: Sequence[Path]) -> dict[str, predictor.Predictor]:
@@ -89,7 +92,9 @@ def fixed(
         for kind, interval in _intervals(data, rows, [(everywhere, fitted)], name, forecasts).items():
             intervals[kind if k == 0 else f"{kind} of {name}"] = interval
     watches = _watches(data, rows, [(everywhere, fitted)])
-    return _panel(data, rows, forecasts, intervals, [*notes, *_notes([("", fitted)])], watches)
+    return _panel(
+        data, rows, _with_served(forecasts, data, rows, watches), intervals, [*notes, *_notes([("", fitted)])], watches
+    )
 
 
 def walk_forward(
@@ -127,7 +132,8 @@ def walk_forward(
     forecasts = _forecasts(data, rows, steps)
     intervals = _intervals(data, rows, steps, MODEL, forecasts) if MODEL in fitted else {}
     notes = _notes([(_day(fold.split), by_name) for fold, (_, by_name) in zip(folds, steps, strict=True)])
-    return _panel(data, rows, forecasts, intervals, notes, _watches(data, rows, steps))
+    watches = _watches(data, rows, steps)
+    return _panel(data, rows, _with_served(forecasts, data, rows, watches), intervals, notes, watches)
 
 
 def years(names: Sequence[int], *, start_ms: int) -> tuple[Fold, ...]:
@@ -152,8 +158,12 @@ def _forecasts(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, di
     out: dict[str, dict[str, Array]] = {quantity: {} for quantity in QUANTITIES}
     for inside, fitted in steps:
         for name, forecaster in fitted.items():
-            for quantity, sigma in forecaster.forecast(data, rows[inside]).items():
-                out[quantity].setdefault(name, np.full(len(rows), np.nan))[inside] = sigma
+            made = {name: forecaster.forecast(data, rows[inside])}
+            if forecaster.ablations is not None:
+                made |= forecaster.ablations(data, rows[inside])
+            for whose, forecasts in made.items():
+                for quantity, sigma in forecasts.items():
+                    out[quantity].setdefault(whose, np.full(len(rows), np.nan))[inside] = sigma
     return {quantity: by_name for quantity, by_name in out.items() if by_name}
 
 
@@ -202,6 +212,21 @@ def _watches(data: Dataset, rows: Rows, steps: Sequence[Step]) -> dict[str, tupl
             watch = Watch(forecaster.usual, data.open_time[asked], data.labels[asked, 0], forecast, har, first, last)
             out[name] = (*out.get(name, ()), watch)
     return out
+
+
+def _with_served(
+    forecasts: dict[str, dict[str, Array]], data: Dataset, rows: Rows, watches: Mapping[str, tuple[Watch, ...]]
+) -> dict[str, dict[str, Array]]:
+    """Adds what subscribers get of the next 24 h: the model's forecast, or `har`'s while the model is far behind it."""
+    model, times_ms = forecasts.get(NEXT_24H, {}).get(MODEL), data.open_time[rows]
+    if model is None or MODEL not in watches:
+        return forecasts
+    served = model.copy()
+    for watch in watches[MODEL]:
+        inside = (times_ms >= watch.first) & (times_ms <= watch.last)
+        by_har = decay.behind(watch, 1.0, times_ms[inside])
+        served[inside] = np.where(by_har, forecasts[NEXT_24H]["har"][inside], served[inside])
+    return forecasts | {NEXT_24H: {MODEL: model, SERVED: served} | forecasts[NEXT_24H]}
 
 
 def _panel(

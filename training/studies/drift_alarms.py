@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 
+from stream import times
 from stream.core.forecasting import drift, features
 from stream.core.forecasting.contract import Contract
 from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
+from training.bundling import drift_rule
 from training.bundling.drift_rule import STEP_HOURS
 from training.data.dataset import Dataset, DatasetError
 from training.studies import drift_changes
@@ -100,6 +103,27 @@ class _Signals:
 
     def fast(self, end: int) -> Array | None:
         return drift.fast_distances(self.values, end)
+
+
+def calibrated_before(data: Dataset, contract: Contract, end_ms: int) -> Contract:
+    """Returns the contract as if its training range ended before `end_ms`: reference and thresholds are made anew, so
+    that the hours from there on are unseen. Raises `ValueError` where nothing of the range is left."""
+    training = contract.training
+    if not contract.describes(data.symbol):
+        raise DatasetError(
+            f"{data.symbol} is held against its own past: only {training.symbols[0]} can be calibrated anew"
+        )
+    if not training.trained_from < end_ms <= training.trained_until + HOUR_MS:
+        raise DatasetError(f"{times.day(end_ms)} is not within the model's training range: choose a time in it")
+    try:
+        reference = drift_rule.reference(data, training.trained_from, end_ms)
+    except ValueError as error:
+        raise DatasetError(f"{error}; choose a later time, or a file that holds the training range") from None
+    return msgspec.structs.replace(
+        contract,
+        reference=reference,
+        training=msgspec.structs.replace(training, trained_until=end_ms - HOUR_MS),
+    )
 
 
 def study(

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from repository import SHIPPED_BUNDLE
 
+from stream import times
 from stream.__main__ import cli
 from stream.adapters.candles import files
-from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, OUTPUT
+from stream.core.forecasting.contract import INPUT_SEQUENCE, INPUT_STATIC, LOG_VOLATILITY
 from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
 from stream.core.market.candle import HOUR_MS
 from stream.testing.market import simulate
@@ -24,6 +25,7 @@ from training.data import dataset
 from training.data.panel import NEXT_24H
 from training.evaluation import evaluate, ledger
 from training.models.run import load_run
+from training.models.trees import Trees
 from training.scoring import scores
 
 START = 1_609_459_200_000  # 2021-01-01 00:00 UTC
@@ -57,8 +59,8 @@ def refused(*arguments: str | Path) -> str:
 
 def test_a_bundle_is_scored_beside_the_core_baselines(scored):
     of = scored.evaluation
-    # The bundle learnt from 2019 on, and a linear model wants folds there: said, not silently less.
-    assert set(of.next_24h) == {"model", *forecasters.CORE} - {"rolling_mean_published", "linear"}
+    # The bundle learnt from 2018 on, and a linear model wants folds there: said, not silently less.
+    assert set(of.next_24h) == {"model", "served", *forecasters.CORE} - {"rolling_mean_published", "linear"}
     assert any(note.startswith("linear is left out") for note in of.notes)
     assert "rolling_mean_published" in of.rolling_24h_next
     assert set(of.horizons) == {"1h", "6h", "12h", "24h"}
@@ -131,7 +133,7 @@ def test_a_walk_forward_of_baselines_needs_no_model(tmp_path):
     assert figures["interval"] is None
 
 
-def test_a_scoring_of_the_test_year_is_written_down_once(tmp_path):
+def test_a_scoring_of_the_test_year_is_written_down_once(tmp_path, monkeypatch):
     path, book = tmp_path / "c.parquet", tmp_path / "scorings.jsonl"
     files.write(simulate(["BTCUSDT"], 1_700_000_000_000 // HOUR_MS * HOUR_MS, 3_000, seed=2)["BTCUSDT"], path)
     ask = ("--candles", path, "--baselines", "persistence", "--no-tests", "--ledger", book)
@@ -150,8 +152,40 @@ def test_a_scoring_of_the_test_year_is_written_down_once(tmp_path):
     assert line.rmse == pytest.approx(figures["next_24h"]["model"]["rmse"], rel=1e-5)
     assert line.coverage == pytest.approx(figures["interval"]["coverage"], rel=1e-5)
     assert figures["diebold_mariano"] == {}
-    unrecorded = volcast(*ask[:-2], "--from", "2024-01-10", "--to", "2024-02-20")
-    assert "--ledger FILE writes down" in unrecorded.stderr
+    # Without a name it goes into the checkout's own, or the one that the environment names.
+    monkeypatch.setenv("VOLCAST_LEDGER", str(tmp_path / "own.jsonl"))
+    assert volcast(*ask[:-2], "--from", "2024-01-10", "--to", "2024-02-20").exit_code == 0
+    assert ledger.read(tmp_path / "own.jsonl") == [line]
+
+
+# Evidently imports what numpy has renamed.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_backtest_a_study_and_a_report_of_the_test_year_are_looks_too(tmp_path, monkeypatch):
+    path, book = tmp_path / "c.parquet", tmp_path / "looks.jsonl"
+    files.write(simulate(["BTCUSDT"], 1_690_000_000_000 // HOUR_MS * HOUR_MS, 6_000, seed=2)["BTCUSDT"], path)
+    monkeypatch.setenv("VOLCAST_LEDGER", str(book))
+    period = ("--from", "2024-01-10", "--to", "2024-02-20")
+    for command in (
+        ("backtest", *period),
+        ("drift", "--study", "2023-09-01..2024-03-25"),
+        ("report", *period, "--out", str(tmp_path / "pages")),
+    ):
+        done = CliRunner().invoke(cli, [command[0], "--candles", str(path), *command[1:]])
+        assert done.exit_code == 0, done.output
+    assert [line.protocol for line in ledger.read(book)] == ["backtest", "drift --study", "report"]
+    monkeypatch.setenv("VOLCAST_LEDGER", "")
+    assert CliRunner().invoke(cli, ["backtest", "--candles", str(path), *period]).exit_code == 0
+    assert ledger.count(book) == 3
+
+
+def test_without_a_period_it_scores_what_the_model_has_not_learnt_from(tape, tmp_path):
+    later = tmp_path / "later.parquet"
+    files.write(simulate(["BTCUSDT"], times.parse("2024-10-01"), 3_000, seed=2)["BTCUSDT"], later)
+    done = volcast("--candles", later, "--baselines", "ewma", "--no-tests", "--json", tmp_path / "a.json")
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert (figures["start"], figures["end"]) == ("2025-01-01", "2025-02-03")
+    assert "no hour is left to score it on" in refused("--candles", tape, "--no-tests")
 
 
 # Keras hands TensorFlow variables to numpy 2 when it saves weights, by a protocol that numpy calls outdated.
@@ -163,21 +197,24 @@ def test_a_run_that_is_not_exported_yet_is_scored_through_keras(tape, tmp_path):
     static = keras.Input((len(STATIC_NAMES),), name=INPUT_STATIC)
     level = keras.layers.Dense(5, kernel_initializer="zeros")(static)
     seen = keras.layers.Rescaling(0.0)(keras.layers.GlobalAveragePooling1D()(sequence))
-    sigma = keras.ops.exp(level + keras.ops.sum(seen, axis=-1, keepdims=True) - 5.0)
-    keras.Model([sequence, static], {OUTPUT: sigma}).save(tmp_path / "network.keras")
+    log_sigma = level + keras.ops.sum(seen, axis=-1, keepdims=True) - 5.0
+    keras.Model([sequence, static], {LOG_VOLATILITY: log_sigma}).save(tmp_path / "network.keras")
+    leaf = np.zeros(1, np.int64)
+    leaves = Trees(leaf - 1, leaf.astype(np.float32), leaf - 1, leaf - 1, np.array([0.5]), leaf, leaf + 2)
+    leaves.save(tmp_path / "trees.npz")
     agreed = sample_model().contract
     (tmp_path / "contract.json").write_bytes(msgspec.json.encode(agreed))
 
     run = load_run(tmp_path)
     rows = np.zeros((3, SEQUENCE_HOURS, len(SEQUENCE_NAMES)), np.float32), np.zeros((3, len(STATIC_NAMES)), np.float32)
-    np.testing.assert_allclose(run(*rows), np.exp(-5.0), rtol=1e-5)
+    np.testing.assert_allclose(run(*rows), np.exp([[-5.0, -5.0, -4.5, -5.0, -5.0]] * 3), rtol=1e-5)
     of = evaluate.fixed(tape, [tmp_path], start=PERIOD[1], end=PERIOD[3], baselines=["ewma"], tests=False).evaluation
     assert of.model_version.startswith("run ")
     assert of.models[0].data_sha256 == agreed.training.data_sha256
     assert of.next_24h["model"]["r2"] is not None
     assert of.next_24h["model"]["r2"] < 0
     (tmp_path / "network.keras").write_bytes(b"no network")
-    assert "holds no Keras network" in refused("--candles", tape, *PERIOD, "--model", tmp_path)
+    assert "holds no network and trees" in refused("--candles", tape, *PERIOD, "--model", tmp_path)
     assert "scored alone" in refused("--candles", tape, *PERIOD, "--model", tmp_path, "--model", SHIPPED_BUNDLE)
     (tmp_path / "contract.json").unlink()
     assert "is no finished run" in refused("--candles", tape, *PERIOD, "--model", tmp_path)
@@ -209,11 +246,9 @@ def test_a_corrupt_ledger_is_refused_before_anything_is_scored(tape, tmp_path):
     "arguments",
     [
         ("--figure", "a.pdf"),
-        ("--pool", "x.parquet"),
         ("--baselines-only",),
         ("--walk-forward", "2021", "--from", "2021-01-01"),
         ("--walk-forward", "2021", "--model", "x.onnx"),
-        ("--walk-forward", "2021", "--baselines-only", "--pool", "x.parquet"),
         ("--walk-forward", "MMXXI"),
         ("--walk-forward", "2022,2021", "--baselines-only"),
         ("--from", "2021-05-01", "--to", "2021-04-01"),

@@ -117,7 +117,7 @@ def test_outcomes_stand_beside_what_was_said_for_the_same_hour(data):
             assert sigma.shape == panel.open_time.shape
             assert np.isfinite(sigma).all()
     assert list(panel.forecasts[NEXT_24H]) == [
-        "model", "persistence", "ewma", "rolling_mean", "log_har", "har", "linear",
+        "model", "served", "persistence", "ewma", "rolling_mean", "log_har", "har", "linear",
     ]  # fmt: skip
     assert "rolling_mean_published" in panel.forecasts[ROLLING_24H_NEXT]
     assert any("leak" in note for note in panel.notes)

@@ -155,7 +155,7 @@ def studied(candles: Path) -> Study:
     contract = predictor.load(ROOT / "export" / "models" / "btcusdt-1h.onnx").model.contract
     data = dataset.load(candles, "BTCUSDT")
     period = times.parse("2019-01-01"), times.parse("2025-01-01")
-    return drift_alarms.study(data, contract, *period)
+    return drift_alarms.study(data, drift_alarms.calibrated_before(data, contract, times.parse("2024-01-01")), *period)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def percent(share: float) -> str:
 def test_the_bundles_thresholds_are_those_of_its_training_range(real_data: Path) -> None:
     contract = predictor.load(ROOT / "export" / "models" / "btcusdt-1h.onnx").model.contract
     data = dataset.load(real_data / "btcusdt_1h.parquet", "BTCUSDT")
-    made = drift_rule.reference(data, times.parse("2019-01-01"), times.parse("2024-01-01"))
+    made = drift_rule.reference(data, times.parse("2018-03-01"), times.parse("2025-01-01"))
     for name, of in contract.reference.items():
         np.testing.assert_allclose(of.quantiles, made[name].quantiles, atol=2e-6)
         assert (of.threshold, of.fast_threshold) == pytest.approx(
