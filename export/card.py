@@ -28,15 +28,23 @@ def read_evaluation(path: Path, contract: Contract) -> dict[str, Any]:
     evaluation, or of another model."""
     try:
         found = json.loads(path.read_bytes())
-        trained = found["models"][0]["data_sha256"]
+        scored = found["models"][0]
+        learnt = (scored["seed"], tuple(scored["symbols"]), scored["features_version"], scored["trained_from"])
+        until, data = int(scored["trained_until"]), scored["data_sha256"]
         figures = found[_HEADLINE]["model"]
         float(figures["rmse"]), float(figures["qlike"])
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}; write it with `volcast evaluate --json`") from None
     except (ValueError, TypeError, LookupError):
         raise CardError(f"{path}: is no evaluation of one model; write it with `volcast evaluate --json`") from None
-    if trained != contract.training.data_sha256:
-        raise CardError(f"{path}: it is of a model that learnt from other candles than this run; evaluate this run")
+    training = contract.training
+    same = (training.seed, training.symbols, contract.features_version, training.trained_from) == learnt
+    at_once = until == training.trained_until
+    if not same or until > training.trained_until or at_once != (data == training.data_sha256):
+        raise CardError(
+            f"{path}: it is of a model that learnt otherwise than this run; evaluate this run, or walk forward from "
+            "the same hour with the same pairs and seed"
+        )
     return dict(found)
 
 
@@ -75,14 +83,16 @@ def render(
         "\n\n".join(
             [
                 f"# Model card: {', '.join(training.symbols[:1])} 1h, version {version}",
-                "Forecasts the volatility of the next 24 hours of any liquid pair from its last 768 hourly candles: a "
-                "linear model on scale-free inputs and LSTMs over 48 hours that start as nothing, one ONNX graph.",
+                "Forecasts the volatility of the next 24 hours of any liquid pair from its last 721 hourly candles: a "
+                "linear model on scale-free inputs, trees on the same inputs, and what an LSTM over 48 hours adds; one "
+                "ONNX graph.",
                 _facts(contract, sha256, size),
                 f"## Scores, {evaluation['start']} to {evaluation['end']}",
-                _protocol(evaluation, scorings),
+                _protocol(contract, evaluation, scorings),
                 _table(evaluation),
                 _intervals(evaluation),
-                "Walk forward inside the training range, before this model was made:",
+                "On the folds inside the training range, by parts that learnt only what lies before; weights and "
+                "factor were chosen on these rows, so that they are no test:",
                 _folds(contract),
                 "## Limits",
                 _LIMITS,
@@ -108,12 +118,18 @@ def _facts(contract: Contract, sha256: str, size: int) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def _protocol(evaluation: dict[str, Any], scorings: int | None) -> str:
+def _protocol(contract: Contract, evaluation: dict[str, Any], scorings: int | None) -> str:
     text = f"{evaluation['rows']:,} hourly origins of {evaluation['symbol']}; {evaluation['protocol']['text']}"
+    until = evaluation["models"][0]["trained_until"]
+    if until < contract.training.trained_until:
+        text += (
+            f" What was scored had learnt until {_hour(until)}; this bundle is the same recipe fitted again on all "
+            f"until {_hour(contract.training.trained_until)}, and no hour is left here to score it on."
+        )
     if scorings is not None:
         text += (
-            f" What the model is was chosen on the years before; the ledger counts {scorings} scoring(s) that touch "
-            "this year, of any model."
+            f" How the model is made was chosen on the years before, with an eye on this one; the ledger counts "
+            f"{scorings} scoring(s) that touch this year, of any model."
         )
     return text
 
@@ -167,11 +183,12 @@ def _folds(contract: Contract) -> str:
 
 _LIMITS = """\
 - It says how much a price will move, never where to. It does not know news, order books or other exchanges.
-- On its headline it is close to a linear model on the same inputs; the table has both.
+- Most of it is its linear base; the table has the parts alone, and some of them win.
 - A day's σ is estimated from 24 returns: even the true volatility would leave an R² well under 1.
-- Pairs it did not learn from are served with the same weights; regimes and drift reference are of the pairs it did.
-- Candles of one hour, Binance spot. Hours that do not exist are not filled: with over 2 of 48 missing a forecast says
-  `degraded`, with over 12 of the last 24 returns missing there is none.
+- Other pairs than its first are served with the same weights: their horizons have a level of their own, their regimes
+  and their drift reference come from their own past.
+- Candles of one hour, Binance spot. Hours that do not exist are not filled: with over 2 of 48 or over 180 of 720
+  missing a forecast says `degraded`, with over 12 of the last 24 returns missing there is none.
 - The interval adapts, 24 hours late: in the days after a break it holds less than it says."""
 
 

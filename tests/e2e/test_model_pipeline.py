@@ -15,7 +15,7 @@ from repository import ROOT
 from stream.adapters.candles import files
 from stream.testing.market import simulate_symbol
 
-START = 1_609_459_200_000  # 2021-01-01 00:00 UTC
+START = 1_598_918_400_000  # 2020-09-01 00:00 UTC
 BUNDLE = Path("export/models/btcusdt-1h.onnx")
 
 
@@ -27,8 +27,8 @@ def project(folder: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore", "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["train"] |= {"from": "2021-01-01", "until": "2021-06-01"}
-    params["evaluate"] = {"from": "2021-06-01", "to": "2021-07-05"}
+    params["train"] |= {"from": "2020-09-01", "until": "2021-03-01"}
+    params["evaluate"] = {"years": "2021"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("data", "docs/images", "runs"):
         (folder / name).mkdir(parents=True)
@@ -44,7 +44,7 @@ def repro(folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_200)
 def test_two_clean_runs_give_equal_bytes_and_a_third_has_nothing_to_do(tmp_path: Path) -> None:
     one, other = project(tmp_path / "one"), project(tmp_path / "other")
     for folder in (one, other):

@@ -23,7 +23,17 @@ def figures() -> dict[str, Any]:
         "end": "2025-01-01",
         "rows": 8_760,
         "protocol": {"text": "As they are."},
-        "models": [{"name": "model", "data_sha256": CONTRACT.training.data_sha256}],
+        "models": [
+            {
+                "name": "model",
+                "trained_from": CONTRACT.training.trained_from,
+                "trained_until": CONTRACT.training.trained_until,
+                "data_sha256": CONTRACT.training.data_sha256,
+                "symbols": list(CONTRACT.training.symbols),
+                "seed": CONTRACT.training.seed,
+                "features_version": CONTRACT.features_version,
+            }
+        ],
         "next_24h": {"model": measures, "har": measures | {"rmse": 0.0020541}},
         "rolling_24h_next": {"model": measures | {"rmse": 0.000273}, "leaky": measures},
         "horizons": {"1h": {"model": measures}},
@@ -73,7 +83,13 @@ def test_the_card_has_model_baselines_intervals_data_and_the_count(figures: dict
 @pytest.mark.parametrize(
     ("spoil", "cause"),
     [
-        (lambda f: f["models"][0].update(data_sha256="1" * 64), "learnt from other candles"),
+        (lambda f: f["models"][0].update(data_sha256="1" * 64), "learnt otherwise"),
+        (lambda f: f["models"][0].update(seed=8), "learnt otherwise"),
+        (lambda f: f["models"][0].update(symbols=["ETHUSDT"]), "learnt otherwise"),
+        (lambda f: f["models"][0].update(features_version="2"), "learnt otherwise"),
+        (lambda f: f["models"][0].update(trained_from=5), "learnt otherwise"),
+        (lambda f: f["models"][0].update(trained_until=f["models"][0]["trained_until"] + 1), "learnt otherwise"),
+        (lambda f: f["models"][0].update(trained_until=f["models"][0]["trained_until"] - 1), "learnt otherwise"),
         (lambda f: f.pop("next_24h"), "is no evaluation"),
         (lambda f: f["next_24h"].pop("model"), "is no evaluation"),
         (lambda f: f.update(models=[]), "is no evaluation"),
@@ -85,6 +101,22 @@ def test_an_evaluation_of_something_else_is_refused(
     spoil(figures)
     with pytest.raises(card.CardError, match=cause):
         card.read_evaluation(written(tmp_path, figures), CONTRACT)
+
+
+def test_a_bundle_that_was_fitted_again_on_more_says_what_was_scored(figures: dict[str, Any], tmp_path: Path) -> None:
+    figures["models"][0].update(trained_until=CONTRACT.training.trained_until - 3_600_000, data_sha256="1" * 64)
+    read = card.read_evaluation(written(tmp_path, figures), CONTRACT)
+    text = card.render(CONTRACT, read, version="abc", sha256="f" * 64, size=1_000, scorings=None)
+    assert "What was scored had learnt until 2023-12-31 22:00 UTC; this bundle is the same recipe fitted again" in text
+    at_once = card.render(
+        CONTRACT,
+        read | {"models": [read["models"][0] | {"trained_until": CONTRACT.training.trained_until}]},
+        version="abc",
+        sha256="f" * 64,
+        size=1,
+        scorings=None,
+    )
+    assert "fitted again" not in at_once
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
