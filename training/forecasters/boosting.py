@@ -25,24 +25,16 @@ from training.data.dataset import Dataset, Rows, walk_forward
 from training.data.sample import Sample
 from training.forecasters.forecaster import Fitted, Forecasts, of_outputs
 from training.models.linear import mean_ratio
+from training.models.trees import SHARED_SETTINGS
 
 CHANNELS = ("return_scaled", "log_range", "log_realized_24h", "log_volume")
 _CHANNELS = [SEQUENCE_NAMES.index(name) for name in CHANNELS]
 _LEVEL = STATIC_NAMES.index("log_sigma_720h")
-_SETTINGS: dict[str, Any] = {
+_SETTINGS = SHARED_SETTINGS | {
     "learning_rate": 0.03,
-    "num_leaves": 8,
-    "max_bin": 63,
     "feature_fraction": 0.2,
     # Neighbouring labels share 23 of 24 hours: a third of them serves a tree as well.
     "bagging_fraction": 0.33,
-    "bagging_freq": 1,
-    "lambda_l2": 5.0,
-    "deterministic": True,
-    "force_row_wise": True,
-    # More threads give the same trees, and by waiting for each other took three times as long on a busy machine.
-    "num_threads": 1,
-    "verbose": -1,
 }
 
 
@@ -81,7 +73,6 @@ class LightGbm:
         known = np.isfinite(label)
         relative = np.log(label[known]) - learnt.static[known, _LEVEL]
         settings = _SETTINGS | {"seed": self.seed, "min_data_in_leaf": min(200, int(known.sum()) // 20)}
-        settings["objective"] = "gamma"
         table = np.concatenate([inputs(one, rows) for one, rows in learnt.parts])[known]
         table = lightgbm.Dataset(table, np.exp((2 if output else 1) * relative), weight=learnt.weight[known])
         return _Boosted(lightgbm.train(settings, table, num_boost_round=self.trees), squared=output > 0)

@@ -25,15 +25,11 @@ from training.data.sample import Sample
 TREES = 200
 #: Mean |return| of 30 days, as a logarithm: the sum of these inputs.
 ANCHOR = ("log_sigma_720h", "log_absolute_720h")
-_SETTINGS: dict[str, Any] = {
+#: LightGBM's settings for everything that is boosted here: small trees, and the same ones each time.
+SHARED_SETTINGS: dict[str, Any] = {
     "objective": "gamma",
-    "learning_rate": 0.05,
     "num_leaves": 8,
     "max_bin": 63,
-    "min_data_in_leaf": 200,
-    "feature_fraction": 0.3,
-    # Neighbouring labels share 23 of 24 hours: half of them serves a tree as well.
-    "bagging_fraction": 0.5,
     "bagging_freq": 1,
     "lambda_l2": 5.0,
     "deterministic": True,
@@ -41,6 +37,13 @@ _SETTINGS: dict[str, Any] = {
     # More threads give the same trees, and by waiting for each other took three times as long on a busy machine.
     "num_threads": 1,
     "verbose": -1,
+}
+_SETTINGS = SHARED_SETTINGS | {
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 200,
+    "feature_fraction": 0.3,
+    # Neighbouring labels share 23 of 24 hours: half of them serves a tree as well.
+    "bagging_fraction": 0.5,
 }
 _LEAF = -1
 
