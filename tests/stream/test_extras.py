@@ -74,7 +74,7 @@ def test_requirements_of_some_platforms_keep_their_markers(command: Command) -> 
 
     wanted = [Requirement(word) for word in command("train", None)[4:]]
     markers = {requirement.name: str(requirement.marker or "") for requirement in wanted}
-    assert set(markers) == {"keras", "onnx", "tf2onnx", "tensorflow", "tensorflow-cpu"}
+    assert set(markers) == {"keras", "lightgbm", "onnx", "tf2onnx", "tensorflow", "tensorflow-cpu"}
     assert "x86_64" in markers["tensorflow-cpu"]
     assert "aarch64" in markers["tensorflow"]
     assert markers["keras"] == ""
