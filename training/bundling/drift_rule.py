@@ -1,8 +1,9 @@
 """The drift reference of a bundle, and thresholds under which its training range was mostly quiet.
 
 Rules of this module:
-- The reference is the training range's quantiles. Each week, the last 30 days of the same range are compared with it,
-  and the last 10 days with the 90 before them; the distances that come of it are the usual ones.
+- The reference is the quantiles of the training range's last five years: what came before moved in ways that the market
+  has not come back to, and would make the thresholds wide. Each week, the last 30 days of those years are compared with
+  it, and the last 10 days with the 90 before them; the distances that come of it are the usual ones.
 - A signal alarms where any measure reaches its threshold, so the thresholds are set together: each measure's 95 %
   quantile, all times the one factor under which `QUIET_SHARE` of the weeks have no alarm.
 - Stored numbers are rounded, and the distances are taken to the rounded reference: the bundle is the same on whatever
@@ -18,9 +19,12 @@ import numpy as np
 from stream.core.forecasting import drift
 from stream.core.forecasting.contract import Reference
 from stream.core.forecasting.windows import Array
+from stream.core.market.candle import HOUR_MS
 from training.data.dataset import Dataset
 
 STEP_HOURS = 7 * 24
+#: Hours of the reference at most: five years, one leap day among them.
+REFERENCE_HOURS = 1_826 * 24
 #: Share of the training range's weeks in which a signal stays quiet.
 QUIET_SHARE = 0.95
 #: No threshold is lower: weeks are few, and a distance of a tenth of a deviation is no drift.
@@ -33,9 +37,9 @@ _THRESHOLD_DIGITS = 4
 
 
 def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]:
-    """Computes the drift reference of the hours of [start, end), by measure. Raises `ValueError` where none of them has
-    the look-back that drift needs."""
-    rows = slice(*np.searchsorted(data.open_time, (start_ms, end_ms)))
+    """Computes the drift reference of the last five years of [start, end), by measure. Raises `ValueError` where none of
+    their hours has the look-back that drift needs."""
+    rows = slice(*np.searchsorted(data.open_time, (max(start_ms, end_ms - REFERENCE_HOURS * HOUR_MS), end_ms)))
     values = drift.measures(data.features, data.ohlcv)[rows]
     known = drift.measured(values)
     if not len(known):
