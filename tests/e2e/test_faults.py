@@ -341,15 +341,13 @@ async def test_a_symbol_is_halted_or_delisted_and_comes_back(status: str, broker
             again = exchange.now_ms()
             exchange.tape = Tape(tape | {"ETHUSDT": [c for c in series if not end < c.open_time <= again]})
             exchange.fault("status", symbol="ETHUSDT", status="TRADING")
+            # Not asked once the tape has ended: to a node that then stops slowly the next hour is overdue.
             await watch.until(lambda: dict(watch.ear.feed)["ETHUSDT"] == "live" and not halted(watch))
 
-        watch, ear = await stand.run(exchange, broker, tmp_path, alongside=halt_and_come_back, until=lambda watch: True)
+        watch, _ = await stand.run(exchange, broker, tmp_path, alongside=halt_and_come_back, until=lambda watch: True)
         missing = len(series) - len(exchange.tape.all("ETHUSDT"))
     assert {f.symbol for f in watch.of(TradingObserved) if f.halted} == {"ETHUSDT"}
     assert not halted(watch)
-    states = [state for symbol, state in ear.feed if symbol == "ETHUSDT"]
-    assert "halted" in states
-    assert states[-1] == "live"
     assert not watch.of(FeedDisconnected)
     gap = next(g for g in watch.of(GapDeclared))
     assert (gap.symbol, gap.hours) == ("ETHUSDT", missing)
