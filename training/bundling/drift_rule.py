@@ -37,8 +37,8 @@ _THRESHOLD_DIGITS = 4
 
 
 def reference(data: Dataset, start_ms: int, end_ms: int) -> dict[str, Reference]:
-    """Computes the drift reference of the last five years of [start, end), by measure. Raises `ValueError` where none of
-    their hours has the look-back that drift needs."""
+    """Computes the drift reference of the last five years of [start, end), by measure. Raises `ValueError` where none
+    of their hours has the look-back that drift needs."""
     rows = slice(*np.searchsorted(data.open_time, (max(start_ms, end_ms - REFERENCE_HOURS * HOUR_MS), end_ms)))
     values = drift.measures(data.features, data.ohlcv)[rows]
     known = drift.measured(values)

@@ -22,7 +22,9 @@ from stream.core.forecasting.features import STATIC_NAMES
 from stream.core.forecasting.windows import Array
 from training.data.sample import Sample
 
-TREES = 200
+#: Trees and learning rate of each output: the next 24 h, then 1, 6, 12 and 24 h. Every tree costs every row, and to the
+#: short horizons half of them at twice the rate are worth the same.
+GROWTH = ((200, 0.05), (100, 0.1), (100, 0.1), (100, 0.1), (200, 0.05))
 #: Mean |return| of 30 days, as a logarithm: the sum of these inputs.
 ANCHOR = ("log_sigma_720h", "log_absolute_720h")
 #: LightGBM's settings for everything that is boosted here: small trees, and the same ones each time.
@@ -39,7 +41,6 @@ SHARED_SETTINGS: dict[str, Any] = {
     "verbose": -1,
 }
 _SETTINGS = SHARED_SETTINGS | {
-    "learning_rate": 0.05,
     "min_data_in_leaf": 200,
     "feature_fraction": 0.3,
     # Neighbouring labels share 23 of 24 hours: half of them serves a tree as well.
@@ -119,20 +120,21 @@ def anchor() -> Array:
     return out
 
 
-def fit(sample: Sample, *, seed: int, trees: int = TREES) -> Trees:
-    """Grows `trees` trees for each output on the rows of all pairs whose label is known."""
+def fit(sample: Sample, *, seed: int, most: int = 1_000) -> Trees:
+    """Grows trees for each output, `most` at most, on the rows of all pairs whose label is known."""
     import lightgbm
 
     static, labels = sample.static, sample.labels
     scale = np.exp(static.astype(np.float64) @ anchor())
     nodes: list[_Node] = []
     roots, outputs = [], []
-    for k in range(OUTPUT_WIDTH):
+    for k, (trees, learning_rate) in enumerate(GROWTH):
         known = np.isfinite(labels[:, k])
         relative = labels[known, k] / scale[known]
         table = lightgbm.Dataset(static[known], relative if k == 0 else relative**2, weight=sample.weight[known])
         least = min(_SETTINGS["min_data_in_leaf"], int(known.sum()) // 20)
-        booster = lightgbm.train(_SETTINGS | {"seed": seed, "min_data_in_leaf": least}, table, num_boost_round=trees)
+        settings = _SETTINGS | {"seed": seed, "learning_rate": learning_rate, "min_data_in_leaf": least}
+        booster = lightgbm.train(settings, table, num_boost_round=min(trees, most))
         for tree in booster.dump_model()["tree_info"]:
             roots.append(len(nodes))
             outputs.append(k)

@@ -23,7 +23,7 @@ def learnt() -> sample.Sample:
 
 @pytest.fixture(scope="module")
 def grown(learnt) -> trees.Trees:
-    return trees.fit(learnt, seed=3, trees=20)
+    return trees.fit(learnt, seed=3, most=20)
 
 
 def test_they_forecast_what_lightgbm_does(learnt, monkeypatch):
@@ -36,7 +36,7 @@ def test_they_forecast_what_lightgbm_does(learnt, monkeypatch):
         return boosters[-1]
 
     monkeypatch.setattr(lightgbm, "train", kept)
-    grown = trees.fit(learnt, seed=3, trees=20)
+    grown = trees.fit(learnt, seed=3, most=20)
     raw = np.stack([b.predict(learnt.static, raw_score=True) for b in boosters], axis=-1)
     raw[:, 1:] /= 2
     np.testing.assert_allclose(grown.sums(learnt.static), raw, atol=1e-12)
@@ -68,6 +68,6 @@ def test_weights_scale_the_leaves_and_leave_trees_out(learnt, grown, tmp_path):
 
 
 def test_the_same_seed_grows_the_same_trees(learnt, grown):
-    again = trees.fit(learnt, seed=3, trees=20)
+    again = trees.fit(learnt, seed=3, most=20)
     for name in trees.Trees.__slots__:
         np.testing.assert_array_equal(getattr(again, name), getattr(grown, name))
