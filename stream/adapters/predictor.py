@@ -4,8 +4,8 @@ Rules of this module:
 - A file is checked before it runs: size, structure, foreign code and data, contract, inputs and outputs. One that
   fails raises `ContractError` with one line that begins with its path.
 - A row's output does not depend on the other rows of its batch, to the last bit. Few rows are computed one by one, many
-  in batches of the one size `_BATCH`, provided that this machine's kernels give the same bits for a batch as for a row:
-  a kernel is chosen by shape and not by content, so computing the first batch both ways shows it.
+  in batches of the sizes `_BATCHES`, provided that this machine's kernels give the same bits for a batch as for a row:
+  a kernel is chosen by shape and not by content, so computing the first batch of a size both ways shows it.
 - The runtime has one thread and does not spin: a pool would burn a second core for calls of a fraction of a ms. Many
   rows, as in batch prediction, are shared among threads of this module.
 """
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 64 * 1024 * 1024
 #: From this many rows on, the machine's cores share them.
 _MANY_ROWS = 512
-#: Rows per call of the runtime where there are that many: a third of the time of as many calls.
-_BATCH = 64
+#: Rows per call of the runtime, where there are that many: a quarter and a third of the time of as many calls.
+_BATCHES = (256, 64)
 #: The domains of ONNX's own operators; the first two are one. Converters declare the last out of habit.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 #: Operators that may run for ever on one row; no layer of our network is converted to one of these.
@@ -51,15 +51,13 @@ class Predictor:
     def __init__(self, model: Model, session: ort.InferenceSession) -> None:
         self.model = model
         self._session = session
-        #: Whether a batch gives the bits that its rows give alone; None before there was one.
-        self._batches_agree: bool | None = None
+        #: By size: whether a batch gives the bits that its rows give alone.
+        self._agreed: dict[int, bool] = {}
 
     def __call__(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = len(sequence)
         out = np.empty((rows, contract.OUTPUT_WIDTH), np.float32)
-        if rows >= _BATCH and self._batches_agree is None:
-            self._batches_agree = self._agree(sequence[:_BATCH], static[:_BATCH])
-        size = _BATCH if rows >= _BATCH and self._batches_agree else 1
+        size = next((n for n in _BATCHES if rows >= n and self._agree(sequence[:n], static[:n])), 1)
         # The last batch is as large as the others, and computes some rows a second time.
         starts = [min(first, rows - size) for first in range(0, rows, size)]
 
@@ -80,13 +78,20 @@ class Predictor:
         return out
 
     def _agree(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> bool:
-        alone = [self._run(sequence[k : k + 1], static[k : k + 1]) for k in range(len(sequence))]
-        agree = np.array_equal(self._run(sequence, static), np.concatenate(alone), equal_nan=True)
-        if not agree:
-            log.warning(
-                "the model gives a batch other bits than its rows on this machine: rows are computed one by one"
-            )
-        return agree
+        """Returns whether batches of this size give the bits that their rows give alone, as the first one shows."""
+        size = len(sequence)
+        if size not in self._agreed:
+            alone = [self._run(sequence[k : k + 1], static[k : k + 1]) for k in range(size)]
+            agree = np.array_equal(self._run(sequence, static), np.concatenate(alone), equal_nan=True)
+            self._agreed[size] = bool(agree)
+            if not agree:
+                log.warning(
+                    "the model gives a batch of %d other bits than its rows on this machine: rows are computed in "
+                    "smaller batches or one by one",
+                    size,
+                    extra={"rows": size},
+                )
+        return self._agreed[size]
 
     def _run(self, sequence: NDArray[np.float32], static: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
