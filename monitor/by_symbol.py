@@ -78,6 +78,12 @@ class Family(Collector):
     def set(self, symbol: str, value: float, *labels: str) -> None:
         self._columns[labels].values[self._symbols[symbol]] = value
 
+    def become(self, value: float, *labels: str) -> None:
+        """Has these labels in place of all others, with the value for every symbol."""
+        for_all = any(column.for_all for column in self.columns)
+        column = Column(self._template(labels), array("d", [value]) * len(self._symbols), for_all)
+        self._columns = {labels: column}
+
     def inc(self, symbol: str, *labels: str) -> None:
         self._columns[labels].values[self._symbols[symbol]] += 1
 

@@ -104,16 +104,10 @@ class Metrics:
         time, number = partial(each, "gauge", Form.TIME, math.nan), partial(each, "gauge", Form.NUMBER, math.nan)
         total = partial(each, "counter", Form.COUNT, 0.0)
 
-        contract = model.contract
-        until = contract.training.trained_until
-        which = {
-            "version": (model.version,),
-            "features_version": (str(contract.features_version),),
-            "trained_until": (str(until),),
-        }
         gauge("build_info", "Version of this node.", "version").labels(version).set(1)
-        info = flag("model_info", "The model in use.", which)
-        trained = time("model_trained_until_timestamp_seconds", "Open time of the last candle trained on.")
+        which = ("version", "features_version", "trained_until")
+        self.model_info = flag("model_info", "The model in use.", dict.fromkeys(which, ("",)))
+        self.trained_until = time("model_trained_until_timestamp_seconds", "Open time of the last candle trained on.")
         self.ws_connected = gauge("ws_connected", "1 while the market stream is open.")
         self.ws_connects = counter("ws_connects", "Market stream connections opened.")
         self.ws_disconnects = counter("ws_disconnects", "Market stream connections that ended or failed.", "reason")
@@ -179,11 +173,8 @@ class Metrics:
         self.lag = gauge("event_loop_lag_seconds", "How late the event loop was at the last probe.")
         self.offset = gauge("clock_offset_seconds", "The exchange's clock minus ours.")
 
-        for symbol in symbols:
-            info.set(symbol, 1, *(value for (value,) in which.values()))
-            trained.set(symbol, until / 1_000)
-            for feature in MEASURES:
-                self.drift_threshold.set(symbol, contract.reference[feature].threshold, feature)
+        self._symbols = tuple(symbols)
+        self._model(model)
         for reason in DISCONNECTS:
             self.ws_disconnects.labels(reason)
         for reason in REJECTIONS:
@@ -212,6 +203,7 @@ class Metrics:
             telemetry.ForecastCommitted: self._forecast,
             telemetry.ScoreChanged: self._score,
             telemetry.DecayFound: lambda f: self.decays.inc(f.decay.symbol, f.decay.kind),
+            telemetry.ModelReplaced: lambda f: self._model(f.model),
             telemetry.ForecastFailed: lambda f: self.forecast_failures.inc(f.symbol),
             telemetry.ForecastAcknowledged: lambda f: self.forecast_delay.observe(max(0.0, f.delay_s)),
             telemetry.BrokerConnected: lambda f: self.mqtt_connected.set(1),
@@ -248,6 +240,15 @@ class Metrics:
         of_symbols = self._by_symbol.chunks(names)
         yield generate_latest(_Some(c for n, c in self._of_node.items() if names is None or n in names))
         yield from of_symbols
+
+    def _model(self, model: Model) -> None:
+        contract = model.contract
+        until = contract.training.trained_until
+        self.model_info.become(1, model.version, str(contract.features_version), str(until))
+        for symbol in self._symbols:
+            self.trained_until.set(symbol, until / 1_000)
+            for feature in MEASURES:
+                self.drift_threshold.set(symbol, contract.reference[feature].threshold, feature)
 
     def _feed_connected(self, fact: telemetry.FeedConnected) -> None:
         self.ws_connects.inc()

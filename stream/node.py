@@ -17,7 +17,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +27,7 @@ from monitor.metrics import Metrics
 from stream import web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
-from stream.adapters.bundles import model_path
+from stream.adapters.bundles import ModelFile, model_path
 from stream.adapters.data_dir import DataDirLock
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import SqliteJournal
@@ -41,6 +40,7 @@ from stream.adapters.rest.weight import MINUTE_S
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
+from stream.core.forecasting.contract import ContractError, Model
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas, topics
 from stream.core.messages.builders import model_ref
@@ -48,8 +48,10 @@ from stream.core.messages.records import Issuer
 from stream.core.messages.schemas import NodeInfo
 from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.pipeline import identity
+from stream.pipeline.champion import Champion
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
+from stream.pipeline.succession import Successor
 from stream.settings import EMBEDDED, Settings
 from stream.telemetry import Fact, FanOut, FrameRejected, Observer
 from stream.testing.broker import EmbeddedBroker
@@ -78,7 +80,8 @@ class _Ground:
     journal: SqliteJournal
     predictor: predictors.Predictor
     issuer: Issuer
-    model_path: Path
+    #: None if the settings name the model, which then stays.
+    model_file: ModelFile | None
     policy: Policy
     drift_state: str
     http_socket: socket.socket
@@ -99,6 +102,8 @@ def _prepare(settings: Settings) -> _Ground:
     """Reads the files, takes the lock, opens the journal and binds the port. Raises one of the errors that `run` names
     if any of it fails, and then leaves nothing open."""
     with contextlib.ExitStack() as undo:
+        # Looked at first: what is put there while it is read is noticed.
+        model_file = ModelFile(settings.data_dir) if settings.model is None else None
         model = model_path(settings.model, settings.data_dir)
         bundle = predictors.read(model)
         predictor = predictors.parse(bundle, str(model))
@@ -117,13 +122,12 @@ def _prepare(settings: Settings) -> _Ground:
             broker.start()
         undo.pop_all()
     drift_state = job.state(settings.drift_period_hours)
-    issuer = Issuer(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
     return _Ground(
         lock,
         journal,
         predictor,
-        issuer,
-        model,
+        _issuer(predictor, bundle, policy),
+        model_file,
         policy,
         drift_state,
         http_socket,
@@ -132,6 +136,28 @@ def _prepare(settings: Settings) -> _Ground:
         tls,
         broker,
     )
+
+
+def _issuer(predictor: predictors.Predictor, bundle: bytes, policy: Policy) -> Issuer:
+    return Issuer(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
+
+
+def _look(settings: Settings, ground: _Ground, model_file: ModelFile) -> Successor | None:
+    """Returns the model that the data directory has now if its file has changed. Raises `ContractError` if that is not
+    a bundle that can take over while the node runs."""
+    path = model_file.changed()
+    if path is None:
+        return None
+    bundle = predictors.read(path)
+    predictor = predictors.parse(bundle, str(path))
+    rules = Rules.of(ground.policy, predictor.model.contract)
+    before = Rules.of(ground.policy, ground.predictor.model.contract)
+    if any(rules.history_hours(symbol) > before.history_hours(symbol) for symbol in settings.symbols):
+        raise ContractError(
+            f"{path}: it describes {rules.described} and not {before.described}, which needs more history than the "
+            "node has: restart it"
+        )
+    return Successor(predictor, rules, _issuer(predictor, bundle, ground.policy))
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -265,25 +291,33 @@ async def _run(
             daemon,
             period_hours=settings.drift_period_hours,
             data_dir=settings.data_dir,
-            model=ground.model_path,
+            model=partial(model_path, settings.model, settings.data_dir),
             clock=clock,
             observe=observe,
             state=ground.drift_state,
             # With a faster clock hours pass in seconds: a run at low priority might not end before the tape does.
             command=None if settings.time_scale == 1 else partial(job.drift_command, nice=0),
         )
-        daemon.introduce(
-            NodeInfo(
-                instance=settings.instance,
-                session=session,
-                version=VERSION,
-                symbols=settings.symbols,
-                schemas=schemas.SCHEMAS,
-                model=model_ref(model),
-                policy=ground.policy.version,
-                drift=drift.state,
+
+        def introduce(model: Model) -> None:
+            daemon.publisher.introduce(
+                NodeInfo(
+                    instance=settings.instance,
+                    session=session,
+                    version=VERSION,
+                    symbols=settings.symbols,
+                    schemas=schemas.SCHEMAS,
+                    model=model_ref(model),
+                    policy=ground.policy.version,
+                    drift=drift.state,
+                )
             )
-        )
+
+        introduce(model)
+        alongside_it = [drift.run]
+        if ground.model_file is not None:
+            look = partial(_look, settings, ground, ground.model_file)
+            alongside_it.append(Champion(daemon.processor, look=look, clock=clock, replaced=introduce).run)
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,
@@ -307,7 +341,7 @@ async def _run(
                 if alongside is not None:
                     await alongside(node)
 
-            await daemon.run(broker, stop, (accompany, drift.run))
+            await daemon.run(broker, stop, (accompany, *alongside_it))
         log.info("stopped")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from stream.core.forecasting.contract import Model
 from stream.core.market.candle import Provenance
 from stream.core.messages.schemas import Decay, Decision, Drift, Forecast, NodeStateName, Score
 from stream.core.messages.scoring import Outcome
@@ -143,6 +144,13 @@ class ForecastFailed(Fact, frozen=True, gc=False):
 
     symbol: str
     open_time: int
+
+
+class ModelReplaced(Fact, frozen=True, gc=False):
+    """Another model forecasts from now on."""
+
+    previous: str
+    model: Model
 
 
 class Resumed(Fact, frozen=True, gc=False):

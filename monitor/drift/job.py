@@ -75,7 +75,8 @@ class Listener(Protocol):
 class Schedule:
     """Runs drift for each symbol once the node is ready, then every `period_hours` of exchange time.
 
-    `state` is what the function of that name returns: anything but "on" keeps the schedule from running.
+    `state` is what the function of that name returns: anything but "on" keeps the schedule from running. `model()` is
+    the bundle in use, which may become another one.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Schedule:
         *,
         period_hours: float,
         data_dir: Path,
-        model: Path,
+        model: Callable[[], Path],
         clock: Clock,
         observe: Observer,
         state: str = "on",
@@ -124,7 +125,7 @@ class Schedule:
         html = reports / f"drift-{symbol}-{self._clock.wall_ms()}.html"
         try:
             await asyncio.to_thread(reports.mkdir, parents=True, exist_ok=True)
-            await self._child(self._command(symbol, self._data_dir, self._model, html))
+            await self._child(self._command(symbol, self._data_dir, self._model(), html))
             drift = await asyncio.to_thread(_read, html.with_suffix(".json"), symbol)
             await self._listener.publish_drift(drift, int(3 * self._period_hours * 3_600))
         # Whatever the child has written, it must not end the daemon.

@@ -21,7 +21,7 @@ from stream.core.market.outputs import Due, FeedStateName
 from stream.core.messages import schemas, topics
 from stream.core.messages.builders import EVENT_EXPIRY_S
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Retained
-from stream.core.messages.schemas import Drift, Feed, NodeInfo
+from stream.core.messages.schemas import Drift, Feed
 from stream.errors import JournalError, UnreachableError
 from stream.pipeline import identity, progress
 from stream.pipeline.health import BROKER_AWAY, Health
@@ -233,9 +233,6 @@ class Daemon:
             except JournalError as error:
                 raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
             self.publisher.offer([], identity.newer(payloads, symbol, ours))
-
-    def introduce(self, info: NodeInfo) -> None:
-        self.publisher.introduce(info)
 
     async def _listen(self) -> None:
         await self.intake.settled()

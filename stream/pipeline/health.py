@@ -99,7 +99,8 @@ class Health:
             due = grid_floor(self._time.now_ms(self._clock.monotonic_s()) - self._grace_ms) - HOUR_MS
             reasons += self._of_symbols(due)
         served = self._processor.serving_baseline()
-        remarks = (*served.values(), *self._publisher.remarks)
+        waits = [self._processor.successor] if self._processor.successor else []
+        remarks = (*served.values(), *self._publisher.remarks, *waits)
         return Readiness(not reasons, tuple(reasons), halted, remarks, tuple(served))
 
     def warmed_up(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Ready, State
 from stream.core.deciding.replay import predict_ready, warm
 from stream.core.forecasting import serving
+from stream.core.forecasting.contract import Model
 from stream.core.forecasting.intervals import DELAY_HOURS
 from stream.core.forecasting.predictions import Prediction
 from stream.core.forecasting.rolling import Rolling
@@ -30,23 +31,13 @@ from stream.core.messages.records import Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
-from stream.pipeline import identity
+from stream.pipeline import identity, reporting, succession
 from stream.pipeline.revision import Load, Restated, restate
-from stream.pipeline.scorekeeping import Scorekeeper
+from stream.pipeline.scorekeeping import Board, Scorekeeper
+from stream.pipeline.succession import Successor
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Predictor
-from stream.telemetry import (
-    CandleProcessed,
-    CandleRevised,
-    ForecastCommitted,
-    ForecastFailed,
-    ForecastRevised,
-    ForecastScored,
-    GapDeclared,
-    Inferred,
-    Observer,
-    Resumed,
-)
+from stream.telemetry import ForecastFailed, Inferred, ModelReplaced, Observer, Resumed
 from stream.times import utc
 
 log = logging.getLogger(__name__)
@@ -106,8 +97,15 @@ class Processor:
             offer=offer,
             issued_history=lambda symbol: self._issued.get(symbol, IssuedHistory()),
         )
+        #: What waits to forecast, or why it cannot: a sentence; None if nothing does.
+        self.successor: str | None = None
         #: Symbols whose newest candle has no forecast because the model gave no usable one.
         self.unforecast: set[str] = set()
+
+    @property
+    def model(self) -> Model:
+        """The model that forecasts."""
+        return self._predictor.model
 
     def history_hours(self, symbol: str) -> int:
         """Returns how many candles the symbol's operator must have seen to issue what one that always ran would."""
@@ -140,6 +138,8 @@ class Processor:
                 await self._learn(symbol, *received)
         extra = {"symbol": symbol, "candles": len(candles)}
         log.log(self._routine, "%s: warmed up on %d candles", symbol, len(candles), extra=extra)
+        if expected is not None and expected.model_version not in ("", model.version):
+            await self._announce([symbol], expected.model_version, "the node started with another model")
         if expected is not None:
             newest = await self._worker.call(self._journal.newest, symbol)
             self._observe(Resumed(symbol, expected.open_time, self.buffer_hours(symbol), *newest))
@@ -156,6 +156,41 @@ class Processor:
                 state.memory.exposure,
                 extra={"symbol": symbol},
             )
+
+    async def prepare(self, successor: Successor) -> dict[str, State]:
+        """Returns the states of all symbols under another model, while candles go on under the present one."""
+        prepared: dict[str, State] = {}
+        for symbol, state in list(self._states.items()):
+            past = await self._worker.call(succession.past, successor, state, self._journal)
+            prepared[symbol] = await asyncio.to_thread(succession.state_of, successor, symbol, past)
+        return prepared
+
+    async def succeed(self, successor: Successor, prepared: Mapping[str, State], reason: str) -> None:
+        """Has another model forecast from the next candle on. `prepared` are the states that `prepare` returned; what
+        has closed since is added to them. Raises `JournalError`, and changes nothing, if the journal cannot be read."""
+        model = successor.predictor.model
+        async with self._turn_lock:
+            former, taken = self._predictor.model, []
+            for symbol, present in self._states.items():
+                before = prepared.get(symbol)
+                state = await self._worker.call(succession.caught_up, successor, before, present, self._journal)
+                waiting = await self._waiting_for_outcomes(state)
+                taken.append((state, self._issued[symbol], waiting, await self._scores.read(state, model)))
+            await self._worker.commit(partial(self._journal.keep_issuer, successor.issuer))
+            self._predictor, self._rules = successor.predictor, successor.rules
+            self._scores.replace_model(model)
+            for one in taken:
+                self._settle(*one)
+                self._scores.due(one[0])
+            await self._announce(list(self._states), former.version, reason)
+        self._observe(ModelReplaced(former.version, model))
+
+    async def _announce(self, symbols: Sequence[str], previous: str, reason: str) -> None:
+        """Publishes that another model forecasts from now on."""
+        now_ms, model = self._clock.wall_ms(), self._predictor.model
+        events = [recording.model_changed(symbol, previous, model, reason, now_ms) for symbol in symbols]
+        seqs = await self._worker.commit(partial(self._journal.post, events, ()))
+        self._offer([Outgoing(seq, *event) for seq, event in zip(seqs, events, strict=True)], ())
 
     async def learn(self, symbol: str, payloads: Mapping[str, bytes], waiting: Waiting) -> None:
         """Takes in what the broker retains for a symbol, by topic, before anything is published there; if the symbol is
@@ -196,8 +231,13 @@ class Processor:
 
     async def _adopt(self, state: State, reported: IssuedHistory) -> None:
         """Makes the state the current one, with the outcomes and the unscored forecasts that the journal has for it."""
-        waiting = await self._waiting_for_outcomes(state)
-        await self._scores.adopt(state)
+        waiting, board = await self._waiting_for_outcomes(state), await self._scores.read(state, self._predictor.model)
+        self._settle(state, reported, waiting, board)
+
+    def _settle(
+        self, state: State, reported: IssuedHistory, waiting: dict[int, tuple[bytes, ...]], board: Board
+    ) -> None:
+        self._scores.adopt(state.symbol, board)
         lines = builders.lines_of(state.recent, reported.lines)
         self._issued[state.symbol] = msgspec.structs.replace(reported, lines=lines)
         self._states[state.symbol], self._unscored[state.symbol] = state, waiting
@@ -227,7 +267,8 @@ class Processor:
             self._offer(outgoing, record.retained)
             if record.outcomes:
                 self._scores.due(found.state)
-        self._report_revised(found)
+        reporting.revised(found.record, found.newest_id, self._observe)
+        self._scores.report([alarm.message for alarm in found.record.decays])
         return len(record.candles)
 
     def _restate(self, symbol: str, reported: Sequence[Candle]) -> Restated | None:
@@ -235,26 +276,6 @@ class Processor:
         return restate(
             symbol, reported, self._journal, self._rules, self._predictor, now_ms, issued=history, load=self._load
         )
-
-    def _report_revised(self, found: Restated) -> None:
-        record = found.record
-        log.warning(
-            "%s: the exchange revised %d hour(s) from %s on; %d forecast(s) and %d score(s) are issued again",
-            record.symbol,
-            len(record.candles),
-            utc(record.candles[0].open_time),
-            len(record.forecasts),
-            len(record.outcomes),
-            extra={"symbol": record.symbol, "hours": len(record.candles), "forecasts": len(record.forecasts)},
-        )
-        for candle in record.candles:
-            self._observe(CandleRevised(candle.symbol, candle.open_time))
-        for forecast, decision in zip(record.forecasts, record.decisions, strict=True):
-            newest = forecast.message.id == found.newest_id
-            self._observe(ForecastRevised(forecast.message, decision.message, newest))
-        for outcome in record.outcomes:
-            self._observe(ForecastScored(outcome))
-        self._scores.report([found.message for found in record.decays])
 
     async def scores_wait(self) -> None:
         """Waits until there are scores to publish."""
@@ -291,7 +312,7 @@ class Processor:
         # Lets the publisher run before the observers: subscribers wait for messages, nobody waits for observers.
         await asyncio.sleep(0)
         for due, state, record in zip(batch, taken.states, taken.records, strict=True):
-            self._report(due, record)
+            reporting.processed(due, record, self.buffer_hours(state.symbol), self._observe)
             self._judge(state.symbol, due.candle.open_time, usable=state.symbol not in taken.refused)
             if state.serving != served[state.symbol]:
                 self._log_serving(state)
@@ -365,23 +386,3 @@ class Processor:
             )
         self.unforecast.add(symbol)
         self._observe(ForecastFailed(symbol, open_time))
-
-    def _report(self, due: Due, record: Record) -> None:
-        symbol, open_time = due.candle.symbol, due.candle.open_time
-        if record.gap is not None:
-            first, last = record.gap
-            hours = (last - first) // HOUR_MS + 1
-            log.warning(
-                "%s: gap: the exchange never published %d hour(s) from %s to %s",
-                symbol,
-                hours,
-                utc(first),
-                utc(last),
-                extra={"symbol": symbol, "hours": hours, "from": first, "to": last},
-            )
-            self._observe(GapDeclared(symbol, first, last, hours))
-        self._observe(CandleProcessed(symbol, open_time, due.provenance, self.buffer_hours(symbol)))
-        for forecast, decision in zip(record.forecasts, record.decisions, strict=True):
-            self._observe(ForecastCommitted(forecast.message, decision.message))
-        for outcome in record.outcomes:
-            self._observe(ForecastScored(outcome))

@@ -100,11 +100,12 @@ class EventPublisher:
         self._retained |= {item.topic: item for item in retained if item.topic not in gone}
         self._count()
 
-    def introduce(self, info: NodeInfo) -> None:
-        """Sets the message about the node, which each connection publishes after the node's state and before all other
+    def introduce(self, message: NodeInfo) -> None:
+        """Publishes a message about the node. On each connection it comes after the node's state and before all other
         retained messages."""
-        topic = topics.node_topic(self._instance, "info")
-        self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
+        info = Retained(topics.node_topic(self._instance, "info"), schemas.encode(message), None)
+        self._retained = {info.topic: info, **self._retained}
+        self.offer((), (info,))
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
         """Takes events and retained messages that the journal has, for publishing."""

@@ -28,6 +28,9 @@ from stream.times import utc
 
 log = logging.getLogger(__name__)
 
+#: A symbol's board, and the open times of the alarms that have been issued.
+Board = tuple[Scoreboard, list[int]]
+
 
 class Scorekeeper:
     """Keeps one scoreboard per symbol. The processor calls it one turn at a time, so no two calls change a board at
@@ -60,15 +63,22 @@ class Scorekeeper:
         #: Set while scores wait to be published.
         self.waiting = asyncio.Event()
 
-    async def adopt(self, state: State) -> None:
-        """Builds the symbol's board anew from the outcomes in the journal."""
-        self._boards[state.symbol], self._reported[state.symbol] = await self._worker.call(self._of_journal, state)
+    def replace_model(self, model: Model) -> None:
+        """Takes another model into use; each symbol's board is of the former one until another is adopted."""
+        self._model = model
 
-    def _of_journal(self, state: State) -> tuple[Scoreboard, list[int]]:
-        newest, version = state.last_open_time or 0, self._model.version
+    async def read(self, state: State, model: Model) -> Board:
+        """Builds the symbol's board from the outcomes in the journal."""
+        return await self._worker.call(self._of_journal, state, model)
+
+    def adopt(self, symbol: str, board: Board) -> None:
+        self._boards[symbol], self._reported[symbol] = board
+
+    def _of_journal(self, state: State, model: Model) -> Board:
+        newest, version = state.last_open_time or 0, model.version
         hourly = self._journal.outcomes(state.symbol, newest - scoreboard.REACH_HOURS * HOUR_MS, newest)
         daily = self._journal.daily_outcomes(state.symbol, version)
-        board = Scoreboard.of(self._model.contract.usual, version, hourly, daily, state)
+        board = Scoreboard.of(model.contract.usual, version, hourly, daily, state)
         return board, self._journal.reported_alarms(state.symbol, version)
 
     def decays(self, symbol: str, outcomes: Sequence[Outcome]) -> list[Decay]:

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import polars as pl
 import pytest
-from onnx import helper, numpy_helper
+from other_bundles import write_scaled
 
 from stream.adapters import predictor
 from stream.adapters.bundles import packaged_model
 from stream.core.deciding.replay import to_grid
 from stream.core.forecasting import features
-from stream.core.forecasting.contract import OUTPUT
 from stream.core.market.candle import HOUR_MS, Candle
 
 START = 1_704_067_200_000
@@ -31,14 +29,7 @@ FACTOR = 2.5
 @pytest.fixture(scope="module")
 def too_high(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged bundle with a graph whose output is `FACTOR` times as high: a real model that has gone wrong."""
-    model = onnx.load(str(packaged_model()))
-    (last,) = [node for node in model.graph.node if OUTPUT in node.output]
-    last.output[list(last.output).index(OUTPUT)] = "right"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(FACTOR, np.float32), "factor"))
-    model.graph.node.append(helper.make_node("Mul", ["right", "factor"], [OUTPUT]))
-    path = tmp_path_factory.mktemp("model") / "too-high.onnx"
-    onnx.save(model, str(path))
-    return path
+    return write_scaled(tmp_path_factory.mktemp("model") / "too-high.onnx", FACTOR)
 
 
 def test_the_baseline_is_served_and_said_everywhere(

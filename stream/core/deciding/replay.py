@@ -173,6 +173,23 @@ def warm(rules: Rules, symbol: str, candles: Sequence[Candle], model: Model, pre
     return state
 
 
+def follow(rules: Rules, state: State, candles: Sequence[Candle], model: Model, predict: Predict) -> State:
+    """Returns the operator's state after further candles, one at a time."""
+    for candle in candles:
+        state, events = step(rules, state, candle)
+        ready = [e for e in events if isinstance(e, Ready)]
+        if not ready:
+            continue
+        found = predict_ready(ready, model, predict, Rolling())
+        state = step(rules, state, found[0])[0] if found else give_up(state)
+    return state
+
+
+def same_candles(a: State, b: State) -> bool:
+    """Returns whether two states have seen the same candles in the hours that features look back."""
+    return a.last_open_time == b.last_open_time and np.array_equal(a.window.rows, b.window.rows, equal_nan=True)
+
+
 def _before(
     rules: Rules,
     symbol: str,

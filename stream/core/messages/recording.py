@@ -112,6 +112,19 @@ def event_messages(
     return tuple(events)
 
 
+def model_changed(symbol: str, previous: str, model: Model, reason: str, now_ms: int) -> EventMessage:
+    """Returns the event that another model forecasts from now on."""
+    message = schemas.ModelChanged(
+        id=f"binance:spot:{symbol}:1h:model:{model.version}:{now_ms}",
+        symbol=symbol,
+        issued_at=now_ms,
+        previous=previous,
+        model=builders.model_ref(model),
+        reason=reason,
+    )
+    return EventMessage(topics.event_topic(symbol, "model.changed"), schemas.encode(message), EVENT_EXPIRY_S)
+
+
 def retained_messages(
     symbol: str, forecast: Encoded[Forecast] | None, decision: Encoded[Decision] | None, recent: Recent
 ) -> tuple[Retained, ...]:

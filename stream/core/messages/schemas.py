@@ -333,6 +333,7 @@ class GapEvent(Message, frozen=True, kw_only=True):
 
 class ModelChanged(Message, frozen=True, kw_only=True):
     schema: str = "volcast.model.changed/1"
+    id: str
     symbol: str
     issued_at: int
     previous: str | None

@@ -75,7 +75,7 @@ async def run_job(
         listener,
         period_hours=24,
         data_dir=tmp_path,
-        model=packaged_model(),
+        model=packaged_model,
         clock=Clock(wall_ms=lambda: 5),
         observe=facts.append,
         command=lambda symbol, data_dir, model, html: [sys.executable, "-c", code, str(html.with_suffix(".json"))],

@@ -76,7 +76,7 @@ def keeper(journal: SqliteJournal) -> Scorekeeper:
         journal=journal, worker=Worker(clock=clock, observe=lambda fact: None), model=MODEL, clock=clock,
         observe=lambda fact: None, offer=lambda events, retained: None,
     )  # fmt: skip
-    asyncio.run(made.adopt(State("BTCUSDT", last_open_time=DAYS[-1].open_time)))
+    made.adopt("BTCUSDT", asyncio.run(made.read(State("BTCUSDT", last_open_time=DAYS[-1].open_time), MODEL)))
     return made
 
 

@@ -20,7 +20,7 @@ from stream.core.deciding import policy as risk
 from stream.core.deciding.accumulation import HISTORY_HOURS, Rules, anchor
 from stream.core.deciding.operator import Event, Gap, Insufficient, Issued, OperatorError, Ready, State, step
 from stream.core.deciding.policy import Policy, Thresholds
-from stream.core.deciding.replay import predict_ready, predict_rows, replay, to_grid, warm
+from stream.core.deciding.replay import follow, predict_ready, predict_rows, replay, same_candles, to_grid, warm
 from stream.core.forecasting import features, intervals, serving, target
 from stream.core.forecasting.rolling import Rolling
 from stream.core.market.candle import HOUR_MS, Candle
@@ -172,6 +172,22 @@ def test_a_warm_start_is_where_stepping_through_every_hour_leads(
     stepped = msgspec.structs.replace(stepped, awaiting=False)
     warmed = warm(RULES, symbol, candles, MODEL, predict)
     assert _differences(warmed, stepped) == []
+
+
+@settings(max_examples=8)
+@given(st.integers(900, 1_000), st.integers(0, 60), st.sets(st.integers(0, 59), max_size=20))
+def test_what_follows_a_warm_start_is_what_stepping_through_it_leads_to(
+    hours: int, later: int, missing: set[int]
+) -> None:
+    before = market()[:hours]
+    after = [c for i, c in enumerate(market()[hours : hours + later]) if i not in missing]
+    warmed = warm(RULES, "BTCUSDT", before, MODEL, sample_predict)
+    stepped = drive(after, {"BTCUSDT": warmed})[0]["BTCUSDT"]
+    assert _differences(follow(RULES, warmed, after, MODEL, sample_predict), stepped) == []
+    assert same_candles(follow(RULES, warmed, after, MODEL, sample_predict), stepped)
+    revised = [msgspec.structs.replace(before[-1], close=before[-1].low), *after]
+    other = follow(RULES, warm(RULES, "BTCUSDT", before[:-1], MODEL, sample_predict), revised, MODEL, sample_predict)
+    assert not same_candles(other, stepped)
 
 
 def _differences(a: State, b: State) -> list[str]:
