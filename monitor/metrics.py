@@ -145,6 +145,8 @@ class Metrics:
         self.regime = each("gauge", Form.FLAG, math.nan, "regime", "1 for the present regime.", {"regime": REGIMES})
         of_models, of_windows = {"model": FORECASTERS, "window": WINDOWS}, {"window": WINDOWS}
         self.live_qlike = number("live_qlike", "QLIKE of matured forecasts.", of_models)
+        compared = {"model": ("shadow", "model"), "window": WINDOWS}
+        self.shadow_qlike = number("shadow_qlike", "QLIKE of a shadow, and of the model in use.", compared)
         self.live_rmse = number("live_rmse", "RMSE of matured forecasts, hourly σ.", of_models)
         self.live_bias = number("live_bias_ratio", "Mean forecast over mean realized, less 1.", of_models)
         self.live_coverage = number("live_coverage_ratio", "Outcomes within the interval.", of_windows)
@@ -202,6 +204,7 @@ class Metrics:
             telemetry.Inferred: lambda f: self.inference.observe(f.seconds),
             telemetry.ForecastCommitted: self._forecast,
             telemetry.ScoreChanged: self._score,
+            telemetry.ShadowScored: self._shadow,
             telemetry.DecayFound: lambda f: self.decays.inc(f.decay.symbol, f.decay.kind),
             telemetry.ModelReplaced: lambda f: self._model(f.model),
             telemetry.ForecastFailed: lambda f: self.forecast_failures.inc(f.symbol),
@@ -295,6 +298,11 @@ class Metrics:
         self.exposure.set(symbol, decision.exposure)
         for regime in REGIMES:
             self.regime.set(symbol, regime == decision.regime, regime)
+
+    def _shadow(self, fact: telemetry.ShadowScored) -> None:
+        for w in fact.score.windows:
+            self.shadow_qlike.set(fact.score.symbol, w.qlike, "shadow", f"{w.days}d")
+            self.shadow_qlike.set(fact.score.symbol, w.model_qlike, "model", f"{w.days}d")
 
     def _score(self, fact: telemetry.ScoreChanged) -> None:
         score = fact.score

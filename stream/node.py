@@ -24,7 +24,7 @@ import msgspec
 from monitor.drift import job
 from monitor.http import server
 from monitor.metrics import Metrics
-from stream import web
+from stream import models, web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
 from stream.adapters.bundles import ModelFile, model_path
@@ -38,22 +38,22 @@ from stream.adapters.outbound import Way, way_to
 from stream.adapters.rest.history import BinanceHistory
 from stream.adapters.rest.weight import MINUTE_S
 from stream.clock import Clock
-from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
-from stream.core.forecasting.contract import ContractError, Model
+from stream.core.forecasting.contract import Model
 from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas, topics
 from stream.core.messages.builders import model_ref
-from stream.core.messages.records import Issuer
 from stream.core.messages.schemas import NodeInfo
+from stream.core.messages.shadows import ShadowScore
 from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.pipeline import identity
 from stream.pipeline.champion import Champion
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
+from stream.pipeline.shadow import Shadow
 from stream.pipeline.succession import Successor
 from stream.settings import EMBEDDED, Settings
-from stream.telemetry import Fact, FanOut, FrameRejected, Observer
+from stream.telemetry import Fact, FanOut, FrameRejected, Observer, ShadowScored
 from stream.testing.broker import EmbeddedBroker
 
 log = logging.getLogger(__name__)
@@ -78,10 +78,10 @@ class _Ground:
 
     lock: DataDirLock
     journal: SqliteJournal
-    predictor: predictors.Predictor
-    issuer: Issuer
+    present: Successor
     #: None if the settings name the model, which then stays.
     model_file: ModelFile | None
+    shadow: Successor | None
     policy: Policy
     drift_state: str
     http_socket: socket.socket
@@ -102,12 +102,14 @@ def _prepare(settings: Settings) -> _Ground:
     """Reads the files, takes the lock, opens the journal and binds the port. Raises one of the errors that `run` names
     if any of it fails, and then leaves nothing open."""
     with contextlib.ExitStack() as undo:
+        policy = policies.load(settings.policy)
         # Looked at first: what is put there while it is read is noticed.
         model_file = ModelFile(settings.data_dir) if settings.model is None else None
         model = model_path(settings.model, settings.data_dir)
-        bundle = predictors.read(model)
-        predictor = predictors.parse(bundle, str(model))
-        policy = policies.load(settings.policy)
+        present = models.load(model, policy)
+        shadow = (
+            models.load_later(settings.shadow, policy, present.rules, settings.symbols) if settings.shadow else None
+        )
         rest_way, stream_way = way_to(settings.rest_url), way_to(settings.ws_url)
         tls = broker_tls(settings)
         lock = DataDirLock(settings.data_dir)
@@ -125,9 +127,9 @@ def _prepare(settings: Settings) -> _Ground:
     return _Ground(
         lock,
         journal,
-        predictor,
-        _issuer(predictor, bundle, policy),
+        present,
         model_file,
+        shadow,
         policy,
         drift_state,
         http_socket,
@@ -136,28 +138,6 @@ def _prepare(settings: Settings) -> _Ground:
         tls,
         broker,
     )
-
-
-def _issuer(predictor: predictors.Predictor, bundle: bytes, policy: Policy) -> Issuer:
-    return Issuer(predictor.model.version, bundle, policy.version, msgspec.json.encode(policy))
-
-
-def _look(settings: Settings, ground: _Ground, model_file: ModelFile) -> Successor | None:
-    """Returns the model that the data directory has now if its file has changed. Raises `ContractError` if that is not
-    a bundle that can take over while the node runs."""
-    path = model_file.changed()
-    if path is None:
-        return None
-    bundle = predictors.read(path)
-    predictor = predictors.parse(bundle, str(path))
-    rules = Rules.of(ground.policy, predictor.model.contract)
-    before = Rules.of(ground.policy, ground.predictor.model.contract)
-    if any(rules.history_hours(symbol) > before.history_hours(symbol) for symbol in settings.symbols):
-        raise ContractError(
-            f"{path}: it describes {rules.described} and not {before.described}, which needs more history than the "
-            "node has: restart it"
-        )
-    return Successor(predictor, rules, _issuer(predictor, bundle, ground.policy))
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -229,7 +209,7 @@ async def _run(
     watch: Observer | None,
     alongside: Callable[[Node], Awaitable[None]] | None,
 ) -> None:
-    model = ground.predictor.model
+    model = ground.present.predictor.model
     metrics = Metrics(version=VERSION, symbols=settings.symbols, model=model)
     observe = FanOut([metrics, _log_once(), *([watch] if watch else [])])
     session = secrets.token_hex(4)
@@ -251,8 +231,8 @@ async def _run(
             symbols=settings.symbols,
             data_dir=settings.data_dir,
             journal=ground.journal,
-            predictor=ground.predictor,
-            rules=Rules.of(ground.policy, model.contract),
+            predictor=ground.present.predictor,
+            rules=ground.present.rules,
             feed=BinanceFeed(
                 settings.ws_url,
                 settings.symbols,
@@ -269,7 +249,7 @@ async def _run(
             time_scale=settings.time_scale,
             clock=clock,
             observe=observe,
-            issuer=ground.issuer,
+            issuer=ground.present.issuer,
             load=partial(predictors.parse, name="a bundle in the journal"),
         )
         if not await _unless(stop, _preflight(settings, ground, history)):
@@ -316,8 +296,26 @@ async def _run(
         introduce(model)
         alongside_it = [drift.run]
         if ground.model_file is not None:
-            look = partial(_look, settings, ground, ground.model_file)
-            alongside_it.append(Champion(daemon.processor, look=look, clock=clock, replaced=introduce).run)
+            look = partial(models.look, ground.model_file, ground.policy, ground.present.rules, settings.symbols)
+            champion = Champion(
+                daemon.processor, look=look, clock=clock, replaced=introduce, publish_state=daemon.publish_state
+            )
+            alongside_it.append(champion.run)
+        if ground.shadow is not None:
+
+            def scored(score: ShadowScore) -> None:
+                daemon.shadows[score.symbol] = msgspec.json.encode(score)
+                observe(ShadowScored(score))
+
+            companion = Shadow(
+                ground.shadow,
+                processor=daemon.processor,
+                journal=ground.journal,
+                worker=daemon.worker,
+                clock=clock,
+                scored=scored,
+            )
+            alongside_it.append(companion.run)
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,

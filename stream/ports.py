@@ -17,6 +17,7 @@ from stream.core.market.rest_answer import Answer
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
+from stream.core.messages.shadows import ShadowForecast
 from stream.telemetry import Latest, Readiness
 
 
@@ -120,6 +121,12 @@ class Journal(Protocol):
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Returns the open times of one model's decay alarms that have been issued, oldest first."""
         ...
+
+    def shadows(self, symbol: str, model_version: str, from_open_time: int, to_open_time: int) -> list[ShadowForecast]:
+        """Returns what a model that is not served forecast for candles that open in [from, to], oldest first."""
+        ...
+
+    def store_shadows(self, forecasts: Sequence[ShadowForecast]) -> None: ...
 
     def post(self, events: Sequence[EventMessage], retained: Sequence[Retained]) -> list[int]:
         """Stores messages that belong to no candle and returns the sequence numbers of the events, in order."""

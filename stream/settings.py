@@ -60,6 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _about("comma-separated, any case; `BTC/USDT` and `BTC-USDT` are BTCUSDT too", "BTCUSDT", "A,B"),
     ] = ("BTCUSDT",)
     model: Annotated[Path | None, _about("ONNX bundle", "`DATA_DIR/champion.onnx`, else the packaged one")] = None
+    shadow: Annotated[
+        Path | None, _about("ONNX bundle that forecasts beside the model; scored, and never published", "none")
+    ] = None
     policy: Annotated[Path | None, _about("a policy file (TOML), or the name of a packaged policy", "target-40")] = None
     ws_url: Annotated[str, _about("market stream: the base URL, without `/ws` or `/stream`")] = (
         "wss://stream.binance.com:9443"

@@ -15,6 +15,7 @@ from stream.core.forecasting.contract import Model
 from stream.core.market.candle import Provenance
 from stream.core.messages.schemas import Decay, Decision, Drift, Forecast, NodeStateName, Score
 from stream.core.messages.scoring import Outcome
+from stream.core.messages.shadows import ShadowScore
 
 #: A pipeline whose heartbeat is older than this counts as dead (docs/contract.md §4): `/healthz` answers 503, and the
 #: supervisor is no longer notified.
@@ -116,6 +117,12 @@ class ScoreChanged(Fact, frozen=True, gc=False):
     """The live score of a symbol was computed: after each forecast that matures, and after a start."""
 
     score: Score
+
+
+class ShadowScored(Fact, frozen=True, gc=False):
+    """A model that runs beside the one that is served has forecast a symbol's newest hour."""
+
+    score: ShadowScore
 
 
 class DecayFound(Fact, frozen=True, gc=False):
@@ -258,6 +265,7 @@ class Latest:
     decision: bytes | None = None
     drift: bytes | None = None
     score: bytes | None = None
+    shadow: bytes | None = None
 
 
 @dataclass(slots=True)

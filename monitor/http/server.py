@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Litestar, MediaType, Response, get
 from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -20,6 +21,7 @@ from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from stream.core.messages.schemas import Decision, Drift, Forecast, Score
+from stream.core.messages.shadows import ShadowScore
 from stream.ports import Status
 from stream.telemetry import HEARTBEAT_LIMIT_S
 
@@ -51,21 +53,8 @@ class Ready(msgspec.Struct):
 Metrics = Callable[[Collection[str] | None], Iterable[bytes]]
 
 
-def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
-    """Builds the ASGI app."""
-    page = _PAGE.read_bytes()
+def _metrics(metrics: Metrics) -> HTTPRouteHandler:
     scrapes: dict[frozenset[str], asyncio.Task[list[bytes]]] = {}
-
-    def known(symbol: str) -> str:
-        symbol = symbol.upper()
-        if symbol not in status.symbols:
-            raise NotFoundException(f"{symbol} is not among this node's symbols: {', '.join(status.symbols)}")
-        return symbol
-
-    def newest(payload: bytes | None, what: str) -> Response[bytes]:
-        if payload is None:
-            raise NotFoundException(f"there is no {what} yet")
-        return Response(payload, media_type=MediaType.JSON)
 
     async def scrape(names: frozenset[str]) -> list[bytes]:
         parts = []
@@ -91,6 +80,24 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
         parts = await asyncio.shield(scrapes[names])
         # In one piece, a text of many megabytes would hold the loop while it is copied into the socket.
         return Stream(sent(parts), media_type="text/plain; version=0.0.4")
+
+    return get_metrics
+
+
+def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
+    """Builds the ASGI app."""
+    page = _PAGE.read_bytes()
+
+    def known(symbol: str) -> str:
+        symbol = symbol.upper()
+        if symbol not in status.symbols:
+            raise NotFoundException(f"{symbol} is not among this node's symbols: {', '.join(status.symbols)}")
+        return symbol
+
+    def newest(payload: bytes | None, what: str) -> Response[bytes]:
+        if payload is None:
+            raise NotFoundException(f"there is no {what} yet")
+        return Response(payload, media_type=MediaType.JSON)
 
     @get("/healthz", responses={503: ResponseSpec(Health, description="The pipeline does not move.")})
     async def get_health() -> Response[Health]:
@@ -122,6 +129,10 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
     async def get_score(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
         return newest(status.latest(known(symbol)).score, "score: no forecast has matured")
 
+    @get("/api/v1/shadow/{symbol:str}", responses={200: ResponseSpec(ShadowScore, description="The model beside.")})
+    async def get_shadow(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
+        return newest(status.latest(known(symbol)).shadow, "forecast of a model beside: see --shadow")
+
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(
         symbol: Annotated[str, _SYMBOL],
@@ -137,7 +148,8 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
         return page
 
     handlers: list[Any] = [
-        get_metrics, get_health, get_ready, get_forecast, get_decision, get_drift, get_score, get_history, get_page,
+        _metrics(metrics), get_health, get_ready, get_forecast, get_decision, get_drift, get_score, get_shadow,
+        get_history, get_page,
     ]  # fmt: skip
 
     @get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)

@@ -90,6 +90,14 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         f"{path} version {model.version}, features {model.contract.features_version}, "
         f"trained on {','.join(training.symbols)} until {times.day(training.trained_until)}",
     )
+    if settings.shadow is not None:
+        try:
+            companion = predictors.load(settings.shadow).model
+        except ContractError as error:
+            refusals.append(str(error))
+            _print("REFUSED", "shadow", str(error))
+        else:
+            _print("ok", "shadow", f"{settings.shadow} version {companion.version}")
     described = training.symbols[0]
     for name, level in (("medium", model.contract.regimes.medium_from), ("high", model.contract.regimes.high_from)):
         stated = ", ".join(f"{level * per:.2%} {unit}" for unit, per in PER_UNIT.items())

@@ -32,14 +32,16 @@ class Champion:
         look: Callable[[], Successor | None],
         clock: Clock,
         replaced: Callable[[Model], None],
+        publish_state: Callable[[], None],
     ) -> None:
         """`look()` returns the model that is there now if it is another one than at the call before, else None. It
         raises `ContractError` if there is another one that cannot be used. `replaced` receives each new model once it
-        has taken over."""
+        has taken over; `publish_state` is called when the processor's remark about it has changed."""
         self._processor = processor
         self._look = look
         self._clock = clock
         self._replaced = replaced
+        self._publish_state = publish_state
 
     async def run(self) -> None:
         while True:
@@ -48,7 +50,7 @@ class Champion:
                 successor = await asyncio.to_thread(self._look)
             except ContractError as error:
                 present = self._processor.model.version
-                self._processor.successor = f"{error}; model {present} goes on"
+                self._remark(f"{error}; model {present} goes on")
                 log.error("%s", self._processor.successor, extra={"model": present})
                 continue
             if successor is not None:
@@ -59,10 +61,10 @@ class Champion:
         processor, model = self._processor, successor.predictor.model
         if model.version == processor.model.version:
             # The former file is back.
-            processor.successor = None
+            self._remark(None)
             return
         former = processor.model.version
-        processor.successor = f"model {model.version} waits until its state is computed; {former} goes on until then"
+        self._remark(f"model {model.version} waits until its state is computed; {former} goes on until then")
         log.info("%s", processor.successor, extra={"model": former, "successor": model.version})
         while True:
             try:
@@ -72,7 +74,11 @@ class Champion:
                 await self._clock.sleep(_LOOK_S)
                 continue
             break
-        processor.successor = None
+        self._remark(None)
         self._replaced(model)
         extra = {"model": model.version, "former": former}
         log.info("model %s forecasts from now on, in place of %s", model.version, former, extra=extra)
+
+    def _remark(self, sentence: str | None) -> None:
+        self._processor.successor = sentence
+        self._publish_state()

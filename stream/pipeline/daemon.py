@@ -89,19 +89,21 @@ class Daemon:
         self._instance, self._session = instance, session
         self._queue: asyncio.Queue[Due] = asyncio.Queue()
         self._stopping = False
+        #: By symbol: the score of the model that runs beside, as JSON.
+        self.shadows: dict[str, bytes] = {}
         #: Whether the queued candles came while the journal could not be written: then they are late and pass as
         #: backfill (docs/contract.md §7).
         self._late = False
         #: The level at which the log tells of each symbol what is routine.
         self._routine = progress.routine_level(len(self._symbols))
         self._progress = progress.Progress(len(self._symbols), clock=clock, observe=observe)
-        self._worker = Worker(clock=clock, observe=observe)
+        self.worker = Worker(clock=clock, observe=observe)
         self._measurements = Measurements(
-            data_dir, journal=journal, worker=self._worker, exchange_time=exchange_time, clock=clock, observe=observe
+            data_dir, journal=journal, worker=self.worker, exchange_time=exchange_time, clock=clock, observe=observe
         )
         self.processor = Processor(
             journal=journal,
-            worker=self._worker,
+            worker=self.worker,
             predictor=predictor,
             rules=rules,
             clock=clock,
@@ -114,7 +116,7 @@ class Daemon:
             instance=instance,
             session=session,
             journal=journal,
-            worker=self._worker,
+            worker=self.worker,
             clock=clock,
             exchange_now_ms=self.exchange_now_ms,
             observe=observe,
@@ -124,7 +126,7 @@ class Daemon:
             history=history,
             journal=journal,
             processor=self.processor,
-            worker=self._worker,
+            worker=self.worker,
             queue=self._queue,
             exchange_time=exchange_time,
             time_scale=time_scale,
@@ -136,7 +138,7 @@ class Daemon:
             symbols,
             intake=self.intake,
             processor=self.processor,
-            worker=self._worker,
+            worker=self.worker,
             publisher=self.publisher,
             journal=journal,
             exchange_time=exchange_time,
@@ -158,7 +160,7 @@ class Daemon:
         try:
             await self._run(broker, stop, alongside)
         finally:
-            await asyncio.to_thread(self._worker.close)
+            await asyncio.to_thread(self.worker.close)
 
     async def _run(
         self, broker: Broker, stop: asyncio.Event, alongside: Iterable[Callable[[], Coroutine[Any, Any, None]]]
@@ -195,9 +197,9 @@ class Daemon:
     async def _load(self) -> None:
         """Loads the outbox and the retained messages that an earlier run left, and the retained topics to clear of
         symbols that have left the configuration."""
-        outbox = await self._worker.call(self._journal.outbox)
-        retained = await self._worker.call(self._journal.retained)
-        known = await self._worker.call(self._journal.symbols)
+        outbox = await self.worker.call(self._journal.outbox)
+        retained = await self.worker.call(self._journal.retained)
+        known = await self.worker.call(self._journal.symbols)
         gone = [
             topics.symbol_topic(symbol, leaf)
             for symbol in known
@@ -213,9 +215,9 @@ class Daemon:
         if self._kept:
             return
         try:
-            await self._worker.call(self._journal.configure, self._symbols)
+            await self.worker.call(self._journal.configure, self._symbols)
             if self._issuer is not None:
-                await self._worker.call(self._journal.keep_issuer, self._issuer)
+                await self.worker.call(self._journal.keep_issuer, self._issuer)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
         else:
@@ -265,30 +267,30 @@ class Daemon:
             self.intake.took()
             # Of many symbols that start one after another, each would change the state: then the tick publishes it.
             if len(self._symbols) < progress.MANY or not self._progress.starting:
-                self._publish_state()
+                self.publish_state()
 
     async def _tick(self) -> None:
         ticks = 0
         while True:
             self.health.beat()
-            self._late = self._late or self._worker.failing is not None
+            self._late = self._late or self.worker.failing is not None
             if not self._stopping:
                 # While stopping, the intake has ended and can repair nothing any more.
                 self.intake.watch()
                 self.intake.audit()
-            self._publish_state()
+            self.publish_state()
             self._progress.report(*self.health.warmed_up())
             if self._measurements.exchange_time() is not None:
                 self.publisher.time_is_known()
             if self._journal.stuck is not None:
-                await self._worker.call(self._journal.try_again)
+                await self.worker.call(self._journal.try_again)
             if ticks % _STORAGE_EVERY_TICKS == 0:
                 await self._keep_terms()
                 await self._measurements.storage()
             if ticks % _PRUNE_EVERY_TICKS == 0:
                 # A journal that cannot be written keeps what it has.
                 with contextlib.suppress(JournalError):
-                    await self._worker.call(self._journal.prune)
+                    await self.worker.call(self._journal.prune)
             ticks += 1
             await self._clock.sleep(_TICK_S)
 
@@ -334,7 +336,7 @@ class Daemon:
             else []
         )
         try:
-            seqs = await self._worker.call(self._journal.post, events, retained)
+            seqs = await self.worker.call(self._journal.post, events, retained)
         except JournalError as error:
             self._observe(CommitFailed(str(error)))
             raise
@@ -360,7 +362,8 @@ class Daemon:
     def readiness_ok(self) -> bool:
         return self.readiness().ready
 
-    def _publish_state(self) -> None:
+    def publish_state(self) -> None:
+        """Publishes the node's state if it is another than before."""
         if self._stopping:
             return
         readiness = self.readiness()
@@ -369,7 +372,7 @@ class Daemon:
         if not reasons:
             # Serving a baseline is no fault of the node, but is reported all the same.
             self.publisher.publish_state("ready", readiness.remarks)
-        elif self.publisher.state == "starting" and self._worker.failing is None:
+        elif self.publisher.state == "starting" and self.worker.failing is None:
             self.publisher.publish_state("starting", reasons)
         else:
             self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
@@ -379,10 +382,11 @@ class Daemon:
         found.forecast = self.publisher.retained_payload(topics.symbol_topic(symbol, "forecast"))
         found.decision = self.publisher.retained_payload(topics.symbol_topic(symbol, "decision"))
         found.score = self.publisher.retained_payload(topics.symbol_topic(symbol, "score"))
+        found.shadow = self.shadows.get(symbol)
         found.drift = self.publisher.retained_payload(topics.symbol_topic(symbol, "drift"))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
-        return await self._worker.call(
+        return await self.worker.call(
             self._journal.messages, "forecasts", symbol, from_ms, to_ms, limit, from_ms is None
         )

@@ -107,6 +107,10 @@ class Processor:
         """The model that forecasts."""
         return self._predictor.model
 
+    def newest(self) -> dict[str, int]:
+        """Returns the open time of the newest processed candle of each symbol that has one."""
+        return {s: state.last_open_time for s, state in self._states.items() if state.last_open_time is not None}
+
     def history_hours(self, symbol: str) -> int:
         """Returns how many candles the symbol's operator must have seen to issue what one that always ran would."""
         return self._rules.history_hours(symbol)

@@ -61,9 +61,9 @@ def data_dir(tmp_path: Path) -> Path:
 
 def put(bundle: Path, data_dir: Path) -> None:
     """Puts a bundle in the champion's place, as a promotion does."""
-    beside = data_dir / "beside.onnx"
-    beside.write_bytes(bundle.read_bytes())
-    beside.replace(data_dir / CHAMPION)
+    written = data_dir / "written.onnx"
+    written.write_bytes(bundle.read_bytes())
+    written.replace(data_dir / CHAMPION)
 
 
 def served(watch: stand.Watch) -> list[str]:
@@ -80,7 +80,7 @@ def hold(data_dir: Path, tape: list[Candle], bundles: list[Path]) -> None:
     times = sorted({f.open_time for f in forecasts})
     assert times == list(range(times[0], times[-1] + 1, HOUR_MS))
     assert len(forecasts) == len(times)
-    said = {f.id: f for f in forecasts} | {d.id: d for d in decisions}
+    published = {f.id: f for f in forecasts} | {d.id: d for d in decisions}
     for bundle in bundles:
         predictor = predictors.load(bundle)
         rules = Rules.of(Policy(), predictor.model.contract)
@@ -88,10 +88,10 @@ def hold(data_dir: Path, tape: list[Candle], bundles: list[Path]) -> None:
             if not isinstance(event, Issued):
                 continue
             for right in (builders.forecast(event, predictor.model, "live", 0), builders.decision(event, "live", 0)):
-                if (found := said.pop(right.id, None)) is not None:
+                if (found := published.pop(right.id, None)) is not None:
                     assert words(found) == words(right)
                     assert numbers(found) == pytest.approx(numbers(right), rel=1e-7, abs=1e-12)
-    assert not said
+    assert not published
 
 
 async def test_a_promotion_and_its_rollback_lose_no_candle(
@@ -114,11 +114,11 @@ async def test_a_promotion_and_its_rollback_lose_no_candle(
         )  # fmt: skip
         played = [c for c in exchange.tape.all(SYMBOL) if c.open_time < exchange.end_ms]
     assert [(f.previous, f.model.version) for f in watch.of(ModelReplaced)] == [(first, second), (second, first)]
-    told = [
+    announced = [
         msgspec.json.decode(p) for (i, _), payloads in ear.events.items() if ":model:" in i for p in payloads
     ]  # fmt: skip
-    told.sort(key=lambda message: message["issued_at"])
-    assert [(m["schema"], m["previous"], m["model"]["version"]) for m in told] == [
+    announced.sort(key=lambda message: message["issued_at"])
+    assert [(m["schema"], m["previous"], m["model"]["version"]) for m in announced] == [
         ("volcast.model.changed/1", first, second),
         ("volcast.model.changed/1", second, first),
     ]
@@ -204,7 +204,7 @@ async def test_a_champion_that_cannot_be_used_is_named_and_the_node_goes_on(
     assert "\n" not in lines[0]
 
 
-def test_a_file_that_is_still_being_written_is_told_once_it_is_not(tmp_path: Path) -> None:
+def test_a_file_that_is_still_being_written_is_announced_once_it_is_not(tmp_path: Path) -> None:
     watched, path = ModelFile(tmp_path), tmp_path / CHAMPION
     assert watched.changed() is None
     path.write_bytes(b"first half")

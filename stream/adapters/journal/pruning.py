@@ -35,6 +35,8 @@ TABLES = (
     Kept("decisions", "id, revision", 7 * 24, 36_000, "revision = 0"),
     # Scores reach back 90 days, a quarter has 92. Those that close a UTC day are what decay is tested on.
     Kept("outcomes", "forecast_id", 95 * 24, 230_000, "open_time % 86400000 <> 82800000 AND score_revision = 0"),
+    # As long as what it is compared with.
+    Kept("shadows", "symbol, model_version, open_time", 95 * 24, 230_000),
     # A year and ten days: 300 days of history at a restart, and the drift of a quarter against its past.
     Kept("candles", "symbol, open_time", 375 * 24, 900_000),
 )

@@ -90,6 +90,13 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX forecasts_by_time ON forecasts (symbol, open_time);
     CREATE INDEX decisions_by_time ON decisions (symbol, open_time);
     """,
+    """
+    CREATE TABLE shadows (
+        symbol TEXT NOT NULL, model_version TEXT NOT NULL, open_time INTEGER NOT NULL,
+        volatility REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, realized REAL,
+        PRIMARY KEY (symbol, model_version, open_time)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -20,6 +20,7 @@ from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.messages.records import EventMessage, Issuer, Outgoing, Processed, Record, Renumbering, Retained
 from stream.core.messages.schemas import Decision, Forecast
 from stream.core.messages.scoring import Outcome
+from stream.core.messages.shadows import ShadowForecast
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,22 @@ class SqliteJournal(Database):
             (symbol, model_version),
         )
         return [Outcome(*row) for row in rows]
+
+    def shadows(self, symbol: str, model_version: str, from_open_time: int, to_open_time: int) -> list[ShadowForecast]:
+        """Returns what a shadow forecast for candles that open in [from, to], oldest first."""
+        rows = self.read(
+            "SELECT symbol, model_version, open_time, volatility, low, high, realized FROM shadows "
+            "WHERE symbol = ? AND model_version = ? AND open_time BETWEEN ? AND ? ORDER BY open_time",
+            (symbol, model_version, from_open_time, to_open_time),
+        )
+        return [ShadowForecast(*row) for row in rows]
+
+    def store_shadows(self, forecasts: Sequence[ShadowForecast]) -> None:
+        with self.transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO shadows VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [msgspec.structs.astuple(forecast) for forecast in forecasts],
+            )
 
     def reported_alarms(self, symbol: str, model_version: str) -> list[int]:
         """Returns the open times of the alarms that were reported about one model, oldest first."""
