@@ -13,7 +13,7 @@ from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.forecasting.contract import ContractError
 from stream.core.messages.records import Issuer
-from stream.pipeline.succession import Successor
+from stream.pipeline.succession import Change, Successor
 
 
 def load(path: Path, policy: Policy) -> Successor:
@@ -36,7 +36,9 @@ def load_later(path: Path, policy: Policy, present: Rules, symbols: Sequence[str
     return loaded
 
 
-def look(model_file: ModelFile, policy: Policy, present: Rules, symbols: Sequence[str]) -> Successor | None:
-    """Returns the model that the data directory has now if its file has changed. Raises what `load_later` does."""
+def look(model_file: ModelFile, policy: Policy, present: Rules, symbols: Sequence[str]) -> Change | None:
+    """Returns what the file holds now if that has changed. Raises what `load_later` does."""
     path = model_file.changed()
-    return None if path is None else load_later(path, policy, present, symbols)
+    if path is None:
+        return None
+    return Change(load_later(path, policy, present, symbols) if path.exists() else None)

@@ -27,7 +27,7 @@ from monitor.metrics import Metrics
 from stream import models, web
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
-from stream.adapters.bundles import ModelFile, model_path
+from stream.adapters.bundles import ModelFile, model_path, shadow_path
 from stream.adapters.data_dir import DataDirLock
 from stream.adapters.feed.client import BinanceFeed
 from stream.adapters.journal.store import SqliteJournal
@@ -81,7 +81,7 @@ class _Ground:
     present: Successor
     #: None if the settings name the model, which then stays.
     model_file: ModelFile | None
-    shadow: Successor | None
+    shadow_file: ModelFile
     policy: Policy
     drift_state: str
     http_socket: socket.socket
@@ -104,12 +104,13 @@ def _prepare(settings: Settings) -> _Ground:
     with contextlib.ExitStack() as undo:
         policy = policies.load(settings.policy)
         # Looked at first: what is put there while it is read is noticed.
-        model_file = ModelFile(settings.data_dir) if settings.model is None else None
+        chosen = partial(model_path, None, settings.data_dir)
+        model_file = ModelFile(chosen, known=True) if settings.model is None else None
         model = model_path(settings.model, settings.data_dir)
         present = models.load(model, policy)
-        shadow = (
-            models.load_later(settings.shadow, policy, present.rules, settings.symbols) if settings.shadow else None
-        )
+        shadow_file = ModelFile(partial(shadow_path, settings.shadow, settings.data_dir), known=False)
+        if settings.shadow is not None:
+            models.load_later(settings.shadow, policy, present.rules, settings.symbols)
         rest_way, stream_way = way_to(settings.rest_url), way_to(settings.ws_url)
         tls = broker_tls(settings)
         lock = DataDirLock(settings.data_dir)
@@ -129,7 +130,7 @@ def _prepare(settings: Settings) -> _Ground:
         journal,
         present,
         model_file,
-        shadow,
+        shadow_file,
         policy,
         drift_state,
         http_socket,
@@ -301,21 +302,21 @@ async def _run(
                 daemon.processor, look=look, clock=clock, replaced=introduce, publish_state=daemon.publish_state
             )
             alongside_it.append(champion.run)
-        if ground.shadow is not None:
 
-            def scored(score: ShadowScore) -> None:
-                daemon.shadows[score.symbol] = msgspec.json.encode(score)
-                observe(ShadowScored(score))
+        def scored(score: ShadowScore) -> None:
+            daemon.shadows[score.symbol] = msgspec.json.encode(score)
+            observe(ShadowScored(score))
 
-            companion = Shadow(
-                ground.shadow,
-                processor=daemon.processor,
-                journal=ground.journal,
-                worker=daemon.worker,
-                clock=clock,
-                scored=scored,
-            )
-            alongside_it.append(companion.run)
+        companion = Shadow(
+            look=partial(models.look, ground.shadow_file, ground.policy, ground.present.rules, settings.symbols),
+            processor=daemon.processor,
+            journal=ground.journal,
+            worker=daemon.worker,
+            clock=clock,
+            scored=scored,
+            ended=daemon.shadows.clear,
+        )
+        alongside_it.append(companion.run)
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,

@@ -61,7 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("BTCUSDT",)
     model: Annotated[Path | None, _about("ONNX bundle", "`DATA_DIR/champion.onnx`, else the packaged one")] = None
     shadow: Annotated[
-        Path | None, _about("ONNX bundle that forecasts beside the model; scored, and never published", "none")
+        Path | None,
+        _about("ONNX bundle that runs as a shadow of the model", "`DATA_DIR/challenger.onnx`, if any"),
     ] = None
     policy: Annotated[Path | None, _about("a policy file (TOML), or the name of a packaged policy", "target-40")] = None
     ws_url: Annotated[str, _about("market stream: the base URL, without `/ws` or `/stream`")] = (

@@ -14,7 +14,7 @@ from stream.clock import Clock
 from stream.core.forecasting.contract import ContractError, Model
 from stream.errors import JournalError
 from stream.pipeline.processing import Processor
-from stream.pipeline.succession import Successor
+from stream.pipeline.succession import Change, Successor
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ class Champion:
         self,
         processor: Processor,
         *,
-        look: Callable[[], Successor | None],
+        look: Callable[[], Change | None],
         clock: Clock,
         replaced: Callable[[Model], None],
         publish_state: Callable[[], None],
     ) -> None:
-        """`look()` returns the model that is there now if it is another one than at the call before, else None. It
-        raises `ContractError` if there is another one that cannot be used. `replaced` receives each new model once it
-        has taken over; `publish_state` is called when the processor's remark about it has changed."""
+        """`look()` returns what is there now if that has changed since the call before, else None. It raises
+        `ContractError` if what is there cannot be used. `replaced` receives each new model once it has taken over;
+        `publish_state` is called when the processor's remark about it has changed."""
         self._processor = processor
         self._look = look
         self._clock = clock
@@ -47,14 +47,14 @@ class Champion:
         while True:
             await self._clock.sleep(_LOOK_S)
             try:
-                successor = await asyncio.to_thread(self._look)
+                change = await asyncio.to_thread(self._look)
             except ContractError as error:
                 present = self._processor.model.version
                 self._remark(f"{error}; model {present} goes on")
                 log.error("%s", self._processor.successor, extra={"model": present})
                 continue
-            if successor is not None:
-                await self._take_over(successor)
+            if change is not None and change.model is not None:
+                await self._take_over(change.model)
 
     async def _take_over(self, successor: Successor) -> None:
         """Has the successor take over, however often the journal cannot be read or written at first."""

@@ -13,13 +13,14 @@ from collections.abc import Callable
 
 from stream.clock import Clock
 from stream.core.deciding.replay import events
+from stream.core.forecasting.contract import ContractError
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import scoreboard, shadows
 from stream.core.messages.shadows import ShadowScore
 from stream.errors import JournalError
 from stream.pipeline.processing import Processor
 from stream.pipeline.revision import REVISED_HOURS
-from stream.pipeline.succession import Successor
+from stream.pipeline.succession import Change, Successor
 from stream.pipeline.worker import Worker
 from stream.ports import Journal
 
@@ -29,19 +30,25 @@ _LOOK_S = 2.0
 
 
 class Shadow:
-    """Follows the symbols of a node that have their history. `scored` receives each new score."""
+    """Follows the symbols of a node that have their history."""
 
     def __init__(
         self,
-        shadow: Successor,
         *,
+        look: Callable[[], Change | None],
         processor: Processor,
         journal: Journal,
         worker: Worker,
         clock: Clock,
         scored: Callable[[ShadowScore], None],
+        ended: Callable[[], None],
     ) -> None:
-        self._shadow = shadow
+        """`look()` returns what the shadow's file holds now if that has changed since the call before, else None. It
+        raises `ContractError` if what is there cannot be used. `scored` receives each new score; `ended` is called when
+        there is no shadow any more."""
+        self._look = look
+        self._ended = ended
+        self._shadow: Successor | None = None
         self._processor = processor
         self._journal = journal
         self._worker = worker
@@ -51,30 +58,46 @@ class Shadow:
         self._done: dict[str, int] = {}
 
     async def run(self) -> None:
-        version = self._shadow.predictor.model.version
-        log.info("model %s forecasts beside the one that is served", version, extra={"model": version})
         while True:
             await self._clock.sleep(_LOOK_S)
+            try:
+                change = await asyncio.to_thread(self._look)
+            except ContractError as error:
+                log.error("no model runs as a shadow: %s", error)
+                change = Change(None)
+            if change is not None:
+                self._change(change.model)
+            # Once it has been promoted there is nothing to compare.
+            if self._shadow is None or self._shadow.predictor.model.version == self._processor.model.version:
+                continue
             for symbol, newest in self._processor.newest().items():
-                # Once it has been promoted there is nothing to compare.
-                if newest > self._done.get(symbol, 0) and version != self._processor.model.version:
-                    await self._follow(symbol, newest)
+                if newest > self._done.get(symbol, 0):
+                    await self._follow(self._shadow, symbol, newest)
 
-    async def _follow(self, symbol: str, newest: int) -> None:
+    def _change(self, shadow: Successor | None) -> None:
+        if self._shadow is not None:
+            log.info("model %s is no shadow any more", self._shadow.predictor.model.version)
+            self._ended()
+        self._shadow, self._done = shadow, {}
+        if shadow is not None:
+            version = shadow.predictor.model.version
+            log.info("model %s runs as a shadow of the one that is served", version, extra={"model": version})
+
+    async def _follow(self, shadow: Successor, symbol: str, newest: int) -> None:
         try:
-            self._scored(await self._score(symbol, newest))
+            score = await self._score(shadow, symbol, newest)
         except JournalError as error:
             # The next look has all of it.
-            log.warning("%s: no forecast beside the one that is served: %s", symbol, error, extra={"symbol": symbol})
-        except LookupError:
-            # The model gave no usable answer yet.
-            self._done[symbol] = newest
-        else:
-            self._done[symbol] = newest
+            log.warning("%s: no forecast of the shadow: %s", symbol, error, extra={"symbol": symbol})
+            return
+        self._done[symbol] = newest
+        if score is not None:
+            self._scored(score)
 
-    async def _score(self, symbol: str, newest: int) -> ShadowScore:
-        """Brings the symbol's forecasts up to date and returns the score. Raises `LookupError` if there is none."""
-        shadow, call = self._shadow, self._worker.call
+    async def _score(self, shadow: Successor, symbol: str, newest: int) -> ShadowScore | None:
+        """Brings the symbol's forecasts up to date and returns the score; None while the model has given no usable
+        answer."""
+        call = self._worker.call
         version = shadow.predictor.model.version
         oldest = newest - scoreboard.REACH_HOURS * HOUR_MS
         kept = {f.open_time: f for f in await call(self._journal.shadows, symbol, version, oldest, newest)}
@@ -90,6 +113,4 @@ class Shadow:
         changed = [f for t, f in sorted(forecasts.items()) if kept.get(t) != f]
         await call(self._journal.store_shadows, changed)
         outcomes = await call(self._journal.outcomes, symbol, oldest, newest)
-        if not forecasts:
-            raise LookupError(symbol)
-        return shadows.score([forecasts[t] for t in sorted(forecasts)], outcomes)
+        return shadows.score([forecasts[t] for t in sorted(forecasts)], outcomes) if forecasts else None

@@ -28,6 +28,14 @@ class Successor:
     issuer: Issuer
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A model's file has become another one."""
+
+    #: None if there is no file any more.
+    model: Successor | None
+
+
 def past(successor: Successor, state: State, journal: Journal) -> list[Candle]:
     """Returns the candles up to the state's newest that the successor's state depends on. On the worker's thread."""
     if state.last_open_time is None:

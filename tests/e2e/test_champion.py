@@ -17,7 +17,7 @@ from fault_oracle import numbers, published_by, words
 from other_bundles import write_scaled
 
 from stream.adapters import predictor as predictors
-from stream.adapters.bundles import CHAMPION, ModelFile, packaged_model
+from stream.adapters.bundles import CHAMPION, ModelFile, model_path, packaged_model
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued
 from stream.core.deciding.policy import Policy
@@ -205,7 +205,7 @@ async def test_a_champion_that_cannot_be_used_is_named_and_the_node_goes_on(
 
 
 def test_a_file_that_is_still_being_written_is_announced_once_it_is_not(tmp_path: Path) -> None:
-    watched, path = ModelFile(tmp_path), tmp_path / CHAMPION
+    watched, path = ModelFile(lambda: model_path(None, tmp_path), known=True), tmp_path / CHAMPION
     assert watched.changed() is None
     path.write_bytes(b"first half")
     assert watched.changed() is None

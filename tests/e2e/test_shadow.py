@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fault_harness import LONG, START
 from other_bundles import write_scaled
 
 from stream.adapters import predictor as predictors
-from stream.adapters.bundles import packaged_model
+from stream.adapters.bundles import CHALLENGER, packaged_model
 from stream.adapters.journal.store import SqliteJournal
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import Issued, Matured
@@ -97,3 +98,31 @@ async def test_it_is_scored_beside_the_model_over_a_restart_and_never_published(
     # Nothing of it is published.
     assert {f.forecast.model.version for w in (first, second) for f in w.of(ForecastCommitted)} == {present}
     assert not any(other.encode() in payload for payloads in ear.events.values() for payload in payloads)
+
+
+async def test_a_challenger_that_is_placed_while_the_node_runs_is_its_shadow_until_it_is_taken_away(
+    broker: str, shadow_bundle: Path, versions: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, other = versions
+    caplog.set_level(logging.INFO)
+    tape = stand.market((SYMBOL,), hours=LONG, history=3_000)
+
+    def logged(sentence: str) -> bool:
+        return any(sentence in record.getMessage() for record in caplog.records)
+
+    async with Exchange.replaying(tape, START, LONG, stand.PACED) as exchange:
+
+        async def place_and_take(watch: stand.Watch) -> None:
+            await watch.until(lambda: watch.live() >= 3)
+            assert not watch.of(ShadowScored)
+            challenger = tmp_path / CHALLENGER
+            await asyncio.to_thread(lambda: challenger.write_bytes(shadow_bundle.read_bytes()[:1_000]))
+            await watch.until(lambda: logged("no model runs as a shadow"))
+            await asyncio.to_thread(lambda: challenger.write_bytes(shadow_bundle.read_bytes()))
+            await watch.until(lambda: {f.score.model_version for f in watch.of(ShadowScored)} == {other})
+            await asyncio.to_thread(challenger.unlink)
+            await watch.until(lambda: logged(f"model {other} is no shadow any more"))
+
+        await stand.run(
+            exchange, broker, tmp_path, symbols=(SYMBOL,), alongside=place_and_take, until=lambda watch: True
+        )
