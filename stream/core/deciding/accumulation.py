@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -211,8 +212,8 @@ def policy_memories(
     }
     served = har_served[rows].tolist()
 
-    def limits(policy: risk.Policy) -> list[Regimes]:
+    def limits(policy: risk.Policy) -> Iterable[Regimes]:
         by_who = [regimes_for(rules, policy, regimes, har) for har in (False, True)]
-        return [by_who[har] for har in served]
+        return map(by_who.__getitem__, served)
 
     return tuple(risk.accumulate(policy, limits(policy), seen[policy.forecast], shown) for policy in rules.policies)

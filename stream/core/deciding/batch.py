@@ -63,7 +63,7 @@ def events(
         return
     table = _Table(rules, symbol, candles, predictions)
     shown = table.first if since is None else since
-    issued = {one.prediction.open_time: one for stretch in table.stretches(shown) for one in _issued(rules, stretch)}
+    issued = {one.prediction.open_time: one for stretch in table.stretches(shown) for one in issued_of(rules, stretch)}
     realized = table.realized.tolist()
     for candle in candles:
         now = candle.open_time
@@ -89,7 +89,8 @@ def stretches(
         yield from table.stretches(table.first if since is None else since)
 
 
-def _issued(rules: Rules, stretch: Stretch) -> Iterator[Issued]:
+def issued_of(rules: Rules, stretch: Stretch) -> Iterator[Issued]:
+    """Yields what is issued at the forecasts of a stretch."""
     limits = [accumulation.regimes_for(rules, rules.policy, stretch.regimes, har) for har in (False, True)]
     levels = [calibration.level for calibration in (rules.calibration, rules.har_calibration)]
     for prediction, served, har, low, high, before, after, *compared in zip(

@@ -103,7 +103,7 @@ class Insufficient(msgspec.Struct, frozen=True):
     returns_24h: int
 
 
-class Matured(msgspec.Struct, frozen=True):
+class Matured(msgspec.Struct, frozen=True, gc=False):
     """The 24 hours after the candle of `open_time` are over and complete: a forecast of them is scored by `realized`,
     their hourly σ."""
 
@@ -112,7 +112,7 @@ class Matured(msgspec.Struct, frozen=True):
     realized: float
 
 
-class Issued(msgspec.Struct, frozen=True):
+class Issued(msgspec.Struct, frozen=True, gc=False):
     """A forecast with its interval, and the decision that rests on it."""
 
     #: As it is served: while `har` is served, its σ are har's.

@@ -59,7 +59,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Regimes(self.medium_from / per, self.high_from / per)
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """All parameters of a decision. Exposures are shares of the wealth; stream/core/deciding/policy_file.py checks
     them."""
 
@@ -107,7 +107,7 @@ def _version(policy: Policy) -> str:
     return f"{policy.name}-{hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:8]}"
 
 
-class PolicyMemory(msgspec.Struct, frozen=True):
+class PolicyMemory(msgspec.Struct, frozen=True, gc=False):
     """What the policy remembers from one forecast to the next. Hours are counted from the epoch; -1: none yet."""
 
     exposure: float = 0.0
@@ -134,14 +134,14 @@ class Outlook(NamedTuple):
 _Seen = tuple[int, float, float, int]
 
 
-class Reason(msgspec.Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """A code, and the numbers that led there (docs/messages.md lists them)."""
 
     code: str
     values: dict[str, float] = {}
 
 
-class Ruling(msgspec.Struct, frozen=True):
+class Ruling(msgspec.Struct, frozen=True, gc=False):
     """The numbers of a decision, before it is given an id and times."""
 
     policy_version: str
@@ -199,28 +199,27 @@ def _lived(
     kept_an_hour = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
     exposure, regime, off, log_calm = memory.exposure, memory.regime, memory.off, memory.log_calm
     last, changed, until = memory.forecast_hour, memory.changed_hour, memory.braked_until_hour
-    log, exp = math.log, math.exp
+    log, exp, annual = math.log, math.exp, ANNUAL
     found = []
     for k, (limits, (hour, sigma, high, gaps)) in enumerate(zip(regimes, outlooks, strict=False)):
         if k >= silent:
             found.append(PolicyMemory(exposure, regime, off, log_calm, last, changed, until))
         thresholds = limits if own is None else own
-        index = _index(sigma, thresholds)
+        index = 2 if sigma >= thresholds.high_from else 1 if sigma >= thresholds.medium_from else 0
         if index < regime:
             index = min(regime, _index(sigma / calmer, thresholds))
-        passed = hour - last
-        log_sigma = log(sigma)
-        if half_life > 0 and last >= 0:
-            kept = kept_an_hour if passed == 1 else 0.5 ** (passed / half_life)
-            log_calm = log_sigma + kept * (log_calm - log_sigma)
-        else:
-            log_calm = log_sigma
-        off = from_annualized > 0 and high * ANNUAL >= (below_annualized if off else from_annualized)
-        if last >= 0 and passed > stale_after:
-            until = hour + policy.brake_hours
+        log_before, log_calm = log_calm, log(sigma)
+        if last >= 0:
+            passed = hour - last
+            if half_life > 0:
+                kept = kept_an_hour if passed == 1 else 0.5 ** (passed / half_life)
+                log_calm += kept * (log_before - log_calm)
+            if passed > stale_after:
+                until = hour + policy.brake_hours
+        off = from_annualized > 0 and high * annual >= (below_annualized if off else from_annualized)
         if exposures is None:
             calm = exp(log_calm)
-            wanted = target / ((calm if calm > sigma else sigma) * ANNUAL)
+            wanted = target / ((calm if calm > sigma else sigma) * annual)
             if not wanted < cap:
                 wanted = cap
         else:

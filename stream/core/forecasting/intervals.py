@@ -38,7 +38,7 @@ _DAY_HOURS = 24
 _EPOCH_WEEKDAY = 3
 
 
-class Interval(msgspec.Struct, frozen=True):
+class Interval(msgspec.Struct, frozen=True, gc=False):
     """Bounds, hourly σ, that are to contain the outcome with probability `level`."""
 
     low: float
