@@ -12,6 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,8 @@ from stream.core.forecasting.windows import Array
 VALID_HOURS = 2
 TRACKING_HOURS = 168
 _BASIS_POINT = 1e-4
+#: Hours that are looked at together for the next fill.
+_LOOK_AHEAD = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,53 +94,61 @@ def execute(
     for ago in range(VALID_HOURS, delay - 1, -1):
         newer = exposure[: n - ago] if ago < n else exposure[:0]
         orders[n - len(newer) :] = np.where(np.isfinite(newer), newer, orders[n - len(newer) :])
-    # Lists: an element of an array costs more to set than the whole hour to compute.
     there = np.nonzero(np.isfinite(opens))[0]
-    resumed = (np.diff(there, prepend=-1) > 1).tolist()
-    hours = zip(*(of[there].tolist() for of in (opens, closes, orders)), resumed, strict=True)
-    worths, helds, fills = list[float](), list[float](), list[tuple[int, float, float]]()
+    first, last, wanted = opens[there], closes[there], orders[there]
+    after_hole = np.diff(there, prepend=-1) > 1
+    worth, held, moved, paid = np.zeros((4, len(there)))
     cash, units, filled = 1.0, 0.0, 0.0
-    worth, held = 1.0, 0.0
-    for first, last, wanted, after_hole in hours:
-        if worth > 0:
-            if after_hole:
-                units = held / first
-            if wanted == wanted:
-                value = units * first
-                before = cash + value
-                if before > 0:
-                    off = abs(wanted - value / before)
-                    if wanted != filled or (off >= band and off > 0):
-                        moved = wanted * before - value
-                        paid = abs(moved) * rate
-                        units, cash, filled = units + moved / first, cash - moved - paid, wanted
-                        fills.append((len(worths), abs(moved) / before, paid / before))
-            held = units * last
-            worth = cash + held
-            if worth <= 0:
-                worth = cash = units = held = 0.0
-        worths.append(worth)
-        helds.append(held)
-    return _book(open_time, there, np.array(worths), np.array(helds), fills)
 
+    def due(begin: int, end: int) -> NDArray[np.bool_]:
+        """Returns in which of these hours an order is filled, if none is before."""
+        wants, value = wanted[begin:end], units * first[begin:end]
+        before = cash + value
+        off = np.abs(wants - np.divide(value, before, out=np.zeros_like(value), where=before > 0))
+        found: NDArray[np.bool_] = np.isfinite(wants) & (before > 0)
+        found &= (wants != filled) | ((off >= band) & (off > 0))
+        return found
 
-def _book(
-    open_time: NDArray[np.int64],
-    there: NDArray[np.int64],
-    worth: Array,
-    held: Array,
-    fills: list[tuple[int, float, float]],
-) -> Book:
-    """Returns the book of hours on the grid from those that have a candle, `there`. fills: which of these, and what was
-    traded and paid then."""
-    weight, traded, cost = np.full(len(open_time), np.nan), np.zeros(len(open_time)), np.zeros(len(open_time))
-    weight[there] = np.divide(held, worth, out=np.zeros(len(there)), where=worth > 0)
-    if fills:
-        which, moved, paid = zip(*fills, strict=True)
-        traded[there[list(which)]], cost[there[list(which)]] = moved, paid
+    def disturbed(begin: int) -> int:
+        """Returns the first hour from this one on in which units change, the end where there is none."""
+        for start in range(begin, len(there), _LOOK_AHEAD):
+            found = due(start, start + _LOOK_AHEAD) | after_hole[start : start + _LOOK_AHEAD]
+            if found.any():
+                return start + int(np.argmax(found))
+        return len(there)
+
+    # Units change once in days, so the hours between are computed at once.
+    at = 0
+    while at < len(there):
+        price = first.item(at)
+        if after_hole[at]:
+            units = (held.item(at - 1) if at else 0.0) / price
+        if due(at, at + 1)[0]:
+            value = units * price
+            before = cash + value
+            bought = wanted.item(at) * before - value
+            fee = abs(bought) * rate
+            units, cash, filled = units + bought / price, cash - bought - fee, wanted.item(at)
+            moved[at], paid[at] = abs(bought) / before, fee / before
+        until = disturbed(at + 1)
+        held[at:until] = units * last[at:until]
+        worth[at:until] = cash + held[at:until]
+        lost = worth[at:until] <= 0
+        if lost.any():
+            ruined = at + int(np.argmax(lost))
+            held[ruined:], worth[ruined:] = 0.0, 0.0
+            break
+        at = until
+
+    def of_grid(values: Array, elsewhere: float) -> Array:
+        out = np.full(n, elsewhere)
+        out[there] = values
+        return out
+
+    weight = np.divide(held, worth, out=np.zeros_like(held), where=worth > 0)
     # Where an hour has no candle, the account is worth what it was.
-    newest = np.searchsorted(there, np.arange(len(open_time)), side="right")
-    return Book(open_time, np.append(1.0, worth)[newest], weight, traded, cost)
+    equity = np.append(1.0, worth)[np.searchsorted(there, np.arange(n), side="right")]
+    return Book(open_time, equity, of_grid(weight, math.nan), of_grid(moved, 0.0), of_grid(paid, 0.0))
 
 
 def realized_volatility(returns: Array) -> Array:
