@@ -6,6 +6,7 @@ decisions follow candle by candle. A scheduled batch job calls this command (doc
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from stream.cli.parameters import Time, command, one_symbol, time_of
 from stream.cli.paths import TABLE_SUFFIXES, Output
 from stream.cli.settings_flags import FILE, MODEL, POLICY
 from stream.core.deciding.accumulation import Rules
-from stream.core.deciding.operator import Issued
-from stream.core.deciding.replay import events
+from stream.core.deciding.batch import Stretch
+from stream.core.deciding.policy import REGIMES, action
+from stream.core.deciding.replay import stretches
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages.builders import close_time
 from stream.errors import RefusedError
@@ -82,7 +84,7 @@ def _predict(
         series = [c for c in series if c.open_time >= since - needed * HOUR_MS]
         if not series or series[-1].open_time < since:
             raise RefusedError(f"--from: {candles} has no candle of {name} from {from_} on")
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {}
     uncalibrated = 0
     with _progress() as bar:
         modelled, decided = bar.add_task("model", total=len(series)), bar.add_task("decisions", total=len(series))
@@ -92,21 +94,21 @@ def _predict(
             bar.advance(modelled, len(static))
             return answer
 
-        for event in events(rules, name, series, predictor.model, counted, since):
-            if isinstance(event, Issued):
-                rows.append(_row(event))
-                uncalibrated += event.regimes_from == "uncalibrated"
-                if len(rows) % 1_000 == 0:
-                    bar.update(decided, completed=len(rows))
+        for stretch in stretches(rules, name, series, predictor.model, counted, since):
+            for title, values in _columns(stretch).items():
+                columns.setdefault(title, []).extend(values)
+            uncalibrated += len(stretch.served) * (stretch.regimes_from == "uncalibrated")
+            bar.update(decided, completed=len(columns["id"]))
         for task in (modelled, decided):
             bar.update(task, completed=len(series))
-    if not rows:
+    if not columns:
         raise RefusedError(
             f"{candles}: {len(series)} candle(s) of {name} are too few for a forecast; it needs 12 of the last 24 "
             "returns: fetch more"
         )
-    files.write_table(pl.DataFrame(rows), out, times=("open_time", "close_time"))
-    young = sum(row["open_time"] < series[0].open_time + (needed - 1) * HOUR_MS for row in rows)
+    files.write_table(pl.DataFrame(columns), out, times=("open_time", "close_time"))
+    times = columns["open_time"]
+    young = sum(open_time < series[0].open_time + (needed - 1) * HOUR_MS for open_time in times)
     if young:
         click.echo(
             f"note: {young} row(s) have fewer than {needed:,} hours of candles before them in this file; "
@@ -119,9 +121,7 @@ def _predict(
             "days of forecasts of its own before them",
             err=True,
         )
-    click.echo(
-        f"{len(rows)} forecasts of {name}, {minute(rows[0]['open_time'])} to {minute(rows[-1]['open_time'])}: {out}"
-    )
+    click.echo(f"{len(times)} forecasts of {name}, {minute(times[0])} to {minute(times[-1])}: {out}")
 
 
 def _progress() -> Progress:
@@ -137,29 +137,33 @@ def _progress() -> Progress:
     )
 
 
-def _row(event: Issued) -> dict[str, Any]:
-    p, v = event.prediction, event.verdict
+def _columns(stretch: Stretch) -> dict[str, list[Any]]:
+    """Returns the columns of the file for the forecasts of a stretch."""
+    served, before, after = stretch.served, stretch.memories[:-1], stretch.memories[1:]
+
+    def of_each(name: str) -> list[Any]:
+        return list(map(attrgetter(name), served))
+
+    open_times = of_each("open_time")
     return {
-        "id": str(p.id),
-        "symbol": p.symbol,
-        "open_time": p.open_time,
-        "close_time": close_time(p.open_time),
-        "volatility_hourly": p.volatility,
-        "volatility_low": event.interval.low,
-        "volatility_high": event.interval.high,
-        "horizon_1h": p.horizon_1h,
-        "horizon_6h": p.horizon_6h,
-        "horizon_12h": p.horizon_12h,
-        "horizon_24h": p.horizon_24h,
-        "rolling_24h_next": p.rolling_24h_next,
-        "realized_24h": p.realized_24h,
-        "baseline_persistence": p.baseline_persistence,
-        "baseline_ewma": p.baseline_ewma,
-        "baseline_har": p.baseline_har,
-        "regime": v.regime,
-        "exposure": v.exposure,
-        "action": v.action,
-        "quality": p.quality,
-        "serving": event.serving,
-        "model_volatility": event.model_volatility,
+        "id": of_each("id"),
+        "symbol": of_each("symbol"),
+        "open_time": open_times,
+        "close_time": [close_time(open_time) for open_time in open_times],
+        "volatility_hourly": of_each("volatility"),
+        "volatility_low": stretch.lows,
+        "volatility_high": stretch.highs,
+        **{
+            name: of_each(name)
+            for name in (
+                *("horizon_1h", "horizon_6h", "horizon_12h", "horizon_24h", "rolling_24h_next", "realized_24h"),
+                *("baseline_persistence", "baseline_ewma", "baseline_har"),
+            )
+        },
+        "regime": [REGIMES[memory.regime] for memory in after],
+        "exposure": [memory.exposure for memory in after],
+        "action": [action(*memories) for memories in zip(before, after, strict=True)],
+        "quality": of_each("quality"),
+        "serving": ["har" if har else "model" for har in stretch.har_served],
+        "model_volatility": [prediction.volatility for prediction in stretch.predictions],
     }

@@ -20,7 +20,7 @@ from stream import times
 from stream.core.deciding import batch
 from stream.core.deciding.accumulation import RegimesFrom, Rules, anchor, forecast_hours
 from stream.core.deciding.operator import Issued
-from stream.core.deciding.policy import REGIMES, Policy
+from stream.core.deciding.policy import Policy
 from stream.core.deciding.replay import predict_rows
 from stream.core.forecasting.baselines import har
 from stream.core.forecasting.contract import Calibration, Contract, Regimes
@@ -185,19 +185,16 @@ def decide(data: Dataset, candles: Sequence[Candle], terms: Sequence[Term], poli
         )
         oldest = term.since - rules.history_hours(data.symbol) * HOUR_MS
         part = [c for c in candles if oldest <= c.open_time < term.until]
-        for event in batch.events(rules, data.symbol, part, term.predictions, term.since):
-            if not isinstance(event, Issued):
-                continue
-            row = (event.prediction.open_time - int(grid[0])) // HOUR_MS
-            issued.append(event)
-            found_by = _calibrated(event, rules)
-            if not calibrated or found_by.regimes != calibrated[-1].regimes:
-                calibrated.append(found_by)
-            regime[row] = REGIMES.index(event.verdict.regime)
-            volatility[row], high[row] = event.prediction.volatility, event.interval.high
-            exposure[policies[0].name][row] = event.verdict.exposure
-            for policy, memory in zip(policies[1:], event.compared, strict=True):
-                exposure[policy.name][row] = memory.exposure
+        for stretch in batch.stretches(rules, data.symbol, part, term.predictions, term.since):
+            for event in batch.issued_of(rules, stretch):
+                issued.append(event)
+                if not calibrated or event.regimes != calibrated[-1].regimes:
+                    calibrated.append(_calibrated(event, rules))
+            rows = (np.array([p.open_time for p in stretch.served]) - grid[0]) // HOUR_MS
+            regime[rows] = [memory.regime for memory in stretch.memories[1:]]
+            volatility[rows], high[rows] = [p.volatility for p in stretch.served], stretch.highs
+            for policy, memories in zip(policies, (stretch.memories, *stretch.compared), strict=True):
+                exposure[policy.name][rows] = [memory.exposure for memory in memories[1:]]
     opens, closes = data.ohlcv[inside, 0], data.ohlcv[inside, 3]
     return Decided(
         data.symbol,

@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.core.deciding.policy import ANNUAL
 from stream.core.forecasting.windows import Array
 
 #: From a candle to the last open at which the decision on it may be filled: `valid_until` is its close + 2 h.
 VALID_HOURS = 2
+TRACKING_HOURS = 168
 _BASIS_POINT = 1e-4
+#: Hours that are looked at together for the next fill.
+_LOOK_AHEAD = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Costs:
         return (self.fee_bp + self.slippage_bp) * _BASIS_POINT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Book:
     """The account by hour of the grid, [n] each; equity starts at 1."""
 
@@ -62,12 +67,17 @@ class Book:
     #: Fees and slippage paid at the hour's open, as a share of the equity then.
     cost: Array
 
-    @property
+    @cached_property
     def returns(self) -> Array:
         """Simple returns of each hour, costs included; NaN where an hour has no candle."""
         before = np.concatenate([[1.0], self.equity[:-1]])
         growth: Array = np.divide(self.equity, before, out=np.ones_like(before), where=before > 0) - 1
         return np.where(np.isfinite(self.weight), growth, np.nan)
+
+    @cached_property
+    def volatility_7d(self) -> Array:
+        """σ of the last 168 hourly returns, annualized, as `realized_volatility` computes it."""
+        return realized_volatility(self.returns)
 
 
 def execute(
@@ -84,27 +94,77 @@ def execute(
     for ago in range(VALID_HOURS, delay - 1, -1):
         newer = exposure[: n - ago] if ago < n else exposure[:0]
         orders[n - len(newer) :] = np.where(np.isfinite(newer), newer, orders[n - len(newer) :])
-    # Lists: an element of an array costs more to set than the whole hour to compute.
-    equity, weight, traded, cost = [0.0] * n, [math.nan] * n, [0.0] * n, [0.0] * n
+    there = np.nonzero(np.isfinite(opens))[0]
+    first, last, wanted = opens[there], closes[there], orders[there]
+    after_hole = np.diff(there, prepend=-1) > 1
+    worth, held, moved, paid = np.zeros((4, len(there)))
     cash, units, filled = 1.0, 0.0, 0.0
-    worth, held, seen = 1.0, 0.0, -1
-    for t, (first, last, wanted) in enumerate(zip(opens.tolist(), closes.tolist(), orders.tolist(), strict=True)):
-        if first == first:
-            if worth > 0:
-                if seen < t - 1:
-                    units = held / first
-                before = cash + units * first
-                if wanted == wanted and before > 0:
-                    off = abs(wanted - units * first / before)
-                    if wanted != filled or (off >= band and off > 0):
-                        moved = wanted * before - units * first
-                        paid = abs(moved) * rate
-                        units, cash, filled = units + moved / first, cash - moved - paid, wanted
-                        traded[t], cost[t] = abs(moved) / before, paid / before
-                worth = cash + units * last
-                if worth <= 0:
-                    worth = cash = units = 0.0
-                held, seen = units * last, t
-            weight[t] = held / worth if worth > 0 else 0.0
-        equity[t] = worth
-    return Book(open_time, np.array(equity), np.array(weight), np.array(traded), np.array(cost))
+
+    def due(begin: int, end: int) -> NDArray[np.bool_]:
+        """Returns in which of these hours an order is filled, if none is before."""
+        wants, value = wanted[begin:end], units * first[begin:end]
+        before = cash + value
+        off = np.abs(wants - np.divide(value, before, out=np.zeros_like(value), where=before > 0))
+        found: NDArray[np.bool_] = np.isfinite(wants) & (before > 0)
+        found &= (wants != filled) | ((off >= band) & (off > 0))
+        return found
+
+    def disturbed(begin: int) -> int:
+        """Returns the first hour from this one on in which units change, the end where there is none."""
+        for start in range(begin, len(there), _LOOK_AHEAD):
+            found = due(start, start + _LOOK_AHEAD) | after_hole[start : start + _LOOK_AHEAD]
+            if found.any():
+                return start + int(np.argmax(found))
+        return len(there)
+
+    # Units change once in days, so the hours between are computed at once.
+    at = 0
+    while at < len(there):
+        price = first.item(at)
+        if after_hole[at]:
+            units = (held.item(at - 1) if at else 0.0) / price
+        if due(at, at + 1)[0]:
+            value = units * price
+            before = cash + value
+            bought = wanted.item(at) * before - value
+            fee = abs(bought) * rate
+            units, cash, filled = units + bought / price, cash - bought - fee, wanted.item(at)
+            moved[at], paid[at] = abs(bought) / before, fee / before
+        until = disturbed(at + 1)
+        held[at:until] = units * last[at:until]
+        worth[at:until] = cash + held[at:until]
+        lost = worth[at:until] <= 0
+        if lost.any():
+            ruined = at + int(np.argmax(lost))
+            held[ruined:], worth[ruined:] = 0.0, 0.0
+            break
+        at = until
+
+    def of_grid(values: Array, elsewhere: float) -> Array:
+        out = np.full(n, elsewhere)
+        out[there] = values
+        return out
+
+    weight = np.divide(held, worth, out=np.zeros_like(held), where=worth > 0)
+    # Where an hour has no candle, the account is worth what it was.
+    equity = np.append(1.0, worth)[np.searchsorted(there, np.arange(n), side="right")]
+    return Book(open_time, equity, of_grid(weight, math.nan), of_grid(moved, 0.0), of_grid(paid, 0.0))
+
+
+def realized_volatility(returns: Array) -> Array:
+    """Computes σ of the last 168 hourly returns, annualized, [n]; NaN for the first 167, for hours that have no return
+    and where under half of the 168 have one."""
+    out, window = np.full(len(returns), np.nan), TRACKING_HOURS
+    if len(returns) >= window:
+        exists = np.isfinite(returns)
+        views = np.lib.stride_tricks.sliding_window_view(np.where(exists, returns, 0.0), window)
+        until = np.append(0, np.cumsum(exists))
+        count = until[window:] - until[:-window]
+        defined = exists[window - 1 :] & (2 * count >= window)
+        number = np.where(defined, count, window)
+        # Sums over views: a running sum of squares would lose the digits of quiet weeks.
+        mean = views.sum(axis=1) / number
+        square = np.einsum("ij,ij->i", views, views)
+        sigma = np.sqrt(np.maximum(square - number * mean * mean, 0.0) / (number - 1)) * ANNUAL
+        out[window - 1 :] = np.where(defined, sigma, np.nan)
+    return out

@@ -17,7 +17,6 @@ from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
 from stream.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH_INCHES, YELLOW, dates, rendered
 from training.backtest.benchmarks import BUY_AND_HOLD
-from training.backtest.measures import realized_volatility
 from training.backtest.runner import Tested
 
 #: Low, medium, high: light to dark.
@@ -40,9 +39,7 @@ def overview(tested: Tested, form: str = "svg") -> bytes:
             second.plot(_days(tested), _daily(tested, tested.books[line].equity), **style)
             third.plot(_days(tested), 100 * _daily(tested, drawdowns(tested.books[line].equity)), **style)
             if line != BUY_AND_HOLD:
-                fourth.plot(
-                    _days(tested), 100 * _daily(tested, realized_volatility(tested.books[line].returns)), **style
-                )
+                fourth.plot(_days(tested), 100 * _daily(tested, tested.books[line].volatility_7d), **style)
         _logarithmic(second, "{:g}")
         second.set_ylabel("equity")
         second.legend(loc="upper left", ncols=3)

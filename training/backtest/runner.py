@@ -151,9 +151,10 @@ def run(
             weight *= wanted / held
         return plan, found
 
-    matched = {name: match(book)[1] for name, book in books.items()}
+    matches = {name: match(book) for name, book in books.items()}
+    matched = {name: found for name, (_, found) in matches.items()}
     compared = f"constant {measures.mean_exposure(books[judged.name]):.0%}"
-    plans[compared], books[compared] = match(books[judged.name])
+    plans[compared], books[compared] = matches[judged.name]
     matched[compared] = books[compared]
     kinds[compared] = "benchmark"
     held = {name: _in_force(plan) for name, plan in plans.items()}

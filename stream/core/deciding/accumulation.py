@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,7 +137,8 @@ def accumulate(rules: Rules, symbol: str, start: int, sigmas: Array, realized: A
             np.where(har_served, har_highs, highs),
         )
     memories = policy_memories(rules, regimes, start, sigmas, volatility, highs, har_served)
-    return Accumulated(calibrated, har_calibrated, memories, days, regimes, regimes_from)
+    now = tuple(of_policy[-1] for of_policy in memories)
+    return Accumulated(calibrated, har_calibrated, now, days, regimes, regimes_from)
 
 
 def har_intervals(rules: Rules, start: int, sigmas: Array, realized: Array) -> intervals.IntervalMemory:
@@ -196,24 +198,22 @@ def policy_memories(
     volatility: Array,
     highs: Array,
     har_served: NDArray[np.bool_],
-) -> tuple[risk.PolicyMemory, ...]:
-    """Returns the memories of all policies after these hours; `volatility` and `highs` are those of what was served."""
-    first = start // HOUR_MS
-    rows = [k for k, sigma in enumerate(sigmas[0].tolist()) if sigma == sigma]
-    columns = {name: sigmas[i, rows].tolist() for i, name in enumerate((*rules.sources, "gaps"))}
-    columns["model"] = volatility[rows].tolist()
-    relative, gaps = (highs[rows] / volatility[rows]).tolist(), [int(g) for g in columns["gaps"]]
+    shown: int = 0,
+) -> tuple[list[risk.PolicyMemory], ...]:
+    """Returns the memories of all policies over the last `shown` forecasts of these hours: the one before the first of
+    them, and the one after each; `volatility` and `highs` are those of what was served."""
+    rows = np.nonzero(np.isfinite(sigmas[0]))[0]
+    columns = dict(zip(rules.sources, sigmas[:, rows], strict=False))
+    columns["model"] = volatility[rows]
+    relative, hours, gaps = highs[rows] / volatility[rows], start // HOUR_MS + rows, sigmas[-1, rows].astype(np.int64)
     seen = {
-        name: [
-            risk.Outlook(first + k, sigma, sigma * wide, missing)
-            for k, sigma, wide, missing in zip(rows, columns[name], relative, gaps, strict=True)
-        ]
-        for name in rules.sources
+        name: list(zip(*(of.tolist() for of in (hours, sigma, sigma * relative, gaps)), strict=True))
+        for name, sigma in columns.items()
     }
     served = har_served[rows].tolist()
 
-    def limits(policy: risk.Policy) -> list[Regimes]:
+    def limits(policy: risk.Policy) -> Iterable[Regimes]:
         by_who = [regimes_for(rules, policy, regimes, har) for har in (False, True)]
-        return [by_who[har] for har in served]
+        return map(by_who.__getitem__, served)
 
-    return tuple(risk.accumulate(policy, limits(policy), seen[policy.forecast]) for policy in rules.policies)
+    return tuple(risk.accumulate(policy, limits(policy), seen[policy.forecast], shown) for policy in rules.policies)

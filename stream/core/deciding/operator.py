@@ -103,7 +103,7 @@ class Insufficient(msgspec.Struct, frozen=True):
     returns_24h: int
 
 
-class Matured(msgspec.Struct, frozen=True):
+class Matured(msgspec.Struct, frozen=True, gc=False):
     """The 24 hours after the candle of `open_time` are over and complete: a forecast of them is scored by `realized`,
     their hourly σ."""
 
@@ -112,7 +112,7 @@ class Matured(msgspec.Struct, frozen=True):
     realized: float
 
 
-class Issued(msgspec.Struct, frozen=True):
+class Issued(msgspec.Struct, frozen=True, gc=False):
     """A forecast with its interval, and the decision that rests on it."""
 
     #: As it is served: while `har` is served, its σ are har's.
@@ -275,12 +275,9 @@ def conclude(
     `closes` are those of the last 24 hours, NaN where there is none; `memories` and `regimes` are one for each of
     `Rules.policies` and `Rules.sources`.
     """
-    prediction = as_har(model_prediction, closes) if har_served else model_prediction
-    # Policies must see of each source what `State.past` keeps of it, for a later accumulation will show them that
-    # again: of the headline what is served, of everything else what was predicted.
-    seen = msgspec.structs.replace(prediction, rolling_24h_next=model_prediction.rolling_24h_next)
     before, *others = memories
     limits = accumulation.regimes_for(rules, rules.policy, regimes, har_served)
+    seen = as_seen(model_prediction, har_served=har_served)
     memory, ruling = risk.decide(rules.policy, limits, before, risk.outlook(rules.policy, seen, interval.high))
     compared = tuple(
         risk.advance(
@@ -291,11 +288,19 @@ def conclude(
         )
         for policy, before_it in zip(rules.compared, others, strict=True)
     )
-    if rules.policy.thresholds is not None:
-        limits = rules.policy.thresholds.hourly
+    prediction = as_har(model_prediction, closes) if har_served else model_prediction
     who: Serving = "har" if har_served else "model"
+    limits = risk.limits_of(rules.policy, limits)
     issued = Issued(prediction, interval, ruling, who, model_prediction.volatility, limits, regimes_from, compared)
     return issued, memory
+
+
+def as_seen(model_prediction: Prediction, *, har_served: bool) -> Prediction:
+    """Returns the prediction as policies see it. That is what `State.past` keeps of each source, for a later
+    accumulation will show them that again: of the headline what is served, of everything else what was predicted."""
+    if not har_served:
+        return model_prediction
+    return msgspec.structs.replace(model_prediction, volatility=model_prediction.baseline_har)
 
 
 def _with(rules: Rules, state: State, prediction: Prediction) -> Past:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -59,7 +59,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Regimes(self.medium_from / per, self.high_from / per)
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """All parameters of a decision. Exposures are shares of the wealth; stream/core/deciding/policy_file.py checks
     them."""
 
@@ -107,7 +107,7 @@ def _version(policy: Policy) -> str:
     return f"{policy.name}-{hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:8]}"
 
 
-class PolicyMemory(msgspec.Struct, frozen=True):
+class PolicyMemory(msgspec.Struct, frozen=True, gc=False):
     """What the policy remembers from one forecast to the next. Hours are counted from the epoch; -1: none yet."""
 
     exposure: float = 0.0
@@ -121,7 +121,7 @@ class PolicyMemory(msgspec.Struct, frozen=True):
     braked_until_hour: int = -1
 
 
-class Outlook(msgspec.Struct, frozen=True, gc=False):
+class Outlook(NamedTuple):
     """What a policy looks at: σ and the upper end of its interval, hourly, and the missing hours of the last 48."""
 
     hour: int
@@ -130,14 +130,18 @@ class Outlook(msgspec.Struct, frozen=True, gc=False):
     gaps: int
 
 
-class Reason(msgspec.Struct, frozen=True):
+#: An `Outlook`, or a plain tuple of its fields, as columns put side by side give it.
+_Seen = tuple[int, float, float, int]
+
+
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """A code, and the numbers that led there (docs/messages.md lists them)."""
 
     code: str
     values: dict[str, float] = {}
 
 
-class Ruling(msgspec.Struct, frozen=True):
+class Ruling(msgspec.Struct, frozen=True, gc=False):
     """The numbers of a decision, before it is given an id and times."""
 
     policy_version: str
@@ -156,6 +160,11 @@ def outlook(policy: Policy, prediction: Prediction, high: float) -> Outlook:
     return Outlook(prediction.open_time // HOUR_MS, sigma, sigma * (high / prediction.volatility), int(prediction.gaps))
 
 
+def limits_of(policy: Policy, regimes: Regimes) -> Regimes:
+    """Returns the thresholds that the policy's regimes are by: its own, or those of the forecast."""
+    return regimes if policy.thresholds is None else policy.thresholds.hourly
+
+
 def regime(volatility_hourly: float, regimes: Regimes) -> RegimeName:
     return REGIMES[_index(volatility_hourly, regimes)]
 
@@ -166,19 +175,20 @@ def _index(sigma: float, regimes: Regimes) -> int:
 
 def advance(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> PolicyMemory:
     """Returns the memory after a forecast. `decide` explains it."""
-    return _after(policy, memory, (regimes,), (seen,))
+    return _lived(policy, memory, (regimes,), (seen,), 0)[-1]
 
 
-def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Iterable[Outlook]) -> PolicyMemory:
-    """Returns the memory after these outlooks, accumulated from nothing; `regimes` has those of each."""
-    return _after(policy, PolicyMemory(), regimes, seen)
+def accumulate(policy: Policy, regimes: Iterable[Regimes], seen: Sequence[_Seen], shown: int = 0) -> list[PolicyMemory]:
+    """Returns the memories of the last `shown` of these outlooks, accumulated from nothing: the one before the first of
+    them, and the one after each. `regimes` has those of each outlook."""
+    return _lived(policy, PolicyMemory(), regimes, seen, len(seen) - shown)
 
 
-def _after(
-    policy: Policy, memory: PolicyMemory, regimes: Iterable[Regimes], outlooks: Iterable[Outlook]
-) -> PolicyMemory:
-    """Returns the memory after these outlooks. This is the policy; years of hours pass here, so it is one plain loop
-    over local variables."""
+def _lived(
+    policy: Policy, memory: PolicyMemory, regimes: Iterable[Regimes], outlooks: Iterable[_Seen], silent: int
+) -> list[PolicyMemory]:
+    """Returns the memory after the first `silent` of these outlooks, and after each that follows. This is the policy;
+    years of hours pass here, so it is one plain loop over local variables."""
     steps, target, cap = policy.thresholds, policy.target_volatility_annualized, policy.max_exposure
     half_life, calmer = policy.calm_half_life_hours, 1 - policy.regime_hysteresis
     from_annualized, below_annualized = policy.risk_off_from_annualized, policy.risk_back_below_annualized
@@ -189,31 +199,40 @@ def _after(
     kept_an_hour = 0.5 ** (1 / half_life) if half_life > 0 else 0.0
     exposure, regime, off, log_calm = memory.exposure, memory.regime, memory.off, memory.log_calm
     last, changed, until = memory.forecast_hour, memory.changed_hour, memory.braked_until_hour
-    log, exp = math.log, math.exp
-    for limits, seen in zip(regimes, outlooks, strict=False):
-        hour, sigma = seen.hour, seen.volatility
+    log, exp, annual = math.log, math.exp, ANNUAL
+    found = []
+    for k, (limits, (hour, sigma, high, gaps)) in enumerate(zip(regimes, outlooks, strict=False)):
+        if k >= silent:
+            found.append(PolicyMemory(exposure, regime, off, log_calm, last, changed, until))
         thresholds = limits if own is None else own
-        index = _index(sigma, thresholds)
+        index = 2 if sigma >= thresholds.high_from else 1 if sigma >= thresholds.medium_from else 0
         if index < regime:
             index = min(regime, _index(sigma / calmer, thresholds))
-        passed = hour - last
-        log_sigma = log(sigma)
-        if half_life > 0 and last >= 0:
-            kept = kept_an_hour if passed == 1 else 0.5 ** (passed / half_life)
-            log_calm = log_sigma + kept * (log_calm - log_sigma)
+        log_before, log_calm = log_calm, log(sigma)
+        if last >= 0:
+            passed = hour - last
+            if half_life > 0:
+                kept = kept_an_hour if passed == 1 else 0.5 ** (passed / half_life)
+                log_calm += kept * (log_before - log_calm)
+            if passed > stale_after:
+                until = hour + policy.brake_hours
+        off = from_annualized > 0 and high * annual >= (below_annualized if off else from_annualized)
+        if exposures is None:
+            calm = exp(log_calm)
+            wanted = target / ((calm if calm > sigma else sigma) * annual)
+            if not wanted < cap:
+                wanted = cap
         else:
-            log_calm = log_sigma
-        off = from_annualized > 0 and seen.high * ANNUAL >= (below_annualized if off else from_annualized)
-        if last >= 0 and passed > stale_after:
-            until = hour + policy.brake_hours
-        wanted = exposures[index] if exposures is not None else min(cap, target / (max(sigma, exp(log_calm)) * ANNUAL))
-        braked = hour < until or seen.gaps > REPAIRED_GAPS
+            wanted = exposures[index]
+        braked = hour < until or gaps > REPAIRED_GAPS
         if off:
             wanted = 0.0
         elif braked and wanted > brake_most:
             wanted = brake_most
         if wanted != exposure:
-            band = max(band_of_wealth, band_of_exposure * exposure)
+            band = band_of_exposure * exposure
+            if not band > band_of_wealth:
+                band = band_of_wealth
             if wanted < exposure:
                 move = off or (braked and exposure > brake_most) or exposure - wanted >= band
             else:
@@ -221,7 +240,8 @@ def _after(
             if move:
                 exposure, changed = wanted, hour
         regime, last = index, hour
-    return PolicyMemory(exposure, regime, off, log_calm, last, changed, until)
+    found.append(PolicyMemory(exposure, regime, off, log_calm, last, changed, until))
+    return found
 
 
 def _band(policy: Policy, exposure: float) -> float:
@@ -240,21 +260,29 @@ def _wanted(policy: Policy, index: int, sigma: float, log_calm: float) -> float:
 def decide(policy: Policy, regimes: Regimes, memory: PolicyMemory, seen: Outlook) -> tuple[PolicyMemory, Ruling]:
     """Returns what `advance` does, and a ruling that says why."""
     after = advance(policy, regimes, memory, seen)
-    if after.exposure == memory.exposure:
-        action: Action = "hold"
-    elif after.exposure == 0.0:
-        action = "risk_off"
-    else:
-        action = "increase" if after.exposure > memory.exposure else "reduce"
-    return after, Ruling(
+    return after, ruling(policy, regimes, memory, after, seen)
+
+
+def ruling(policy: Policy, regimes: Regimes, before: PolicyMemory, after: PolicyMemory, seen: Outlook) -> Ruling:
+    """Returns the numbers of the decision that led from one memory to the next, and why."""
+    return Ruling(
         policy_version=policy.version,
         regime=REGIMES[after.regime],
         exposure=after.exposure,
-        previous_exposure=memory.exposure,
-        action=action,
+        previous_exposure=before.exposure,
+        action=action(before, after),
         target_volatility_annualized=policy.target_volatility_annualized,
-        reasons=_reasons(policy, regimes, memory, after, seen),
+        reasons=_reasons(policy, regimes, before, after, seen),
     )
+
+
+def action(before: PolicyMemory, after: PolicyMemory) -> Action:
+    """Returns what a decision does to the exposure."""
+    if after.exposure == before.exposure:
+        return "hold"
+    if after.exposure == 0.0:
+        return "risk_off"
+    return "increase" if after.exposure > before.exposure else "reduce"
 
 
 def _reasons(

@@ -36,11 +36,9 @@ MIN_RESIDUALS = 50
 _DAY_HOURS = 24
 #: Hour 0 since the epoch was the first of a Thursday.
 _EPOCH_WEEKDAY = 3
-_NOTHING_GIVEN = (math.nan, math.nan)
-_NOTHING_LEARNT = np.empty(0)
 
 
-class Interval(msgspec.Struct, frozen=True):
+class Interval(msgspec.Struct, frozen=True, gc=False):
     """Bounds, hourly σ, that are to contain the outcome with probability `level`."""
 
     low: float
@@ -141,55 +139,61 @@ def accumulated(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
 ) -> tuple[IntervalMemory, Array]:
     """Returns what `accumulate` does, and the upper ends of the intervals given on the way: [n], NaN where none was."""
-    memory, given = _lived(calibration, open_time, volatility, realized)
-    highs = [forecast * math.exp(high) for forecast, (_, high) in zip(volatility.tolist(), given, strict=True)]
-    return memory, np.array(highs)
+    memory, _, highs = _lived(calibration, open_time, volatility, realized)
+    return memory, _ends(volatility, highs)
 
 
-def given_hours(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> list[Interval | None]:
-    """Returns the intervals given on the way of `accumulate`, one for each hour; None where there was no forecast."""
-    _, given = _lived(calibration, open_time, volatility, realized)
-    return [
-        Interval(forecast * math.exp(low), forecast * math.exp(high), calibration.level) if high == high else None
-        for forecast, (low, high) in zip(volatility.tolist(), given, strict=True)
-    ]
+def given_hours(calibration: Calibration, open_time: int, volatility: Array, realized: Array) -> tuple[Array, Array]:
+    """Returns the lower and the upper ends of the intervals given on the way of `accumulate`: [n] each, NaN where there
+    was no forecast."""
+    _, lows, highs = _lived(calibration, open_time, volatility, realized)
+    return _ends(volatility, lows), _ends(volatility, highs)
+
+
+def _ends(volatility: Array, bounds: list[float]) -> Array:
+    exp = math.exp
+    return np.array([forecast * exp(bound) for forecast, bound in zip(volatility.tolist(), bounds, strict=True)])
 
 
 def _lived(
     calibration: Calibration, open_time: int, volatility: Array, realized: Array
-) -> tuple[IntervalMemory, list[tuple[float, float]]]:
-    """Returns the memory after these hours, and the log bounds given on the way, NaN where none were.
+) -> tuple[IntervalMemory, list[float], list[float]]:
+    """Returns the memory after these hours, and the log bounds given on the way, lower and upper, NaN where none were.
 
     Does the arithmetic of `passed`, `learn` and `give` on lists: the hours are many, and the memories between them are
-    not needed.
+    not needed. A group is one sorted list here.
     """
     memory = start(calibration)
     starting, learnt = [group.starting for group in memory.groups], (list[float](), list[float]())
     pools = [list(part) for part in starting]
     below, above = [g.miss_below for g in memory.groups], [g.miss_above for g in memory.groups]
-    forecasts, outcomes = volatility.tolist(), realized.tolist()
-    given: list[tuple[float, float]] = [_NOTHING_GIVEN] * len(forecasts)
+    forecasts, outcomes, log = volatility.tolist(), realized.tolist(), math.log
+    lows, highs = [math.nan] * len(forecasts), [math.nan] * len(forecasts)
     rate = (1 - calibration.level) / 2
     groups = [group_of(open_time + k * HOUR_MS) for k in range(len(forecasts))]
-    for k, (forecast, outcome) in enumerate(zip(forecasts, outcomes, strict=True)):
-        earlier = forecasts[k - DELAY_HOURS] if k >= DELAY_HOURS else math.nan
+    forecasts_before = [math.nan] * DELAY_HOURS + forecasts[:-DELAY_HOURS]
+    for k, (forecast, outcome, earlier) in enumerate(zip(forecasts, outcomes, forecasts_before, strict=False)):
         if outcome == outcome and earlier == earlier:
-            residual, i = math.log(outcome / earlier), groups[k - DELAY_HOURS]
-            low, high = given[k - DELAY_HOURS]
-            below[i] = _within(below[i] + GAMMA * (rate - (residual < low)))
-            above[i] = _within(above[i] + GAMMA * (rate - (residual > high)))
+            residual, then = log(outcome / earlier), k - DELAY_HOURS
+            i = groups[then]
+            below[i] = _within(below[i] + GAMMA * (rate - (residual < lows[then])))
+            above[i] = _within(above[i] + GAMMA * (rate - (residual > highs[then])))
             insort_left(pools[i], residual)
-            insort_left(learnt[i], residual)
+            learnt[i].append(residual)
         if forecast == forecast:
             i = groups[k]
-            given[k] = _bounds(calibration, pools[i], _NOTHING_LEARNT, below[i], above[i])
-    weekday, weekend = (Group(starting[i], np.array(learnt[i]), below[i], above[i]) for i in (0, 1))
-    newest = [_NOTHING_GIVEN] * (DELAY_HOURS + 1) + given
-    return IntervalMemory((weekday, weekend), np.array(newest[-DELAY_HOURS - 1 :])), given
+            lows[k], highs[k] = _bounds_of_list(calibration, pools[i], below[i], above[i])
+    weekday, weekend = (Group(starting[i], np.array(sorted(learnt[i])), below[i], above[i]) for i in (0, 1))
+    newest = np.full((DELAY_HOURS + 1, 2), np.nan)
+    kept = min(len(lows), len(newest))
+    if kept:
+        newest[-kept:, 0], newest[-kept:, 1] = lows[-kept:], highs[-kept:]
+    return IntervalMemory((weekday, weekend), newest), lows, highs
 
 
 def _within(rate: float) -> float:
-    return min(max(rate, MISS_RATE_RANGE[0]), MISS_RATE_RANGE[1])
+    least, most = MISS_RATE_RANGE
+    return least if rate < least else most if rate > most else rate
 
 
 def _bounds(
@@ -203,6 +207,27 @@ def _bounds(
         min(_quantile(starting, learnt, miss_below), 0.0),
         max(_quantile(starting, learnt, 1 - miss_above), 0.0),
     )
+
+
+def _bounds_of_list(
+    calibration: Calibration, residuals: list[float], miss_below: float, miss_above: float
+) -> tuple[float, float]:
+    """Returns what `_bounds` does, of residuals in one sorted list, where the place of an order statistic is its index:
+    for a quarter of the time."""
+    last = len(residuals) - 1
+    if last + 1 < MIN_RESIDUALS:
+        return calibration.low, calibration.high
+    place = miss_below * last
+    below = int(place)
+    low = residuals[below]
+    if below < last:
+        low += (residuals[below + 1] - low) * (place - below)
+    place = (1 - miss_above) * last
+    below = int(place)
+    high = residuals[below]
+    if below < last:
+        high += (residuals[below + 1] - high) * (place - below)
+    return low if low < 0.0 else 0.0, high if high > 0.0 else 0.0
 
 
 def _quantile(starting: list[float], learnt: Array, share: float) -> float:

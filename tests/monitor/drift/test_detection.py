@@ -153,6 +153,17 @@ def test_what_evidently_mutes_we_measure_the_same() -> None:
     assert scores["still"] < 0.1
 
 
+def test_a_page_changes_no_score(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    current, reference = ({name: chance.normal(size=size) for name in "abc"} for size in (300, 900))
+    html = tmp_path / "drift.html"
+    thresholds = dict.fromkeys("abc", 0.5)
+    with_page = detection.evidently_scores(current, reference, html, thresholds=thresholds)
+    assert with_page == detection.evidently_scores(current, reference, None, thresholds=thresholds)
+    assert list(with_page) == ["a", "b", "c"]
+    assert html.is_file()
+
+
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     html = tmp_path / "drift.html"
     html.mkdir()

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from repository import SHIPPED_BUNDLE
 
@@ -191,3 +193,34 @@ def test_an_absent_file_a_folder_and_a_file_too_large(tmp_path):
         file.truncate(predictor.MAX_FILE_BYTES + 1)
     with pytest.raises(ContractError, match="at most"):
         predictor.load(large)
+
+
+def fields(message: bytes, *skipped: object) -> list[tuple[int, bytes | int]] | str:
+    """Returns the fields of a message but for plain numbers and words, or what its walk raises."""
+    try:
+        walked = [*predictor._fields(memoryview(message), *skipped)]
+    except IndexError as error:
+        return str(error)
+    return [(n, v if isinstance(v, int) else bytes(v)) for n, v in walked if n not in (7, 8, 9)]
+
+
+#: Bytes of which many are keys of fields, lengths and numbers.
+messages = st.lists(
+    st.one_of(
+        st.binary(max_size=6),
+        st.sampled_from(
+            [b"\x3d1234", b"\x40\x80\x01", b"\x4a\x04LEAF", b"\x2a\x02\x70\x01", b"\x32\x00", b"\xbd\x00123"]
+        ),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@given(messages)
+@example(b"\x40" + b"\x80" * 9 + b"\x01")
+@example(b"\x40" + b"\x80" * 10 + b"\x01")
+@example(b"\x4a\x0f" + b"\x2a" * 15 + b"\x2a\x02\x70\x01")
+@example(b"\x4a\x0f" + b"\x2a" * 14)
+@example(b"\x3d123")
+def test_a_quick_walk_past_numbers_sees_what_a_slow_one_sees(message: bytes) -> None:
+    assert fields(message, predictor._VALUES) == fields(message)

@@ -31,7 +31,7 @@ from stream.testing.sample_model import sample_model, sample_predict
 from training.backtest import figures, measures, report, runner
 from training.backtest.benchmarks import BUY_AND_HOLD
 from training.backtest.decisions import of_bundle, of_forecaster
-from training.backtest.execution import Book, Costs, execute
+from training.backtest.execution import Book, Costs, execute, realized_volatility
 from training.data.dataset import DatasetError, of_grid
 from training.data.holes import holes, jump_notes
 from training.forecasters import named
@@ -182,13 +182,13 @@ def test_two_holes_in_a_row_and_a_sale_at_the_first_price_after_one() -> None:
 def test_the_volatility_of_seven_days_is_of_the_returns_that_exist() -> None:
     r = np.random.default_rng(4).standard_normal(400) * 0.01
     r[200:260] = NAN
-    found = measures.realized_volatility(r)
+    found = realized_volatility(r)
     assert np.isnan(found[200:260]).all()
     known = r[300 - 167 : 301]
     assert found[300] == pytest.approx(known[np.isfinite(known)].std(ddof=1) * math.sqrt(8_760))
     r[150:260] = NAN
     # Under half of the 168 are known.
-    assert np.isnan(measures.realized_volatility(r)[260])
+    assert np.isnan(realized_volatility(r)[260])
 
 
 @pytest.mark.parametrize("factor", [100.0, 0.001])

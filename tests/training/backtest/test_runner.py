@@ -27,7 +27,7 @@ from stream.testing.sample_model import sample_model, sample_predict
 from training.backtest import decisions, figures, measures, report, runner
 from training.backtest.benchmarks import BUY_AND_HOLD, ORACLE, exposures, published, reference_figures
 from training.backtest.decisions import Decided, decide, of_bundle, of_forecaster
-from training.backtest.execution import Book, Costs, execute
+from training.backtest.execution import Book, Costs, execute, realized_volatility
 from training.data.dataset import Dataset, load_others, of_grid
 from training.forecasters import named
 
@@ -199,7 +199,7 @@ def test_annualization_uses_8760_hours() -> None:
 
 def test_tracking_is_of_the_last_168_hours() -> None:
     r = np.random.default_rng(4).standard_normal(400) * 0.01
-    found = measures.realized_volatility(r)
+    found = realized_volatility(r)
     assert np.isnan(found[:167]).all()
     for t in (167, 168, 399):
         assert found[t] == pytest.approx(r[t - 167 : t + 1].std(ddof=1) * ANNUAL)

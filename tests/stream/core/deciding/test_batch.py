@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from stream.core.deciding import batch
 from stream.core.deciding.accumulation import HISTORY_HOURS, Rules
 from stream.core.deciding.operator import Issued, Matured
-from stream.core.deciding.policy import Policy, Thresholds
+from stream.core.deciding.policy import REGIMES, Policy, Thresholds, action
 from stream.core.deciding.replay import drive, predict_rows, to_grid
 from stream.core.forecasting import features
 from stream.core.forecasting.predictions import Prediction
@@ -48,7 +49,34 @@ def both(
     rules: Rules, symbol: str, candles: list[Candle], predictions: dict[int, Prediction], since: int | None
 ) -> tuple[list[Matured | Issued], list[Matured | Issued]]:
     stepped = [e for _, e in drive(rules, symbol, candles, predictions, since) if isinstance(e, Matured | Issued)]
-    return stepped, list(batch.events(rules, symbol, candles, predictions, since))
+    at_once = list(batch.events(rules, symbol, candles, predictions, since))
+    issued = [e for e in at_once if isinstance(e, Issued)]
+    assert numbers(batch.stretches(rules, symbol, candles, predictions, since)) == [
+        (
+            *(e.prediction, e.model_volatility, e.serving, e.interval.low, e.interval.high),
+            *(e.verdict.regime, e.verdict.previous_exposure, e.verdict.exposure, e.verdict.action),
+            *(e.compared, e.regimes_from),
+        )
+        for e in issued
+    ]
+    return stepped, at_once
+
+
+def numbers(stretches: Iterator[batch.Stretch]) -> list[tuple[object, ...]]:
+    """Returns the columns of stretches as rows."""
+    return [
+        (
+            *(served, prediction.volatility, "har" if har else "model", low, high),
+            *(REGIMES[after.regime], before.exposure, after.exposure, action(before, after)),
+            *(tuple(compared), one.regimes_from),
+        )
+        for one in stretches
+        for served, prediction, har, low, high, before, after, *compared in zip(
+            *(one.served, one.predictions, one.har_served, one.lows, one.highs, one.memories[:-1], one.memories[1:]),
+            *(memories[1:] for memories in one.compared),
+            strict=True,
+        )
+    ]
 
 
 @settings(max_examples=25)

@@ -262,7 +262,7 @@ def test_whatever_comes_exposure_keeps_its_bounds_its_band_and_its_waits(
 
 @given(policies, outlooks)
 def test_decide_explains_exactly_what_advance_does(policy: Policy, steps: list[tuple[int, float, float, int]]) -> None:
-    memory = PolicyMemory()
+    memory, memories = PolicyMemory(), [PolicyMemory()]
     for outlook in hours(steps):
         after, verdict = decide(policy, REGIMES, memory, outlook)
         assert after == advance(policy, REGIMES, memory, outlook)
@@ -273,7 +273,9 @@ def test_decide_explains_exactly_what_advance_does(policy: Policy, steps: list[t
         if after.off:
             assert "risk_off" in [r.code for r in verdict.reasons]
         memory = after
-    assert memory == accumulate(policy, repeat(REGIMES), hours(steps))
+        memories.append(memory)
+    for shown in (0, 1, len(steps)):
+        assert accumulate(policy, repeat(REGIMES), hours(steps), shown) == memories[len(steps) - shown :]
 
 
 @given(policies, st.floats(1e-5, 0.5), st.floats(1, 3), st.floats(0, 1))
