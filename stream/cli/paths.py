@@ -27,8 +27,8 @@ RUN_FILES = ("network.keras", "trees.npz", "contract.json", "windows.npz")
 PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
 #: Formats in which candle files and forecasts are written.
 TABLE_SUFFIXES = (".parquet", ".csv")
-#: What a node keeps in its data directory, and the model that it may find there.
-DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
+#: What a node keeps in its data directory, and the models that it may find there.
+DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx", "challenger.onnx", "retraining.lock")
 
 
 @dataclass(frozen=True, slots=True)
