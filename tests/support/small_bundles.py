@@ -1,15 +1,11 @@
 """Bundles that take a second to make: a linear model, perhaps with trees, in a graph as the daemon loads it.
 
-`python small_bundles.py CANDLES SYMBOL FROM UNTIL OUT [HOW]` is a training and an export in one, for tests of what
-surrounds them. HOW: `linear` (as it should be), `nan`, `noise:SEED`, `constant`, `longer` (its contract names
-a day more), `crash`, `killed`, `nothing`, `foreign`.
+HOW: `linear` (as it should be), `nan`, `noise:SEED`, `constant`, `longer` (its contract names a day more than it has
+learnt).
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from pathlib import Path
 
 import msgspec
@@ -18,7 +14,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from export import trees as graph_trees
-from stream import times
 from stream.core.forecasting import contract as contracts
 from stream.core.forecasting.contract import Contract, Training
 from stream.core.forecasting.features import SEQUENCE_HOURS, SEQUENCE_NAMES, STATIC_NAMES
@@ -113,27 +108,12 @@ def learn(data: Dataset, from_ms: int, until_ms: int, out: Path, how: str = "lin
         factor = linear.mean_ratio(data.labels[rows, 0], sigma[:, 0])
         bias[0] += np.log(factor)
         sigma[:, 0] *= factor
-    agreed = contract(data, from_ms, until_ms, sigma[:, 0], rows)
+    # An interval has its forecast within it, also that of a model that is far off.
+    level = linear.mean_ratio(data.labels[rows, 0], sigma[:, 0])
+    agreed = contract(data, from_ms, until_ms, sigma[:, 0] * level, rows)
     if kind == "longer":
         until = agreed.training.trained_until + 24 * HOUR_MS
         agreed = msgspec.structs.replace(agreed, training=msgspec.structs.replace(agreed.training, trained_until=until))
     if kind == "nan":
         weights[:] = np.nan
     write(out, agreed, weights, bias)
-
-
-def main(candles: str, symbol: str, since: str, until: str, out: str, how: str = "linear") -> None:
-    if how == "crash":
-        sys.exit("volcast: the training fell over")
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "nothing":
-        return
-    if how == "foreign":
-        Path(out).write_bytes(b"no bundle")
-        return
-    learn(dataset.load(Path(candles), symbol), times.parse(since), times.parse(until), Path(out), how)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -89,8 +89,8 @@ def retrain(asked: Request) -> Done:
         raise RefusedError(
             f"{folder} cannot be written ({error.strerror or error}): make room and retrain again to go on"
         ) from None
-    for name in _LARGE:
-        large = folder / name
+    # Hidden ones are what a write that was cut short has left.
+    for large in (*(folder / name for name in _LARGE), *folder.glob(".*")):
         shutil.rmtree(large, ignore_errors=True) if large.is_dir() else large.unlink(missing_ok=True)
     return Done(judged, folder)
 

@@ -110,9 +110,10 @@ def folder(out: Path, plan: Plan, champion: str, done: Iterable[str], now_ms: in
         if earlier.name not in finished and _continues(earlier, plan, champion):
             return earlier
     name = times.moment(now_ms).strftime("%Y-%m-%dT%H%M%SZ")
-    new = next(p for k in range(1, 10_000) if not (p := out / (name if k == 1 else f"{name}-{k}")).exists())
+    new = next(p for k in range(1, 10_000) if not ((p := out / (name if k == 1 else f"{name}-{k}")) / PLAN).exists())
     try:
-        new.mkdir(parents=True)
+        # One without a plan was left by a call that came no further.
+        new.mkdir(parents=True, exist_ok=True)
         files.write(new / PLAN, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
     except OSError as error:
         raise RefusedError(
