@@ -27,6 +27,8 @@ from stream.errors import RefusedError
 
 CHAMPION, CHALLENGER, MODELS = "champion.onnx", "challenger.onnx", "models"
 LOCK_NAME = "retraining.lock"
+#: A model that has learnt from nothing newer than this deserves a warning.
+OLD_DAYS = 180
 _VERSION_DIGITS = 12
 
 
@@ -66,14 +68,21 @@ def retraining(data_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(data_dir, error) from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock, data_dir)
         yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RefusedError(
             f"another retraining is at work in {data_dir}: wait for its end, or choose another --data-dir"
         ) from None
-    finally:
-        os.close(lock)
+    except OSError as error:
+        raise _unwritable(data_dir, error) from None
 
 
 def champion(data_dir: Path) -> predictor.Predictor:

@@ -138,8 +138,9 @@ def _retrain(
     now_ms = time_of(now, "--now") if now is not None else time.time_ns() // 1_000_000
     from_ms = time_of(from_, "--from")
     out = out_dir if out_dir is not None else data_dir / "retraining"
-    # A daemon on this machine has priority.
-    os.nice(10)
+    if process.is_ours:
+        # A daemon on this machine has priority.
+        os.nice(10)
     from stream import times
     from stream.adapters import champions, policies
     from stream.cli import archive_url as archives

@@ -26,7 +26,7 @@ from training.data.dataset import Dataset
 from training.models import linear, log_har
 from training.models.trees import Trees
 
-_S = len(STATIC_NAMES)
+INPUTS = len(STATIC_NAMES)
 
 
 def write(path: Path, agreed: Contract, weights: Array, bias: Array, leaves: Trees | None = None) -> None:
@@ -56,7 +56,7 @@ def write(path: Path, agreed: Contract, weights: Array, bias: Array, leaves: Tre
             helper.make_tensor_value_info(
                 contracts.INPUT_SEQUENCE, TensorProto.FLOAT, [None, SEQUENCE_HOURS, len(SEQUENCE_NAMES)]
             ),
-            helper.make_tensor_value_info(contracts.INPUT_STATIC, TensorProto.FLOAT, [None, _S]),
+            helper.make_tensor_value_info(contracts.INPUT_STATIC, TensorProto.FLOAT, [None, INPUTS]),
         ],
         [helper.make_tensor_value_info(contracts.LOG_VOLATILITY, TensorProto.FLOAT, [None, contracts.OUTPUT_WIDTH])],
         constants,
@@ -91,9 +91,9 @@ def learn(data: Dataset, from_ms: int, until_ms: int, out: Path, how: str = "lin
     """Fits the linear base without its products, and writes its bundle."""
     rows = dataset.require_rows(data, from_ms, until_ms)
     learnt = sample.of_range((data,), from_ms, until_ms)
-    used = list(range(_S))
+    used = list(range(INPUTS))
     static, labels = learnt.static.astype(np.float64), learnt.labels
-    weights, bias = np.zeros((_S, labels.shape[1])), np.zeros(labels.shape[1])
+    weights, bias = np.zeros((INPUTS, labels.shape[1])), np.zeros(labels.shape[1])
     for k in range(labels.shape[1]):
         fit = linear.fit_qlike if k else linear.fit_log
         weights[:, k], bias[k] = fit(static, labels[:, k], ridge=np.full(len(used), 0.1), weight=learnt.weight)
