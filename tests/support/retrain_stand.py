@@ -37,17 +37,18 @@ def market(symbol: str = "BTCUSDT", days: int = _DAYS, seed: int = 5) -> list[Ca
 class Shelf:
     """Bundles of one market, each made once: by how it was made, and until when it has learnt."""
 
-    def __init__(self, folder: Path, table: CandleTable) -> None:
+    def __init__(self, folder: Path, table: CandleTable, from_ms: int = FROM) -> None:
+        self._from_ms = from_ms
         self._folder = folder
         self._table = table
         self._data: Dataset | None = None
 
-    def bundle(self, how: str, until_ms: int) -> Path:
+    def bundle(self, how: str, until_ms: int, from_ms: int | None = None) -> Path:
         path = self._folder / f"{how.replace(':', '-')}-{until_ms}.onnx"
         if not path.exists():
             if self._data is None:
                 self._data = dataset.of_grid("BTCUSDT", *to_grid(self._table["BTCUSDT"]))
-            small_bundles.learn(self._data, FROM, until_ms, path, how)
+            small_bundles.learn(self._data, self._from_ms if from_ms is None else from_ms, until_ms, path, how)
         return path
 
 
@@ -117,6 +118,7 @@ class Stand:
         followed: tuple[str, ...] = ("BTCUSDT",),
         now_ms: int = NOW,
         shadow_days: int = 0,
+        recipe: Recipe = RECIPE,
     ) -> Done:
         return attempt.retrain(
             Request(
@@ -127,7 +129,7 @@ class Stand:
                 now_ms=now_ms,
                 because="hand",
                 shadow_days=shadow_days,
-                recipe=RECIPE,
+                recipe=recipe,
                 make=make or self.training(),
                 policy=policies.load(None),
             )

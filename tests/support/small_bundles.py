@@ -1,7 +1,7 @@
-"""Bundles that take a second to make: a linear model, perhaps with trees, in a graph as the daemon loads it.
+"""Bundles that take a second to make: a linear model, or trees, in a graph as the daemon loads it.
 
-HOW: `linear` (as it should be), `nan`, `noise:SEED`, `constant`, `longer` (its contract names a day more than it has
-learnt).
+How: `linear` (as it should be), `trees`, `nan`, `noise:SEED`, `constant` (far off), `longer` (its contract names a day
+more than it has learnt from).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stream.testing.sample_model import sample_model
 from training.bundling import describe
 from training.data import dataset, sample
 from training.data.dataset import Dataset
-from training.models import linear, log_har
+from training.models import linear, log_har, trees
 from training.models.trees import Trees
 
 INPUTS = len(STATIC_NAMES)
@@ -88,9 +88,12 @@ def contract(data: Dataset, from_ms: int, until_ms: int, sigma: Array, rows: np.
 
 
 def learn(data: Dataset, from_ms: int, until_ms: int, out: Path, how: str = "linear") -> None:
-    """Fits the linear base without its products, and writes its bundle."""
+    """Fits the linear base without its products, or as `trees` the trees alone, and writes its bundle."""
     rows = dataset.require_rows(data, from_ms, until_ms)
     learnt = sample.of_range((data,), from_ms, until_ms)
+    if how == "trees":
+        _learn_trees(data, rows, learnt, from_ms, until_ms, out)
+        return
     used = list(range(INPUTS))
     static, labels = learnt.static.astype(np.float64), learnt.labels
     weights, bias = np.zeros((INPUTS, labels.shape[1])), np.zeros(labels.shape[1])
@@ -117,3 +120,14 @@ def learn(data: Dataset, from_ms: int, until_ms: int, out: Path, how: str = "lin
     if kind == "nan":
         weights[:] = np.nan
     write(out, agreed, weights, bias)
+
+
+def _learn_trees(
+    data: Dataset, rows: np.ndarray, learnt: sample.Sample, from_ms: int, until_ms: int, out: Path
+) -> None:
+    grown = trees.fit(learnt, seed=7)
+    sigma = np.exp(grown.log_sigma(data.features.static[rows])[:, 0])
+    level = linear.mean_ratio(data.labels[rows, 0], sigma)
+    weights = np.repeat(trees.anchor()[:, None], learnt.labels.shape[1], axis=1)
+    bias = np.array([np.log(level), 0.0, 0.0, 0.0, 0.0])
+    write(out, contract(data, from_ms, until_ms, sigma * level, rows), weights, bias, grown)
