@@ -16,7 +16,7 @@ import msgspec
 from stream.cli import process, settings_flags
 from stream.cli.outputs import write_json
 from stream.cli.parameters import SEED, Time, command, time_of
-from stream.cli.paths import DataDir, Folder, Output, inputs_of, places_of, refuse_clashes
+from stream.cli.paths import ATTEMPT_FILES, DataDir, Folder, Output, inputs_of, places_of, refuse_clashes
 from stream.cli.settings_flags import FILE
 from stream.core.market.candle import HOUR_MS
 from stream.extras import refuse_missing
@@ -63,7 +63,7 @@ _MEMORY_MB = 8_192
     show_default=True,
     help="Of a training.",
 )
-@click.option("--out-dir", type=Folder(), help="Folder of the attempts.  [default: DATA_DIR/retraining]")
+@click.option("--out-dir", type=Folder(ATTEMPT_FILES), help="Folder of the attempts.  [default: DATA_DIR/retraining]")
 @click.option("--rest-url", help="REST.  [default: https://api.binance.com]")
 @click.option(
     "--archive-url",
