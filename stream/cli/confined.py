@@ -24,8 +24,6 @@ from stream.cli import process
 
 #: Work with a bound of its own is ended after this time, whatever it does; a drift run takes some 8 s.
 _TIME_S = 300
-#: Processor time is counted over all threads, of which there are at most as many that run.
-_CPUS = os.cpu_count() or 1
 _LOOK_S = 0.02
 #: Memory above this share of a system's limit that has not changed for this long counts as exhausted.
 _NEAR, _STILL_S = 0.75, 30.0
@@ -193,7 +191,7 @@ def _confine(watcher: int, memory_mb: int | None, time_s: int) -> None:
     """Sets the child's limits; runs in the child."""
     if memory_mb is not None:
         _lower(resource.RLIMIT_DATA, (memory_mb + _BACKSTOP_MIB) * _MIB)
-        _lower(resource.RLIMIT_CPU, _CPUS * time_s)
+        _lower(resource.RLIMIT_CPU, time_s)
     # Where the machine runs out of memory all the same, it is this process that the kernel ends. Linux only.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
