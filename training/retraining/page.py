@@ -138,10 +138,11 @@ _VERDICTS = {
     "refused": "The challenger is refused; the champion stays.",
 }
 _RULE = (
-    f"It passes where its QLIKE over {gate.DAYS} days is lower with a one-sided p below {gate.P:g} (Diebold-Mariano, "
-    f"one forecast a day, Newey-West over {comparison.HAC_LAG_DAYS} days, median over the {PHASES} hours of the day), "
-    f"where its interval holds {gate.COVERAGE[0]:.0%} to {gate.COVERAGE[1]:.0%} of outcomes, and where on no other "
-    "followed symbol the same test says that it is worse."
+    f"It passes where its mean QLIKE over {gate.DAYS} days is lower, with a one-sided p below {gate.P:g} "
+    f"(Diebold-Mariano, one forecast a day, a day's difference bounded at {gate.BOUND:g}, Newey-West over "
+    f"{comparison.HAC_LAG_DAYS} days, median over the {PHASES} hours of the day), where its interval holds "
+    f"{gate.COVERAGE[0]:.0%} to {gate.COVERAGE[1]:.0%} of outcomes, and where on no other followed symbol the same "
+    "test says that it is worse."
 )
 
 
@@ -175,7 +176,11 @@ def _cumulative(pairs: Sequence[Compared]) -> bytes:
 
 def _phases(pair: Compared) -> bytes:
     tests, _ = comparison.phase_tests(
-        pair.champion.realized, pair.challenger.sigma, pair.champion.sigma, phases(pair.champion.open_time)
+        pair.champion.realized,
+        pair.challenger.sigma,
+        pair.champion.sigma,
+        phases(pair.champion.open_time),
+        bound=gate.BOUND,
     )
 
     def draw(figure: Figure) -> None:

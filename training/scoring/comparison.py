@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -122,11 +122,12 @@ def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray
 
 
 def phase_tests(
-    realized: Array, first: Array, second: Array, phase: NDArray[np.int64]
+    realized: Array, first: Array, second: Array, phase: NDArray[np.int64], *, bound: float | None = None
 ) -> tuple[list[PhaseTest], str | None]:
-    """Returns the test of each phase that has enough days, or none and the reason why nothing can be tested."""
-    from statsmodels.tsa.stattools import diebold_mariano_test
+    """Returns the test of each phase that has enough days, or none and the reason why nothing can be tested.
 
+    bound: a day's difference of losses counts for no more than this, in either direction.
+    """
     known = _known(realized, first, second)
     losses = qlike.losses(realized[known], first[known]), qlike.losses(realized[known], second[known])
     if known.any() and _differ_by_a_constant(*losses):
@@ -137,15 +138,26 @@ def phase_tests(
         y, a, b = realized[rows], first[rows], second[rows]
         if not _differ_by_a_constant(qlike.losses(y, a), qlike.losses(y, b)):
             with np.errstate(all="ignore"):
-                done = diebold_mariano_test(
-                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike.losses, harvey_adj=True, horizon=1
-                )
+                done = _tested(y, a, b, bound)
             if np.isfinite([done.statistic, done.pvalue]).all():
                 of = int(phase[rows][0])
                 results.append(PhaseTest(of, int(rows.sum()), float(done.statistic), float(done.pvalue)))
     if not results:
         return [], "their losses hardly vary: there is nothing to test" if by_phase else _too_few()
     return results, None
+
+
+def _tested(realized: Array, first: Array, second: Array, bound: float | None) -> Any:
+    """Returns the test of one phase, as statsmodels has it."""
+    from statsmodels.tsa.stattools import diebold_mariano_test
+
+    options = {"lags": HAC_LAG_DAYS, "harvey_adj": True, "horizon": 1}
+    if bound is None:
+        return diebold_mariano_test(realized, first, second, criterion=qlike.losses, **options)
+    # The test is one of differences: that of the bounded ones to nothing is the same.
+    difference = np.clip(qlike.losses(realized, first) - qlike.losses(realized, second), -bound, bound)
+    nothing = np.zeros_like(realized)
+    return diebold_mariano_test(nothing, difference, nothing, criterion=lambda _, loss: loss, **options)
 
 
 def _known(realized: Array, first: Array, second: Array) -> Mask:

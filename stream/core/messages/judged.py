@@ -20,8 +20,8 @@ class SymbolJudged(msgspec.Struct, frozen=True, kw_only=True):
     forecasts: int
     qlike_champion: float
     qlike_challenger: float
-    #: One-sided: small where the challenger is better; median, smallest and largest over the phases. Null where there
-    #: is a `reason`.
+    #: One-sided, of differences bounded by day: small where the challenger is better. Median, smallest and largest over
+    #: the phases; null where there is a `reason`.
     p_better: float | None = None
     p_better_min: float | None = None
     p_better_max: float | None = None

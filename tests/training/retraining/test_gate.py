@@ -108,6 +108,19 @@ def test_of_challengers_that_are_as_good_as_the_champion_one_in_ten_passes_at_mo
     assert np.mean(passed) <= 0.1
 
 
+def test_one_wild_day_neither_decides_nor_is_forgiven() -> None:
+    """It drowns the evidence of the other days where it counts in full, and shows in the mean all the same."""
+    market = Market(4)
+    old, new = market.forecasts(0.3), market.forecasts(0.05)
+    for factor, passes in ((0.5, True), (0.1, False)):
+        sigma = new.sigma.copy()
+        sigma[480:504] *= factor
+        wild = Forecasts(OPEN_TIME, sigma, new.interval, new.realized)
+        found = judged(gate.compared("BTCUSDT", old, wild))
+        assert (found.refusals == ()) is passes, found.refusals
+        assert (found.symbols[0].p_better or 1) < gate.P
+
+
 def test_one_that_has_memorised_the_days_is_refused_however_good_it_is() -> None:
     market = Market(3)
     perfect = Forecasts(OPEN_TIME, market.realized.copy(), market.forecasts(0.1).interval, market.realized)
