@@ -129,6 +129,24 @@ def place_challenger(data_dir: Path, bundle: Path, new: Lineage) -> Lineage:
     return _place(data_dir, CHALLENGER, bundle, new)
 
 
+def promote_challenger(data_dir: Path, now_ms: int) -> Lineage:
+    """Makes the challenger that ran in the champion's shadow the champion; all else is as in `promote`.
+
+    Raises `RefusedError` where there is none, or one of unknown origin.
+    """
+    bundle = data_dir / CHALLENGER
+    if not bundle.exists():
+        raise RefusedError(f"{data_dir} has no {CHALLENGER}: nothing runs in the champion's shadow")
+    known = lineage(data_dir, predictor.load(bundle).model.version)
+    if known is None:
+        raise RefusedError(f"{bundle} is of unknown origin: only what `volcast retrain` has placed there is promoted")
+    placed = promote(data_dir, bundle, msgspec.structs.replace(known, promoted_at=now_ms))
+    # Where this is cut short, a challenger stays that is the champion already.
+    with suppress(OSError):
+        bundle.unlink()
+    return placed
+
+
 def rollback(data_dir: Path) -> tuple[str, str]:
     """Puts the champion's parent back; returns the version that goes and the one that comes.
 

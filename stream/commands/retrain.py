@@ -19,6 +19,7 @@ from stream.cli.parameters import SEED, Time, command, time_of
 from stream.cli.paths import ATTEMPT_FILES, DataDir, Folder, Output, inputs_of, places_of, refuse_clashes
 from stream.cli.settings_flags import FILE
 from stream.core.market.candle import HOUR_MS
+from stream.errors import RefusedError
 from stream.extras import refuse_missing
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ def retrain(**options: Any) -> None:
 
     Example: volcast retrain --data-dir var --rollback
     """
-    loaded = settings_flags.settle(
-        options, "data_dir", "symbols", "rest_url", "allow_plaintext", "model", "policy", "log_format"
-    )
+    loaded = settings_flags.settle(options, "data_dir", "symbols", "rest_url", "allow_plaintext", "model", "log_format")
     from stream import logs
 
     logs.configure(loaded.log_format)
@@ -97,12 +96,14 @@ def retrain(**options: Any) -> None:
             f"volcast: warning: the settings name {loaded.model}: a node with them does not serve the champion",
             err=True,
         )
-    _retrain(policy=loaded.policy, **options)
+    _retrain(**options)
 
 
 def _rollback(data_dir: Path) -> None:
     from stream.adapters import champions
 
+    if not data_dir.is_dir():
+        raise RefusedError(f"there is no data directory {data_dir}: name the node's with --data-dir")
     with champions.retraining(data_dir):
         gone, back = champions.rollback(data_dir)
     click.echo(
@@ -128,7 +129,6 @@ def _retrain(
     archive_url: str | None,
     allow_plaintext: bool,
     json_file: Path | None,
-    policy: Path | None,
 ) -> None:
     if pool is not None and candles is None:
         raise click.UsageError("--pool goes with --candles: what is fetched has the champion's pairs")
@@ -171,7 +171,8 @@ def _retrain(
                 shadow_days=shadow_days,
                 recipe=Recipe(from_ms, seed, epochs),
                 make=Volcast(from_ms, seed, epochs, memory_mb),
-                policy=policies.load(policy),
+                # Decisions play no part in the gate.
+                policy=policies.load(None),
             )
         )
     of = done.judged

@@ -72,6 +72,10 @@ def test_a_rollback_puts_the_parent_back_and_needs_one(stand: Stand) -> None:
     refused = volcast("retrain", "--data-dir", stand.folder, "--rollback")
     assert refused.exit_code == 1
     assert "nothing was promoted" in line(refused)
+    nowhere = volcast("retrain", "--data-dir", "nowhere", "--rollback")
+    assert nowhere.exit_code == 1
+    assert "no data directory" in line(nowhere)
+    assert not Path("nowhere").exists()
     old = stand.crown()
     new = stand.retrain().judged.refit
     done = volcast("retrain", "--data-dir", stand.folder, "--rollback")

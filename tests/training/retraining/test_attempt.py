@@ -269,7 +269,12 @@ def test_shadow_comes_before_promotion_where_it_is_asked_for(stand: Stand) -> No
     assert lineage is not None
     assert (lineage.shadow_since, lineage.promoted_at, lineage.parents) == (NOW, None, (old,))
     # What the shadow has earned is promoted as any other, and has the same parent.
-    champions.promote(stand.folder, stand.folder / champions.CHALLENGER, lineage)
+    promoted = champions.promote_challenger(stand.folder, NOW + 14 * 24 * HOUR_MS)
+    assert (promoted.parents, promoted.shadow_since) == ((old,), NOW)
+    assert promoted.promoted_at == NOW + 14 * 24 * HOUR_MS
+    assert not (stand.folder / champions.CHALLENGER).exists()
+    with pytest.raises(RefusedError, match="nothing runs"):
+        champions.promote_challenger(stand.folder, NOW)
     assert champions.rollback(stand.folder) == (challenger.version, old)
 
 
