@@ -38,6 +38,7 @@ COMMANDS = {
     "fetch": "Fetch closed candles into one candle file, from the bulk archive and from REST.",
     "predict": "Forecasts and decisions for a candle file, the same numbers as the daemon's.",
     "report": "Pages on drift and forecast quality of a period (needs `drift`).",
+    "retrain": "Train a challenger and promote it if it beats the champion (needs `train`, `research`).",
     "run": "Run the daemon against a real exchange and broker.",
     "train": "Train the LSTM on a candle file (needs `train`).",
 }

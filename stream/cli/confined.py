@@ -68,15 +68,15 @@ class _Limits(NamedTuple):
         return held.data >= _NEAR * self.data or held.space >= _NEAR * self.space
 
 
-def watched(command: str, memory_mb: int | None) -> None:
+def watched(command: str, memory_mb: int | None, time_s: int = _TIME_S) -> None:
     """Calls `in_child` where the command is a process of its own; within another program, which has threads and must
     not end, it does nothing."""
     if process.is_ours:
-        in_child(command, memory_mb)
+        in_child(command, memory_mb, time_s)
 
 
-def in_child(command: str, memory_mb: int | None) -> None:
-    """Forks, and returns in a child that may hold `memory_mb` MiB of its own.
+def in_child(command: str, memory_mb: int | None, time_s: int = _TIME_S) -> None:
+    """Forks, and returns in a child that may hold `memory_mb` MiB of its own, and with that bound may take `time_s`.
 
     In the calling process it never returns: that one exits as the child does, or with one line where memory was short.
     Without a bound, its own or the system's, it returns at once and does not fork. Call it before there are threads.
@@ -92,21 +92,22 @@ def in_child(command: str, memory_mb: int | None) -> None:
         os.close(reading)
         os.dup2(writing, sys.stderr.fileno())
         os.close(writing)
-        _confine(watcher, memory_mb)
+        _confine(watcher, memory_mb, time_s)
         return
     os.close(writing)
     cure = "raise the limit (ulimit)" if memory_mb is None else f"raise --memory-mb, which is {memory_mb}"
-    _Watch(child, reading, memory_mb, limits).end(f"volcast: {command} needs more memory: {cure}")
+    _Watch(child, reading, memory_mb, limits, time_s).end(f"volcast: {command} needs more memory: {cure}")
 
 
 class _Watch:
     """Watches a child: how it ends, and why."""
 
-    def __init__(self, child: int, reading: int, memory_mb: int | None, limits: _Limits) -> None:
+    def __init__(self, child: int, reading: int, memory_mb: int | None, limits: _Limits, time_s: int) -> None:
         self._child = child
         self._reading = reading
         self._bound = None if memory_mb is None else memory_mb * _MIB
         self._limits = limits
+        self._time_s = time_s
         self._errors = b""
         self._was_near = False
         self._short = self._late = self._asked = False
@@ -133,7 +134,7 @@ class _Watch:
         sys.stderr.flush()
         os.write(sys.stderr.fileno(), self._errors)
         if self._late or code == -signal.SIGXCPU:
-            sys.stderr.write(f"volcast: no end after {_TIME_S} s; stopped\n")
+            sys.stderr.write(f"volcast: no end after {self._time_s} s; stopped\n")
             sys.exit(1)
         if code < 0 and not self._asked:
             sys.stderr.write(f"volcast: ended by signal {-code}\n")
@@ -154,7 +155,7 @@ class _Watch:
         self._was_near = self._was_near or near
         beyond = self._bound is not None and held.own >= self._bound
         self._short = self._short or beyond
-        self._late = self._bound is not None and now_s > self._began_s + _TIME_S
+        self._late = self._bound is not None and now_s > self._began_s + self._time_s
         if beyond or self._late or (self._end_by_s is not None and now_s > self._end_by_s):
             os.kill(self._child, signal.SIGKILL)
             return os.waitpid(self._child, 0)[1]
@@ -186,11 +187,11 @@ class _Watch:
         self._end_by_s = time.monotonic() + _GRACE_S
 
 
-def _confine(watcher: int, memory_mb: int | None) -> None:
+def _confine(watcher: int, memory_mb: int | None, time_s: int) -> None:
     """Sets the child's limits; runs in the child."""
     if memory_mb is not None:
         _lower(resource.RLIMIT_DATA, (memory_mb + _BACKSTOP_MIB) * _MIB)
-        _lower(resource.RLIMIT_CPU, _TIME_S)
+        _lower(resource.RLIMIT_CPU, time_s)
     # Where the machine runs out of memory all the same, it is this process that the kernel ends. Linux only.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -25,10 +25,12 @@ from stream.errors import RefusedError
 RUN_FILES = ("network.keras", "trees.npz", "contract.json", "windows.npz")
 #: What `volcast report` writes.
 PAGE_FILES = ("*-drift.html", "*-drift.json", "*-regression.html", "*-regression.json", "*-index.html")
+#: What an attempt of `volcast retrain` leaves in a folder of its own.
+ATTEMPT_FILES = ("plan.json", "gated.onnx", "refit.onnx", "verdict.json", "verdict.html", "metrics.json", "days.csv")
 #: Formats in which candle files and forecasts are written.
 TABLE_SUFFIXES = (".parquet", ".csv")
-#: What a node keeps in its data directory, and the model that it may find there.
-DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx")
+#: What a node keeps in its data directory, and the models that it may find there.
+DATA_FILES = ("journal.sqlite*", "journal.lock", "champion.onnx", "challenger.onnx", "retraining.lock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,20 @@ def in_order() -> Iterator[None]:
         _flush()
 
 
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Turns SIGTERM into an exception meanwhile, so that unfinished files and children go with the command."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def few_threads() -> None:
     """Limits the threads of libraries, for a process that runs long. Values that the user has set stay.
 

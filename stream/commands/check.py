@@ -12,8 +12,8 @@ import click
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from stream import times
-from stream.adapters import policies
+from stream import models, times
+from stream.adapters import champions, policies
 from stream.adapters import predictor as predictors
 from stream.adapters.backoff import ADDRESS_RACE_S
 from stream.adapters.bundles import model_path
@@ -29,9 +29,10 @@ from stream.adapters.rest.history import BinanceHistory
 from stream.cli import settings_flags
 from stream.cli.parameters import command
 from stream.clock import Clock
-from stream.core.deciding.policy import PER_UNIT
+from stream.core.deciding.accumulation import Rules
+from stream.core.deciding.policy import PER_UNIT, Policy
 from stream.core.deciding.policy_file import PolicyError
-from stream.core.forecasting.contract import ContractError
+from stream.core.forecasting.contract import ContractError, Model
 from stream.core.market import binance
 from stream.core.market.binance import UnknownSymbolError
 from stream.errors import JournalError, RefusedError, UnreachableError
@@ -41,6 +42,7 @@ from stream.testing.broker import BrokerError, EmbeddedBroker
 from stream.urls import mask
 
 _TIMEOUT_S = 5.0
+_DAY_MS = 86_400_000
 
 
 @command
@@ -90,9 +92,11 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         f"{path} version {model.version}, features {model.contract.features_version}, "
         f"trained on {','.join(training.symbols)} until {times.day(training.trained_until)}",
     )
+    _origin(settings, model)
     if settings.shadow is not None:
         try:
-            companion = predictors.load(settings.shadow).model
+            present = Rules.of(Policy(), model.contract)
+            companion = models.load_later(settings.shadow, Policy(), present, settings.symbols).predictor.model
         except ContractError as error:
             refusals.append(str(error))
             _print("REFUSED", "shadow", str(error))
@@ -104,6 +108,21 @@ def _model(settings: Settings, refusals: list[str]) -> None:
         _print("ok", "regime", f"{name} of {described} from σ {stated}")
     if any(symbol != described for symbol in settings.symbols):
         _print("ok", "regime", "other symbols have those of their own last half year")
+
+
+def _origin(settings: Settings, model: Model) -> None:
+    """Prints where the model comes from, and warns of one that is old."""
+    known = champions.lineage(settings.data_dir, model.version)
+    if known is not None:
+        parents = f"after {', '.join(known.parents)}" if known.parents else "no parents"
+        begun = f", promoted {times.day(known.promoted_at)} by {known.because}" if known.promoted_at else ""
+        gate = "".join(
+            f"; {of.symbol}: QLIKE {of.qlike_challenger:.4f}, its parent's {of.qlike_champion:.4f}" for of in known.gate
+        )
+        _print("ok", "lineage", f"{parents}{begun}; data {known.data_sha256[:12]}{gate}")
+    age_days = (Clock().wall_ms() - model.contract.training.trained_until) // _DAY_MS
+    if age_days > champions.OLD_DAYS:
+        _print("warning", "model", f"it has learnt from nothing of the last {age_days} days: `volcast retrain`")
 
 
 def _policy(settings: Settings, refusals: list[str]) -> None:

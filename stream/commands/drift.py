@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from stream.adapters.bundles import model_path
-from stream.cli import confined, scoring_ledger, settings_flags
+from stream.cli import confined, confined_options, scoring_ledger, settings_flags
 from stream.cli.outputs import write_json
 from stream.cli.parameters import SEED, Time, command, refuse_empty_period
 from stream.cli.paths import DataDir, Output, inputs_of, places_of, refuse_clashes
@@ -50,8 +50,7 @@ _PIPE_WIDTH = 140
     help="Study: calibrate anew, by the rule of `train`, on the training range before this; what follows is unseen.",
 )
 @click.option("--seed", type=SEED, default=7, show_default=True, help="Of the study's shuffled data.")
-@click.option("--nice", type=click.IntRange(0, 19), default=0, show_default=True, help="Lower priority by so much.")
-@click.option("--memory-mb", type=click.IntRange(1, 2**20), metavar="MB", help="End where more is needed, MiB.")
+@confined_options.options
 @settings_flags.config_option
 def drift(nice: int, memory_mb: int | None, **options: Any) -> None:
     """Compare the last 30 days with the model's training range, and the last 10 with the 90 before (needs `drift`).

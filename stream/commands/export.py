@@ -1,17 +1,24 @@
-"""`volcast export`: turns a training run into one ONNX bundle."""
+"""`volcast export`: turns a training run into one ONNX bundle.
+
+Libraries with threads are imported once the process is confined, not before.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stream.cli import confined, confined_options
 from stream.cli.outputs import write_json
 from stream.cli.parameters import command
 from stream.cli.paths import RUN_FILES, Input, Output
 from stream.cli.settings_flags import FILE
 from stream.extras import refuse_missing
+
+_TIME_S = 3_600
 
 
 @command
@@ -29,11 +36,14 @@ from stream.extras import refuse_missing
 )
 @click.option("--ledger", type=FILE, help="Scorings of the test year, for the card to count.")
 @click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too.")
-def export(**options: Any) -> None:
+@confined_options.options
+def export(nice: int, memory_mb: int | None, **options: Any) -> None:
     """Turn a training run into one ONNX bundle, or refuse where the two disagree (needs the extra `train`).
 
     Example: volcast export --run runs/btc --out var/champion.onnx
     """
+    os.nice(nice)
+    confined.watched("export", memory_mb, time_s=_TIME_S)
     _export(**options)
 
 

@@ -11,13 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from stream import urls
+from stream.cli import archive_url as archives
 from stream.cli import settings_flags
 from stream.cli.outputs import write_json
 from stream.cli.parameters import Time, command, refuse_empty_period, time_of
 from stream.cli.paths import TABLE_SUFFIXES, Output
-from stream.errors import MisuseError, RefusedError
-from stream.settings import bare
+from stream.errors import RefusedError
 from stream.times import minute
 from training.data import fetch as fetching
 
@@ -74,11 +73,7 @@ def _fetch(
     end = time_of(to, "--to") if to else None
     if to:
         refuse_empty_period(from_, to)
-    archive_url = bare(archive_url) or None
-    if archive_url is None:
-        # An exchange on this machine has its own market: the archive of another one would not match it.
-        archive_url = rest_url if urls.is_loopback(urls.parse(rest_url).host) else fetching.ARCHIVE_URL
-    _refuse_archive(archive_url, allow_plaintext)
+    archive_url = archives.of(archive_url, rest_url, allow_plaintext=allow_plaintext)
     console = Console(stderr=True)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -102,17 +97,6 @@ def _fetch(
         for line in _lines(series):
             click.echo(f"{series.symbol}: {line}")
     write_json(json_file, {"out": str(out), **msgspec.to_builtins(fetched)})
-
-
-def _refuse_archive(url: str, allow_plaintext: bool) -> None:
-    try:
-        address = urls.parse(url)
-    except ValueError as error:
-        raise MisuseError(f"--archive-url: {urls.mask(url)} will not do: {error}") from None
-    if address.scheme not in ("http", "https"):
-        raise MisuseError(f"--archive-url: {urls.mask(url)} must be https://host")
-    if address.scheme == "http" and not urls.is_loopback(address.host) and not allow_plaintext:
-        raise MisuseError(f"--archive-url: {urls.mask(url)} is not encrypted: use https://, or say --allow-plaintext")
 
 
 def _lines(series: fetching.Series) -> list[str]:

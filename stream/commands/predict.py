@@ -19,11 +19,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from stream.adapters import policies
 from stream.adapters import predictor as predictors
-from stream.adapters.bundles import packaged_model
+from stream.adapters.bundles import model_path
 from stream.adapters.candles import files
 from stream.cli import settings_flags
 from stream.cli.parameters import Time, command, one_symbol, time_of
-from stream.cli.paths import TABLE_SUFFIXES, Output
+from stream.cli.paths import TABLE_SUFFIXES, DataDir, Output, inputs_of, places_of, refuse_clashes
 from stream.cli.settings_flags import FILE, MODEL, POLICY
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.batch import Stretch
@@ -44,7 +44,8 @@ from stream.times import minute
     callback=one_symbol,
     help="Which symbol of the file, such as BTCUSDT or BTC/USDT.  [default: its only one]",
 )
-@click.option("--model", type=MODEL, help="ONNX bundle.  [default: the packaged one]")
+@click.option("--model", type=MODEL, help="ONNX bundle.  [default: DATA_DIR/champion.onnx, else the packaged one]")
+@click.option("--data-dir", type=DataDir(), help="Where the champion is.  [default: var]")
 @click.option("--policy", type=POLICY, help="Policy file (TOML) or packaged name.  [default: target-40]")
 @settings_flags.config_option
 def predict(**options: Any) -> None:
@@ -55,7 +56,7 @@ def predict(**options: Any) -> None:
 
     Example: volcast predict --candles btc.parquet --from 2024-01-01 --out forecasts.parquet
     """
-    settings_flags.settle(options, "model", "policy")
+    settings_flags.settle(options, "model", "policy", "data_dir")
     _predict(**options)
 
 
@@ -67,11 +68,14 @@ def _predict(
     symbol: str | None,
     model: Path | None,
     policy: Path | None,
+    data_dir: Path,
 ) -> None:
     since = time_of(from_, "--from") if from_ else None
     files.refuse_place(out)
     chosen = policies.load(policy)
-    predictor = predictors.load(model or packaged_model())
+    bundle = model_path(model, data_dir)
+    refuse_clashes(places_of(("--out", out)), inputs_of(data_dir, bundle))
+    predictor = predictors.load(bundle)
     table = files.read(candles, asked=symbol)
     if symbol is None and len(table.symbols) > 1:
         raise RefusedError(f"{candles} holds {', '.join(table.symbols)}: choose one with --symbol")

@@ -5,21 +5,18 @@ Libraries with threads are imported once the process is confined, not before.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from stream import times
 from stream.adapters.bundles import model_path
-from stream.cli import confined, scoring_ledger, settings_flags
+from stream.cli import confined, process, scoring_ledger, settings_flags
 from stream.cli.output_folder import filled
 from stream.cli.outputs import write_json
 from stream.cli.parameters import Time, command, one_symbol, time_of
@@ -104,7 +101,7 @@ def _report(
 
     # A daemon on this machine has priority.
     os.nice(10)
-    with _ended_in_order(), filled("--out", folder, f"{symbol}-{whole_name}-index.html") as within:
+    with process.ended_in_order(), filled("--out", folder, f"{symbol}-{whole_name}-index.html") as within:
         _progress(f"forecasts of {symbol}")
         if candles is not None:
             source, whole = report_source.of_file(candles, symbol, predictor, cut)
@@ -162,20 +159,6 @@ def _cut(asked: Asked, newest: int) -> Period:
     end = newest + HOUR_MS
     # A period with an open end lacks nothing: it ends with the newest candle.
     return Period(name, from_ms, min(asked_to_ms, end), end if asked_to_ms == sys.maxsize else asked_to_ms)
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that unfinished files are removed."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _progress(text: str) -> None:

@@ -1,17 +1,24 @@
-"""`volcast train`: turns a candle file into a training run."""
+"""`volcast train`: turns a candle file into a training run.
+
+Libraries with threads are imported once the process is confined, not before.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stream.cli import confined, confined_options
 from stream.cli.outputs import write_json
 from stream.cli.parameters import SEED, Time, command, one_symbol, refuse_empty_period
 from stream.cli.paths import RUN_FILES, Folder, Output
 from stream.cli.settings_flags import FILE
 from stream.extras import refuse_missing
+
+_TIME_S = 24 * 3_600
 
 
 @command
@@ -34,11 +41,15 @@ from stream.extras import refuse_missing
 @click.option("--seed", type=SEED, default=7, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: chosen on 2021-2023]")
 @click.option("--json", "json_file", type=Output(stream=True), help="Write the figures here too.")
-def train(**options: Any) -> None:
+@confined_options.options
+def train(nice: int, memory_mb: int | None, **options: Any) -> None:
     """Train base, trees and LSTM on a candle file (needs the extra `train`).
 
     Example: volcast train --candles btc.parquet --pool others.parquet --out runs/btc
     """
+    os.nice(nice)
+    # A training takes minutes; whatever takes a day will not end.
+    confined.watched("train", memory_mb, time_s=_TIME_S)
     _train(**options)
 
 

@@ -38,8 +38,18 @@ def services() -> dict[str, Any]:
 
 
 def test_the_services_are_those_that_the_file_promises(services: dict[str, Any]) -> None:
-    assert set(services) == {"volcast", "mosquitto", "prometheus", "grafana", "exchange", "demo"}
+    assert set(services) == {"volcast", "mosquitto", "prometheus", "grafana", "retrain", "exchange", "demo"}
     assert {name for name, service in services.items() if service.get("profiles") == ["demo"]} == {"exchange", "demo"}
+
+
+def test_a_retraining_is_begun_by_name_alone_and_works_on_the_nodes_data(services: dict[str, Any]) -> None:
+    retrain = services["retrain"]
+    assert retrain["profiles"] == ["retrain"]
+    assert retrain["command"][0] == "retrain"
+    assert retrain["restart"] == "no"
+    assert retrain["volumes"] == services["volcast"]["volumes"]
+    assert retrain["image"] != services["volcast"]["image"]
+    assert {"train", "research"} <= set(retrain["build"]["args"]["EXTRAS"].split(","))
 
 
 def test_every_port_is_published_on_loopback_and_once(services: dict[str, Any]) -> None:

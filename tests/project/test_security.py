@@ -16,6 +16,7 @@ from stream.core.forecasting.contract import ContractError
 from stream.settings import SettingsError, load, mask
 
 UNIT = ROOT / "docs" / "systemd" / "volcast.service"
+RETRAIN_UNIT = UNIT.with_name("volcast-retrain.service")
 SOURCES = sorted(p for package in ("stream", "training", "export", "monitor") for p in (ROOT / package).rglob("*.py"))
 
 
@@ -59,21 +60,39 @@ def test_no_message_about_a_url_tells_its_password(name: str, url: str) -> None:
         assert "heim" not in str(refused.value)
 
 
-def test_the_unit_is_shut_and_stops_later_than_the_daemon() -> None:
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(UNIT.read_text())
-    service = unit["Service"]
+def unit(path: Path) -> configparser.ConfigParser:
+    found = configparser.ConfigParser(strict=False, interpolation=None)
+    found.optionxform = str  # type: ignore[assignment,method-assign]
+    found.read_string(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("path", [UNIT, RETRAIN_UNIT], ids=lambda path: path.name)
+def test_a_unit_is_shut(path: Path) -> None:
+    service = unit(path)["Service"]
     for shut in ("NoNewPrivileges", "DynamicUser", "PrivateDevices", "ProtectKernelTunables", "RestrictSUIDSGID"):
         assert service[shut] == "yes", shut
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""
-    assert int(service["TimeoutStopSec"]) > 10
     assert "password" not in service["Environment"]
     assert "ORT_DISABLE_TELEMETRY=1" in service["Environment"].split()
-    assert int(unit["Unit"]["StartLimitBurst"]) * int(service["RestartSec"]) < int(
-        unit["Unit"]["StartLimitIntervalSec"]
-    )
+
+
+def test_the_unit_stops_later_than_the_daemon() -> None:
+    of = unit(UNIT)
+    service = of["Service"]
+    assert int(service["TimeoutStopSec"]) > 10
+    assert int(of["Unit"]["StartLimitBurst"]) * int(service["RestartSec"]) < int(of["Unit"]["StartLimitIntervalSec"])
+
+
+def test_the_retraining_has_the_nodes_user_and_directory_and_lets_it_go_first() -> None:
+    node, retraining = unit(UNIT)["Service"], unit(RETRAIN_UNIT)["Service"]
+    # A unit without a user's name has its own.
+    assert retraining["User"] == UNIT.stem
+    assert retraining["StateDirectory"] == node["StateDirectory"]
+    assert int(retraining["Nice"]) > 0
+    assert int(retraining["OOMScoreAdjust"]) > 0
+    assert unit(RETRAIN_UNIT.with_suffix(".timer"))["Install"]["WantedBy"] == "timers.target"
 
 
 def test_the_image_tells_libraries_not_to_report() -> None:

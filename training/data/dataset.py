@@ -60,12 +60,17 @@ class Dataset:
 
     def sha256(self, start_ms: int, end_ms: int) -> str:
         """Returns the sha256 of the candles that rows of [start, end) can touch, look-back and labels included."""
-        used = (self.open_time >= start_ms - (LOOKBACK_HOURS - 1) * HOUR_MS) & (self.open_time < end_ms)
-        used &= np.isfinite(self.ohlcv[:, 3])
-        digest = hashlib.sha256(self.symbol.encode())
-        digest.update(self.open_time[used].astype("<i8").tobytes())
-        digest.update(self.ohlcv[used].astype("<f8").tobytes())
-        return digest.hexdigest()
+        return candles_sha256(self.symbol, self.open_time, self.ohlcv, start_ms, end_ms)
+
+
+def candles_sha256(symbol: str, open_time: NDArray[np.int64], ohlcv: Array, start_ms: int, end_ms: int) -> str:
+    """Returns `Dataset.sha256` of an hourly grid, without its features."""
+    used = (open_time >= start_ms - (LOOKBACK_HOURS - 1) * HOUR_MS) & (open_time < end_ms)
+    used &= np.isfinite(ohlcv[:, 3])
+    digest = hashlib.sha256(symbol.encode())
+    digest.update(open_time[used].astype("<i8").tobytes())
+    digest.update(ohlcv[used].astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path, symbol: str) -> Dataset:
@@ -86,7 +91,11 @@ def load_others(path: Path, symbol: str) -> tuple[Dataset, ...]:
 
 def sha256(data: Sequence[Dataset], start_ms: int, end_ms: int) -> str:
     """Returns the sha256 of one symbol's candles (`Dataset.sha256`), or a combined one of several in their order."""
-    digests = [one.sha256(start_ms, end_ms) for one in data]
+    return joined_sha256([one.sha256(start_ms, end_ms) for one in data])
+
+
+def joined_sha256(digests: Sequence[str]) -> str:
+    """Returns the sha256 of several symbols' candles, of each one's in their order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

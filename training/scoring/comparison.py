@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,6 +55,20 @@ class Comparison(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class PhaseTest(NamedTuple):
+    """The test of one phase, two-sided; a negative statistic favours the first forecaster."""
+
+    phase: int
+    days: int
+    statistic: float
+    p: float
+
+    @property
+    def p_better(self) -> float:
+        """Of the one-sided test that the first is better: small where it is."""
+        return self.p / 2 if self.statistic < 0 else 1 - self.p / 2
+
+
 class ConfidenceSet(msgspec.Struct, frozen=True):
     """Model confidence set (Hansen, Lunde & Nason 2011): the forecasters that are not distinguishable from the best at
     the 90 % level."""
@@ -89,36 +104,64 @@ def diebold_mariano(realized: Array, first: Array, second: Array, phase: NDArray
 
     The forecasts of a phase are daily and reach one day ahead, so the correction's horizon is 1.
     """
-    from statsmodels.tsa.stattools import diebold_mariano_test
-
-    known = np.isfinite(realized) & np.isfinite(first) & np.isfinite(second)
-    results, days = [], []
+    results, reason = phase_tests(realized, first, second, phase)
+    if reason is not None:
+        return _no_comparison(reason)
+    known = _known(realized, first, second)
     losses = qlike.losses(realized[known], first[known]), qlike.losses(realized[known], second[known])
-    if known.any() and _differ_by_a_constant(*losses):
-        return _no_comparison("their losses differ by a constant: there is nothing to test")
-    by_phase = _by_phase(known, phase)
-    for rows in by_phase:
-        y, a, b = realized[rows], first[rows], second[rows]
-        if not _differ_by_a_constant(qlike.losses(y, a), qlike.losses(y, b)):
-            with np.errstate(all="ignore"):
-                done = diebold_mariano_test(
-                    y, a, b, lags=HAC_LAG_DAYS, criterion=qlike.losses, harvey_adj=True, horizon=1
-                )
-            if np.isfinite([done.statistic, done.pvalue]).all():
-                results.append((float(done.statistic), float(done.pvalue)))
-                days.append(int(rows.sum()))
-    if not results:
-        return _no_comparison("their losses hardly vary: there is nothing to test" if by_phase else _too_few())
-    statistic, p = np.array(results).T
+    statistic, p = np.array([(r.statistic, r.p) for r in results]).T
     return Comparison(
         phases=len(results),
-        days=int(np.median(days)),
+        days=int(np.median([r.days for r in results])),
         statistic=float(np.median(statistic)),
         p=float(np.median(p)),
         p_min=float(p.min()),
         p_max=float(p.max()),
         difference=float((losses[0] - losses[1]).mean()),
     )
+
+
+def phase_tests(
+    realized: Array, first: Array, second: Array, phase: NDArray[np.int64], *, bound: float | None = None
+) -> tuple[list[PhaseTest], str | None]:
+    """Returns the test of each phase that has enough days, or none and the reason why nothing can be tested.
+
+    bound: a day's difference of losses counts for no more than this, in either direction.
+    """
+    known = _known(realized, first, second)
+    losses = qlike.losses(realized[known], first[known]), qlike.losses(realized[known], second[known])
+    if known.any() and _differ_by_a_constant(*losses):
+        return [], "their losses differ by a constant: there is nothing to test"
+    results: list[PhaseTest] = []
+    by_phase = _by_phase(known, phase)
+    for rows in by_phase:
+        y, a, b = realized[rows], first[rows], second[rows]
+        if not _differ_by_a_constant(qlike.losses(y, a), qlike.losses(y, b)):
+            with np.errstate(all="ignore"):
+                done = _tested(y, a, b, bound)
+            if np.isfinite([done.statistic, done.pvalue]).all():
+                of = int(phase[rows][0])
+                results.append(PhaseTest(of, int(rows.sum()), float(done.statistic), float(done.pvalue)))
+    if not results:
+        return [], "their losses hardly vary: there is nothing to test" if by_phase else _too_few()
+    return results, None
+
+
+def _tested(realized: Array, first: Array, second: Array, bound: float | None) -> Any:
+    """Returns the test of one phase, as statsmodels has it."""
+    from statsmodels.tsa.stattools import diebold_mariano_test
+
+    options = {"lags": HAC_LAG_DAYS, "harvey_adj": True, "horizon": 1}
+    if bound is None:
+        return diebold_mariano_test(realized, first, second, criterion=qlike.losses, **options)
+    # The test is one of differences: that of the bounded ones to nothing is the same.
+    difference = np.clip(qlike.losses(realized, first) - qlike.losses(realized, second), -bound, bound)
+    nothing = np.zeros_like(realized)
+    return diebold_mariano_test(nothing, difference, nothing, criterion=lambda _, loss: loss, **options)
+
+
+def _known(realized: Array, first: Array, second: Array) -> Mask:
+    return np.isfinite(realized) & np.isfinite(first) & np.isfinite(second)
 
 
 def confidence_set(losses: Mapping[str, Array]) -> ConfidenceSet:

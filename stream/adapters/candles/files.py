@@ -25,7 +25,17 @@ from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.files import replacing
 
-__all__ = ["DEFAULT_SYMBOL", "OHLCV", "CandleFileError", "CandleTable", "read", "refuse_place", "write", "write_table"]
+__all__ = [
+    "DEFAULT_SYMBOL",
+    "OHLCV",
+    "CandleFileError",
+    "CandleTable",
+    "read",
+    "refuse_place",
+    "write",
+    "write_part",
+    "write_table",
+]
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +138,19 @@ def write(candles: Iterable[Candle], path: Path) -> int:
     frame = pl.DataFrame({name: [getattr(c, name) for c in rows] for name in types}, schema=types)
     write_table(frame, path, times=("open_time",))
     return frame.height
+
+
+def joined(table: CandleTable, other: CandleTable) -> CandleTable:
+    """Returns the candles of two tables; of a symbol that both have, those of the first."""
+    names = table.frame.columns
+    more = other.frame.filter(~pl.col("symbol").is_in(list(table.symbols))).select(names)
+    return CandleTable(pl.concat([table.frame, more]), table.path)
+
+
+def write_part(table: CandleTable, symbols: Iterable[str], until_ms: int, path: Path) -> None:
+    """Writes those candles of a table that are of `symbols` and open before `until_ms`, as `write_table` does."""
+    chosen = pl.col("symbol").is_in(list(symbols)) & (pl.col("open_time") < until_ms)
+    write_table(table.frame.filter(chosen), path, times=("open_time",))
 
 
 def refuse_place(path: Path) -> None:

@@ -85,8 +85,7 @@ def score(forecasts: Sequence[ShadowForecast], outcomes: Sequence[Outcome]) -> S
     """Returns the score of one shadow for one symbol. `forecasts`: at least one, in time order; `outcomes`: those of
     what was published, of which the hours that the shadow has forecast too are compared."""
     newest = forecasts[-1]
-    matured = {f.open_time: f for f in forecasts if f.realized is not None}
-    both = [(matured[o.open_time], o) for o in outcomes if o.open_time in matured and plausible(o)]
+    windows = [window(days, forecasts, outcomes) for days in WINDOW_DAYS]
     return ShadowScore(
         symbol=newest.symbol,
         model_version=newest.model_version,
@@ -94,11 +93,16 @@ def score(forecasts: Sequence[ShadowForecast], outcomes: Sequence[Outcome]) -> S
         annualized=newest.volatility * ANNUAL,
         low=newest.low * ANNUAL,
         high=newest.high * ANNUAL,
-        windows=tuple(_window(days, both) for days in WINDOW_DAYS) if both else (),
+        windows=tuple(found for found in windows if found is not None),
     )
 
 
-def _window(days: int, both: Sequence[tuple[ShadowForecast, Outcome]]) -> ShadowWindow:
+def window(days: int, forecasts: Sequence[ShadowForecast], outcomes: Sequence[Outcome]) -> ShadowWindow | None:
+    """Returns both models' scores on the last `days`; None where no hour of both has matured."""
+    matured = {f.open_time: f for f in forecasts if f.realized is not None}
+    both = [(matured[o.open_time], o) for o in outcomes if o.open_time in matured and plausible(o)]
+    if not both:
+        return None
     oldest = max(o.open_time for _, o in both) - (days * 24 - 1) * HOUR_MS
     pairs = [(s, o) for s, o in both if o.open_time >= oldest]
     realized = np.array([o.realized for _, o in pairs])

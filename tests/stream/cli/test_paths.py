@@ -23,6 +23,13 @@ def parameters(command: click.Command) -> dict[str, click.Parameter]:
     return {p.opts[-1]: p for p in command.params if isinstance(p.type, click.Path)}
 
 
+def can_meet(one: click.ParamType, other: click.ParamType) -> bool:
+    """Whether a file of one may be one of the other: a candle file is never one that a data directory holds."""
+    suffixes = (*getattr(one, "_suffixes", ()), *getattr(other, "_suffixes", ()))
+    holds = (*one.holds, *other.holds)
+    return not (suffixes and holds) or any(name.endswith(suffixes) for name in holds)
+
+
 PAIRS = [
     (name, one, other)
     for name, command in COMMANDS.items()
@@ -30,6 +37,7 @@ PAIRS = [
     if any(isinstance(parameters(command)[p].type, paths.Output | paths.Folder) for p in (one, other))
     # Two parameters may name one folder: their files in it differ.
     and not all(parameters(command)[p].type.holds for p in (one, other))
+    and can_meet(*(parameters(command)[p].type for p in (one, other)))
 ]
 
 

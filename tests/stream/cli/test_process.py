@@ -276,6 +276,6 @@ def test_the_list_of_commands_loads_none_of_them() -> None:
     assert _loaded(code, *commands, "numpy", "polars", "asyncio", "rich", "stream.settings") == set()
 
 
-@pytest.mark.parametrize("name", ["drift", "report"])
+@pytest.mark.parametrize("name", ["drift", "export", "report", "train"])
 def test_a_command_that_is_confined_has_no_library_with_threads_before(name: str) -> None:
     assert _loaded(f"import stream.commands.{name}", "numpy", "polars", "onnxruntime", "pandas", "evidently") == set()

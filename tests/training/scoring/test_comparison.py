@@ -159,3 +159,14 @@ def test_forecasts_and_outcomes_that_hardly_vary_give_numbers_or_a_reason(seed, 
         losses = {n: qlike.losses(outcome[day], f[day]) for n, f in (("a", forecast), ("b", second))}
         result = confidence_set(losses)
         assert result.reason or np.isfinite(list((result.p or {}).values())).all()
+
+
+def test_a_bound_that_no_day_reaches_changes_nothing_and_one_that_many_reach_does():
+    realized, good, poor = market(1)
+    free, _ = comparison.phase_tests(realized, good, poor, PHASE)
+    wide, _ = comparison.phase_tests(realized, good, poor, PHASE, bound=1e9)
+    tight, _ = comparison.phase_tests(realized, good, poor, PHASE, bound=0.05)
+    assert [(t.phase, t.days) for t in free] == [(t.phase, t.days) for t in wide]
+    assert [t.statistic for t in wide] == pytest.approx([t.statistic for t in free])
+    assert [t.p_better for t in wide] == pytest.approx([t.p_better for t in free])
+    assert [t.statistic for t in tight] != pytest.approx([t.statistic for t in free])
