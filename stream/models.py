@@ -1,19 +1,31 @@
-"""The models of a node: the one that forecasts, one that may take over while it runs, and a shadow."""
+"""The models of a node: the one that forecasts, one that may take over while it runs, a shadow, and what a retraining
+has decided about another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from stream.adapters import champions
 from stream.adapters import predictor as predictors
 from stream.adapters.bundles import ModelFile
+from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
-from stream.core.forecasting.contract import ContractError
+from stream.core.forecasting.contract import ContractError, Model
 from stream.core.messages.records import Issuer
+from stream.core.messages.shadows import ShadowScore
+from stream.pipeline.champion import Champion
+from stream.pipeline.daemon import Daemon
+from stream.pipeline.shadow import Shadow
 from stream.pipeline.succession import Change, Successor
+from stream.pipeline.verdicts import Verdicts
+from stream.ports import Journal
+from stream.telemetry import Observer, ShadowScored
 
 
 def load(path: Path, policy: Policy) -> Successor:
@@ -42,3 +54,53 @@ def look(model_file: ModelFile, policy: Policy, present: Rules, symbols: Sequenc
     if path is None:
         return None
     return Change(load_later(path, policy, present, symbols) if path.exists() else None)
+
+
+def tasks(
+    daemon: Daemon,
+    *,
+    data_dir: Path,
+    journal: Journal,
+    policy: Policy,
+    present: Rules,
+    champion: ModelFile | None,
+    shadow: ModelFile,
+    clock: Clock,
+    observe: Observer,
+    replaced: Callable[[Model], None],
+) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    """Returns what runs beside a daemon for its models: one that follows the champion's file (None: the model stays),
+    one for the shadow's, and one for verdicts. `replaced` receives each model that has taken over."""
+    processor, symbols = daemon.processor, daemon.symbols
+
+    def scored(score: ShadowScore) -> None:
+        daemon.shadows[score.symbol] = msgspec.json.encode(score)
+        observe(ShadowScored(score))
+
+    companion = Shadow(
+        look=partial(look, shadow, policy, present, symbols),
+        processor=processor,
+        journal=journal,
+        worker=daemon.worker,
+        clock=clock,
+        scored=scored,
+        ended=daemon.shadows.clear,
+    )
+    verdicts = Verdicts(
+        partial(champions.verdicts, data_dir),
+        symbols=symbols,
+        journal=journal,
+        worker=daemon.worker,
+        clock=clock,
+        offer=daemon.publisher.offer,
+    )
+    if champion is None:
+        return [companion.run, verdicts.run]
+    follower = Champion(
+        processor,
+        look=partial(look, champion, policy, present, symbols),
+        clock=clock,
+        replaced=replaced,
+        publish_state=daemon.publish_state,
+    )
+    return [follower.run, companion.run, verdicts.run]

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from monitor.drift import job
 from monitor.http import server
 from monitor.metrics import Metrics
@@ -44,16 +42,13 @@ from stream.core.market.exchange_time import ExchangeTime
 from stream.core.messages import schemas, topics
 from stream.core.messages.builders import model_ref
 from stream.core.messages.schemas import NodeInfo
-from stream.core.messages.shadows import ShadowScore
 from stream.errors import JournalError, RefusedError, UnreachableError
 from stream.pipeline import identity
-from stream.pipeline.champion import Champion
 from stream.pipeline.daemon import Daemon
 from stream.pipeline.intake import unknown_symbol
-from stream.pipeline.shadow import Shadow
 from stream.pipeline.succession import Successor
 from stream.settings import EMBEDDED, Settings
-from stream.telemetry import Fact, FanOut, FrameRejected, Observer, ShadowScored
+from stream.telemetry import Fact, FanOut, FrameRejected, Observer
 from stream.testing.broker import EmbeddedBroker
 
 log = logging.getLogger(__name__)
@@ -295,28 +290,18 @@ async def _run(
             )
 
         introduce(model)
-        alongside_it = [drift.run]
-        if ground.model_file is not None:
-            look = partial(models.look, ground.model_file, ground.policy, ground.present.rules, settings.symbols)
-            champion = Champion(
-                daemon.processor, look=look, clock=clock, replaced=introduce, publish_state=daemon.publish_state
-            )
-            alongside_it.append(champion.run)
-
-        def scored(score: ShadowScore) -> None:
-            daemon.shadows[score.symbol] = msgspec.json.encode(score)
-            observe(ShadowScored(score))
-
-        companion = Shadow(
-            look=partial(models.look, ground.shadow_file, ground.policy, ground.present.rules, settings.symbols),
-            processor=daemon.processor,
+        following = models.tasks(
+            daemon,
+            data_dir=settings.data_dir,
             journal=ground.journal,
-            worker=daemon.worker,
+            policy=ground.policy,
+            present=ground.present.rules,
+            champion=ground.model_file,
+            shadow=ground.shadow_file,
             clock=clock,
-            scored=scored,
-            ended=daemon.shadows.clear,
+            observe=observe,
+            replaced=introduce,
         )
-        alongside_it.append(companion.run)
         broker = MqttBroker(
             mqtt_url,
             client_id=client_id,
@@ -340,7 +325,7 @@ async def _run(
                 if alongside is not None:
                     await alongside(node)
 
-            await daemon.run(broker, stop, (accompany, *alongside_it))
+            await daemon.run(broker, stop, (accompany, drift.run, *following))
         log.info("stopped")
 
 

@@ -132,6 +132,14 @@ class Journal(Protocol):
         """Stores messages that belong to no candle and returns the sequence numbers of the events, in order."""
         ...
 
+    def verdicts(self) -> set[str]:
+        """Returns the ids of the retraining's verdicts that have been published."""
+        ...
+
+    def post_verdict(self, verdict: str, events: Sequence[EventMessage]) -> list[int]:
+        """Stores the events of a verdict, which counts as published with them. Returns the events' numbers."""
+        ...
+
     def outbox(self) -> list[Outgoing]: ...
 
     def symbols(self) -> list[str]:

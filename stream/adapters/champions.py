@@ -22,7 +22,7 @@ from stream import files
 from stream.adapters import predictor
 from stream.adapters.bundles import CHALLENGER, CHAMPION, model_path
 from stream.core.forecasting.contract import ContractError, Model
-from stream.core.messages.judged import Because, SymbolJudged
+from stream.core.messages.judged import Because, SymbolJudged, Verdict
 from stream.errors import RefusedError
 
 MODELS = "models"
@@ -116,6 +116,21 @@ def described(model: Model) -> Lineage:
         seed=training.seed,
         scores=model.contract.scores,
     )
+
+
+def verdicts_path(data_dir: Path) -> Path:
+    return data_dir / "retraining" / "judged.jsonl"
+
+
+def verdicts(data_dir: Path) -> list[Verdict]:
+    """Returns the verdicts of all attempts, oldest first. Raises `RefusedError` where their file is damaged."""
+    path = verdicts_path(data_dir)
+    try:
+        return [msgspec.json.decode(line, type=Verdict) for line in path.read_bytes().splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        raise RefusedError(f"{path} is damaged: {error}; move it away") from None
 
 
 def promote(data_dir: Path, bundle: Path, new: Lineage) -> Lineage:

@@ -5,6 +5,7 @@ Training and export are child processes of it (training/retraining/children.py);
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -204,9 +205,7 @@ def _shadow_decided(data_dir: Path, symbols: tuple[str, ...], days: int, now_ms:
         return False
     version = predictor.load(path).model.version
     if not (data_dir / FILE_NAME).exists():
-        raise RefusedError(
-            f"{data_dir} has a challenger and no journal: only a node's shadow can show what it is worth"
-        )
+        raise RefusedError(f"{data_dir} has a challenger and no journal: a node must run there for it to have a shadow")
     from_ms = now_ms - (days + 2) * _DAY_MS
     with contextlib.closing(SqliteJournal(data_dir, read_only=True)) as journal:
         shown = [

@@ -138,6 +138,9 @@ class Ear:
         #: In long runs only hashes of payloads are kept, enough to see whether an event had two values.
         self.brief = False
         self.feed: list[tuple[str, str]] = []
+        #: Events of the kinds that a test waits for, decoded.
+        self.kept: tuple[str, ...] = ()
+        self.messages: list[dict[str, Any]] = []
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -163,7 +166,11 @@ class Ear:
                 if topic.endswith("/feed"):
                     self.feed.append((body["symbol"], body["state"]))
                 elif "/event/" in topic:
-                    self.events.setdefault((body["id"], body.get("revision", 0)), set()).add(
+                    if topic.endswith(self.kept):
+                        self.messages.append(body)
+                    # A drift result has no id.
+                    key = (body.get("id", topic), body.get("revision", 0))
+                    self.events.setdefault(key, set()).add(
                         hashlib.sha256(payload).digest()[:8] if self.brief else payload
                     )
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import small_bundles
 
 from stream import times
-from stream.adapters import policies, predictor
+from stream.adapters import champions, policies, predictor
 from stream.adapters.candles import files
 from stream.adapters.candles.files import CandleTable
 from stream.core.deciding.replay import to_grid
 from stream.core.market.candle import Candle
-from stream.core.messages.judged import ModelJudged
+from stream.core.messages.judged import Because, Verdict
 from stream.testing.market import simulate_symbol
 from training.data import dataset
 from training.data.dataset import Dataset
@@ -118,6 +118,7 @@ class Stand:
         followed: tuple[str, ...] = ("BTCUSDT",),
         now_ms: int = NOW,
         shadow_days: int = 0,
+        because: Because = "hand",
         recipe: Recipe = RECIPE,
     ) -> Done:
         return attempt.retrain(
@@ -127,7 +128,7 @@ class Stand:
                 table=self.table,
                 followed=followed,
                 now_ms=now_ms,
-                because="hand",
+                because=because,
                 shadow_days=shadow_days,
                 recipe=recipe,
                 make=make or self.training(),
@@ -138,5 +139,5 @@ class Stand:
     def version(self) -> str:
         return predictor.load(self.champion).model.version
 
-    def verdicts(self) -> list[ModelJudged]:
-        return attempt.verdicts(self.folder)
+    def verdicts(self) -> list[Verdict]:
+        return champions.verdicts(self.folder)

@@ -25,7 +25,7 @@ from stream.adapters.candles.files import CandleTable, write_part
 from stream.adapters.predictor import Predictor
 from stream.core.deciding.policy import Policy
 from stream.core.forecasting.contract import ContractError
-from stream.core.messages.judged import Because, ModelJudged, Outcome
+from stream.core.messages.judged import Because, Outcome, Verdict
 from stream.errors import RefusedError
 from training.retraining import children, gate, page, plan, scored
 from training.retraining.children import Make
@@ -62,7 +62,7 @@ class Request:
 class Done:
     """A verdict, and the folder of its attempt. `again`: whether it is that of an earlier call with the same inputs."""
 
-    judged: ModelJudged
+    judged: Verdict
     folder: Path
     again: bool = False
 
@@ -74,7 +74,7 @@ def retrain(asked: Request) -> Done:
     """
     champion = champions.champion(asked.data_dir)
     wanted = plan.planned(asked.table, asked.followed, champion.model, asked.recipe, asked.now_ms, asked.shadow_days)
-    before = verdicts(asked.data_dir)
+    before = champions.verdicts(asked.data_dir)
     for earlier in reversed(before):
         if plan.of(asked.out / earlier.id) == wanted:
             return Done(earlier, asked.out / earlier.id, again=True)
@@ -95,32 +95,21 @@ def retrain(asked: Request) -> Done:
     return Done(judged, folder)
 
 
-def verdicts(data_dir: Path) -> list[ModelJudged]:
-    """Returns the verdicts of all attempts, oldest first. Raises `RefusedError` where their file is damaged."""
-    path = data_dir / RETRAINING / JUDGED
-    try:
-        return [msgspec.json.decode(line, type=ModelJudged) for line in path.read_bytes().splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, msgspec.DecodeError) as error:
-        raise RefusedError(f"{path} is damaged: {error}; move it away") from None
-
-
-def _append(data_dir: Path, judged: ModelJudged) -> None:
-    every = [*verdicts(data_dir), judged]
-    path = data_dir / RETRAINING / JUDGED
+def _append(data_dir: Path, judged: Verdict) -> None:
+    every = [*champions.verdicts(data_dir), judged]
+    path = champions.verdicts_path(data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, b"".join(msgspec.json.encode(one) + b"\n" for one in every))
 
 
-def _decided(folder: Path) -> ModelJudged | None:
+def _decided(folder: Path) -> Verdict | None:
     try:
-        return msgspec.json.decode((folder / VERDICT).read_bytes(), type=ModelJudged)
+        return msgspec.json.decode((folder / VERDICT).read_bytes(), type=Verdict)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
-def _follow(asked: Request, folder: Path, judged: ModelJudged, champion: Predictor) -> None:
+def _follow(asked: Request, folder: Path, judged: Verdict, champion: Predictor) -> None:
     """Does what the verdict says."""
     if judged.outcome == "refused":
         log.info("%s: the challenger is refused: %s", judged.id, "; ".join(judged.refusals))
@@ -152,7 +141,7 @@ class _Attempt:
     folder: Path
     champion: Predictor
 
-    def decide(self) -> ModelJudged:
+    def decide(self) -> Verdict:
         """Comes to a verdict and writes it, with its page and figures."""
         window = self.plan.window
         learnt = self._file("learnt.parquet", window.learnt_until)
@@ -224,10 +213,10 @@ class _Attempt:
     def _forecasts(self, of: Predictor, symbol: str) -> Forecasts:
         return scored.forecasts(of, self.asked.policy, symbol, self.asked.table[symbol], self.plan.window)
 
-    def _judged(self, found: Judgement, gated: Predictor, refit: Predictor | None) -> ModelJudged:
+    def _judged(self, found: Judgement, gated: Predictor, refit: Predictor | None) -> Verdict:
         outcome: Outcome = "refused" if found.refusals else "shadow" if self.plan.shadow_days else "promoted"
         window: Window = self.plan.window
-        return ModelJudged(
+        return Verdict(
             id=self.folder.name,
             judged_at=self.asked.now_ms,
             because=self.asked.because,
@@ -242,7 +231,7 @@ class _Attempt:
             symbols=found.symbols,
         )
 
-    def _write(self, judged: ModelJudged, pairs: list[Compared]) -> None:
+    def _write(self, judged: Verdict, pairs: list[Compared]) -> None:
         trainings = (
             self.champion.model.contract.training,
             predictors.load(self.folder / "gated.onnx").model.contract.training,

@@ -7,7 +7,8 @@ Rules of this module:
 - A champion that has learnt from some of these days is flattered by them, which makes it harder to beat and never
   easier. That is reported, with the figures of the days that it has not seen.
 - Whatever is not a number, or cannot be tested, counts against the challenger.
-- The constants were fixed before any figure was seen.
+- The constants were fixed before any figure was seen, but for `BOUND`: one example showed that it was needed
+  (docs/decisions/0012-retraining.md).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from stream.core.forecasting import qlike
 from stream.core.forecasting.contract import Training
 from stream.core.forecasting.windows import Array
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages.judged import ModelJudged, SymbolJudged
+from stream.core.messages.judged import SymbolJudged, Verdict
 from stream.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, dates, rendered
 from stream.html import render
 from training.pages.numbers import number, p_value, share
@@ -33,7 +33,7 @@ _PERCENT_A_YEAR = 100 * 8_760**0.5
 _COLUMNS = ("symbol", "day", "forecasts", "qlike_champion", "qlike_challenger", "difference_so_far")
 
 
-def files_of(judged: ModelJudged, pairs: Sequence[Compared], trainings: tuple[Training, Training]) -> dict[str, bytes]:
+def files_of(judged: Verdict, pairs: Sequence[Compared], trainings: tuple[Training, Training]) -> dict[str, bytes]:
     """Returns the files of an attempt by name. `trainings`: of the champion and of what was gated."""
     return {
         "days.csv": _days(pairs),
@@ -67,7 +67,7 @@ def _by_day(pair: Compared) -> list[tuple[int, int, tuple[float, float]]]:
     ]
 
 
-def _metrics(judged: ModelJudged) -> dict[str, Any]:
+def _metrics(judged: Verdict) -> dict[str, Any]:
     return {
         "promoted": int(judged.outcome == "promoted"),
         "passed": int(not judged.refusals),
@@ -83,7 +83,7 @@ def _metrics(judged: ModelJudged) -> dict[str, Any]:
     }
 
 
-def _page(judged: ModelJudged, pairs: Sequence[Compared], trainings: tuple[Training, Training]) -> str:
+def _page(judged: Verdict, pairs: Sequence[Compared], trainings: tuple[Training, Training]) -> str:
     scored = [pair for pair in pairs if len(pair.champion.open_time)]
     pictures = []
     if scored:

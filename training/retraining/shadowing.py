@@ -1,7 +1,7 @@
 """What a challenger has shown in the champion's shadow: whether it may be promoted now. Pure.
 
-The gate has tested whether it is better; a few live days cannot. They show what the gate cannot see: that it runs, on the
-candles as they come, and is not clearly worse there.
+The gate has tested whether it is better; a few live days cannot. They show what the gate cannot see: that it runs, on
+the candles as they come, and is not clearly worse there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def judge(symbol: str, days: int, forecasts: Sequence[ShadowForecast], outcomes:
             None, f"{symbol}: {hours} of {needed:.0f} hours have been forecast beside the champion and are over"
         )
     text = (
-        f"{symbol}: QLIKE {window.qlike:.4f}, the champion's {window.model_qlike:.4f}, over {window.matured} hours in its "
-        f"shadow; its interval holds {window.coverage:.1%}"
+        f"{symbol}: QLIKE {window.qlike:.4f} in the shadow, the champion's {window.model_qlike:.4f}, over "
+        f"{window.matured} hours; its interval holds {window.coverage:.1%}"
     )
     return Shown(window.qlike <= (1 + WORSE_SHARE) * window.model_qlike, text)

@@ -96,6 +96,7 @@ MIGRATIONS: tuple[str, ...] = (
         volatility REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, realized REAL,
         PRIMARY KEY (symbol, model_version, open_time)
     ) WITHOUT ROWID;
+    CREATE TABLE verdicts (id TEXT PRIMARY KEY) WITHOUT ROWID;
     """,
 )
 

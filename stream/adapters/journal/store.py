@@ -109,6 +109,16 @@ class SqliteJournal(Database):
         with self.transaction() as db:
             return _queue(db, events, retained)
 
+    def verdicts(self) -> set[str]:
+        """Returns the ids of the retraining's verdicts that have been published."""
+        return {verdict for (verdict,) in self.read("SELECT id FROM verdicts")}
+
+    def post_verdict(self, verdict: str, events: Sequence[EventMessage]) -> list[int]:
+        """Stores the events of a verdict, which counts as published with them. Returns the events' numbers."""
+        with self.transaction() as db:
+            db.execute("INSERT INTO verdicts VALUES (?)", (verdict,))
+            return _queue(db, events, ())
+
     def outbox(self) -> list[Outgoing]:
         rows = self.read("SELECT seq, topic, payload, expiry_s FROM outbox ORDER BY seq")
         return [Outgoing(*row) for row in rows]

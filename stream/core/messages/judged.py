@@ -1,10 +1,12 @@
-"""What a retraining decided about a challenger, as it is kept and as `event/model.judged` will carry it."""
+"""What a retraining decided about a challenger, as it is kept; `event/model.judged` has a symbol's part of it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
+
+from stream.core.messages.schemas import ModelJudged
 
 #: Why a retraining was begun.
 Because = Literal["schedule", "decay", "drift", "hand"]
@@ -36,10 +38,10 @@ class SymbolJudged(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-class ModelJudged(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict. Times are ms; σ are hourly."""
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are ms; σ are hourly."""
 
-    schema: str = "volcast.model.judged/1"
+    schema: str = "volcast.verdict/1"
     #: The attempt's name, which is its folder's.
     id: str
     judged_at: int
@@ -58,3 +60,23 @@ class ModelJudged(msgspec.Struct, frozen=True, kw_only=True):
     gate_to: int
     #: The symbol that the models are for, first; then the other followed ones.
     symbols: tuple[SymbolJudged, ...]
+
+
+def events(verdict: Verdict, now_ms: int) -> list[ModelJudged]:
+    """Returns the messages that tell of a verdict, one for each symbol."""
+    return [
+        ModelJudged(
+            id=f"binance:spot:{of.symbol}:1h:judged:{verdict.id}",
+            symbol=of.symbol,
+            issued_at=now_ms,
+            because=verdict.because,
+            outcome=verdict.outcome,
+            champion=verdict.champion,
+            challenger=verdict.refit or verdict.challenger,
+            qlike_champion=of.qlike_champion,
+            qlike_challenger=of.qlike_challenger,
+            p_better=of.p_better,
+            refusals=verdict.refusals,
+        )
+        for of in verdict.symbols
+    ]

@@ -122,7 +122,11 @@ def model_changed(symbol: str, previous: str, model: Model, reason: str, now_ms:
         model=builders.model_ref(model),
         reason=reason,
     )
-    return EventMessage(topics.event_topic(symbol, "model.changed"), schemas.encode(message), EVENT_EXPIRY_S)
+    return event("model.changed", message)
+
+
+def event(kind: topics.EventType, message: schemas.ModelChanged | schemas.ModelJudged) -> EventMessage:
+    return EventMessage(topics.event_topic(message.symbol, kind), schemas.encode(message), EVENT_EXPIRY_S)
 
 
 def retained_messages(

@@ -341,6 +341,21 @@ class ModelChanged(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class ModelJudged(Message, frozen=True, kw_only=True):
+    schema: str = "volcast.model.judged/1"
+    id: str
+    symbol: str
+    issued_at: int
+    because: str
+    outcome: str
+    champion: str
+    challenger: str
+    qlike_champion: float
+    qlike_challenger: float
+    p_better: float | None
+    refusals: tuple[str, ...]
+
+
 def published(kind: type[Message] = Message) -> list[type[Message]]:
     """Returns every kind of message; one that extends another takes its place."""
     return [leaf for each in kind.__subclasses__() for leaf in (published(each) or [each])]

@@ -16,6 +16,7 @@ EventType = Literal[
     "drift.detected",
     "decay.detected",
     "model.changed",
+    "model.judged",
 ]
 RETAINED_TOPICS: tuple[SymbolTopic, ...] = ("forecast", "decision", "feed", "recent", "score", "drift")
 

@@ -16,7 +16,7 @@ from stream import times
 from stream.__main__ import cli
 from stream.adapters import champions, predictor
 from stream.adapters.bundles import packaged_model
-from stream.core.messages.judged import ModelJudged
+from stream.core.messages.judged import Verdict
 
 NOW_ISO, FROM_ISO = times.iso(NOW), times.iso(FROM)
 
@@ -109,7 +109,7 @@ def test_the_verdict_of_an_earlier_call_is_given_again(stand: Stand) -> None:
         assert done.exit_code == 0, done.output
         assert "refused" in done.output
         assert "earlier call" in done.output
-        assert msgspec.json.decode(Path("verdict.json").read_bytes(), type=ModelJudged) == first.judged
+        assert msgspec.json.decode(Path("verdict.json").read_bytes(), type=Verdict) == first.judged
 
 
 def test_candles_of_another_symbol_are_refused(stand: Stand) -> None:

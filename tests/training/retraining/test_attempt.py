@@ -20,10 +20,10 @@ from stream import files, times
 from stream.adapters import champions, policies, predictor
 from stream.core.deciding.replay import to_grid
 from stream.core.market.candle import HOUR_MS
-from stream.core.messages.judged import ModelJudged
+from stream.core.messages.judged import Verdict
 from stream.errors import RefusedError, VolcastError
 from training.data import dataset
-from training.retraining import attempt, gate, plan, scored
+from training.retraining import gate, plan, scored
 from training.retraining.gate import Window
 
 WINDOW = Window.ending(times.parse("2023-12-01"))
@@ -84,7 +84,7 @@ def test_the_pages_and_figures_are_those_of_the_verdict(stand: Stand) -> None:
     lines = (done.folder / "days.csv").read_text().splitlines()
     assert lines[0].startswith("symbol,day,forecasts,qlike_champion")
     assert len(lines) == 1 + gate.DAYS
-    assert msgspec.json.decode((done.folder / "verdict.json").read_bytes(), type=ModelJudged) == done.judged
+    assert msgspec.json.decode((done.folder / "verdict.json").read_bytes(), type=Verdict) == done.judged
 
 
 @pytest.mark.parametrize(
@@ -335,4 +335,4 @@ def test_the_hash_of_what_was_learnt_is_that_of_the_contract(stand: Stand) -> No
     expected = dataset.sha256([data], FROM, WINDOW.learnt_until)
     assert plan.learnt_sha256(stand.table, ["BTCUSDT"], RECIPE, WINDOW.learnt_until) == expected
     assert hashlib.sha256(b"").hexdigest() != expected
-    assert attempt.verdicts(stand.folder) == []
+    assert champions.verdicts(stand.folder) == []
