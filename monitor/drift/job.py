@@ -125,7 +125,8 @@ class Schedule:
         html = reports / f"drift-{symbol}-{self._clock.wall_ms()}.html"
         try:
             await asyncio.to_thread(reports.mkdir, parents=True, exist_ok=True)
-            await self._child(self._command(symbol, self._data_dir, self._model(), html))
+            model = await asyncio.to_thread(self._model)
+            await self._child(self._command(symbol, self._data_dir, model, html))
             drift = await asyncio.to_thread(_read, html.with_suffix(".json"), symbol)
             await self._listener.publish_drift(drift, int(3 * self._period_hours * 3_600))
         # Whatever the child has written, it must not end the daemon.
