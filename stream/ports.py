@@ -170,8 +170,8 @@ class Journal(Protocol):
         """Returns the newest forecast and the newest decision of a symbol; None for what there is not."""
         ...
 
-    def retained(self, topic: str | None = None) -> list[Retained]:
-        """Returns the retained messages of one topic, at most one, or of all topics."""
+    def retained(self, topics: Sequence[str] | None = None) -> list[Retained]:
+        """Returns the retained messages of these topics, as far as there are any, or of all topics."""
         ...
 
     def forget_retained(self, topics: Sequence[str]) -> None: ...

@@ -224,15 +224,17 @@ class Daemon:
     async def learn(self, payloads: Mapping[str, bytes]) -> None:
         """Takes in what the broker retains for the node's symbols, by topic, before anything is published on this
         connection. Raises `UnreachableError`, so that it is retried on the next one, if the journal cannot store it."""
-        ours = self.publisher.retained_payload
         for symbol in self._symbols:
-            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in identity.retained_topics([symbol])):
-                continue
+            retained = [topic for topic in identity.retained_topics([symbol]) if topic in payloads]
             try:
+                ours = await self.publisher.retained_payloads(retained)
+                if all(payloads[topic] == ours.get(topic) for topic in retained):
+                    continue
                 await self.processor.learn(symbol, payloads, self.publisher)
+                ours = await self.publisher.retained_payloads(retained)
             except JournalError as error:
                 raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
-            self.publisher.offer([], identity.newer(payloads, symbol, ours))
+            self.publisher.offer([], identity.newer(payloads, symbol, ours.get), in_journal=False)
 
     def introduce(self, info: NodeInfo) -> None:
         self.publisher.introduce(info)

@@ -51,6 +51,10 @@ from stream.times import utc
 
 log = logging.getLogger(__name__)
 
+#: Symbols of one turn. More that close together take several, one after the other: what a turn makes of a symbol until
+#: its messages are on their way is 50 kB, and the first turn's messages go out during the second.
+_TURN_SYMBOLS = 500
+
 
 class Waiting(Protocol):
     """Access to the events that the broker has not acknowledged: see `EventPublisher`."""
@@ -269,7 +273,8 @@ class Processor:
         """Takes at most one due candle of each symbol through operator and model, and returns once they are in the
         journal."""
         async with self._turn_lock:
-            await self._process(batch)
+            for first in range(0, len(batch), _TURN_SYMBOLS):
+                await self._process(batch[first : first + _TURN_SYMBOLS])
 
     async def _process(self, batch: Sequence[Due]) -> None:
         taken, seqs, inferred, failure = await self._worker.call(self._turn, batch)

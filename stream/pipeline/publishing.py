@@ -24,6 +24,7 @@ from stream.errors import HungUpError, JournalError, MessageRefusedError, Unreac
 from stream.pipeline.in_flight import InFlight
 from stream.pipeline.outbox import Outbox
 from stream.pipeline.refused_topics import RefusedTopics
+from stream.pipeline.retained_messages import RetainedMessages
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
 from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _ACKNOWLEDGE_BATCH = 256
 #: How long a stop may spend on emptying the outbox, which is durable and can wait.
 _LAST_WORDS_S = 1.5
+#: Retained messages that are read from the journal at a time for a new connection.
+_READ_AT_ONCE = 256
 #: Shortest pause before refused topics are looked at again: one that is due may still have nothing to publish.
 _LOOK_AGAIN_S = 0.5
 
@@ -65,7 +68,7 @@ class EventPublisher:
         self._observe = observe
         self._outbox = Outbox()
         self._refused = RefusedTopics()
-        self._retained: dict[str, Retained] = {}
+        self._retained = RetainedMessages(journal, worker)
         #: Retained topics whose newest payload is not acknowledged, and which of them are still to be looked at.
         self._unsent: set[str] = set()
         self._unsent_line: deque[str] = deque()
@@ -97,25 +100,28 @@ class EventPublisher:
         the configuration and are cleared at the broker."""
         self._outbox.put(outbox)
         self._cleared.extend(gone)
-        self._retained |= {item.topic: item for item in retained if item.topic not in gone}
+        self._retained.load(item for item in retained if item.topic not in gone)
         self._count()
 
     def introduce(self, info: NodeInfo) -> None:
         """Sets the message about the node, which each connection publishes after the node's state and before all other
         retained messages."""
         topic = topics.node_topic(self._instance, "info")
-        self._retained = {topic: Retained(topic, schemas.encode(info), None), **self._retained}
+        self._retained.put_first(Retained(topic, schemas.encode(info), None))
 
-    def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
-        """Takes events and retained messages that the journal has, for publishing."""
+    def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained], *, in_journal: bool = True) -> None:
+        """Takes events and retained messages for publishing; `in_journal`: whether it has the retained ones, too."""
         self._outbox.put(events)
         for item in retained:
-            self._retained[item.topic] = item
-            if item.topic not in self._unsent:
-                self._unsent.add(item.topic)
-                self._unsent_line.append(item.topic)
+            self._retained.put(item, in_journal=in_journal)
+            self._line_up(item.topic)
         self._count()
         self._wake.set()
+
+    def _line_up(self, topic: str) -> None:
+        if topic not in self._unsent:
+            self._unsent.add(topic)
+            self._unsent_line.append(topic)
 
     def pending(self) -> list[Outgoing]:
         """Returns the events that the broker has not acknowledged."""
@@ -129,8 +135,13 @@ class EventPublisher:
         self._observe(OutboxCounted(len(self._outbox)))
 
     def retained_payload(self, topic: str) -> bytes | None:
+        """Returns the newest payload of a topic other than `recent`; None if there is none."""
         item = self._retained.get(topic)
         return item.payload if item else None
+
+    async def retained_payloads(self, topics: Sequence[str]) -> dict[str, bytes]:
+        """As `RetainedMessages.payloads`."""
+        return await self._retained.payloads(topics)
 
     def publish_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> None:
         if (state, reasons) == (self._state, self._reasons):
@@ -181,10 +192,7 @@ class EventPublisher:
         try:
             await self._send_state(in_flight, "starting", ())
             await self._check_journal_in_place()
-            # The broker may have lost everything: all current values go out again, before the backlog of events.
-            self._unsent = set(self._retained)
-            self._unsent_line = deque(self._retained)
-            await self._drain(in_flight, self._next_retained)
+            await self._send_all_retained(in_flight)
             await self._clear_topics(in_flight)
             while True:
                 await self._drain(in_flight, self._next_event, self._next_retained, self._next_refused)
@@ -210,6 +218,21 @@ class EventPublisher:
             await self._worker.call(self._journal.check_place)
         except JournalError as error:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
+
+    async def _send_all_retained(self, in_flight: InFlight) -> None:
+        """Sends all current values again, before the backlog of events: the broker may have lost everything."""
+        self._unsent.clear()
+        self._unsent_line.clear()
+        topics = list(self._retained)
+        for first in range(0, len(topics), _READ_AT_ONCE):
+            part = topics[first : first + _READ_AT_ONCE]
+            try:
+                await self._retained.read_again(part)
+            except JournalError as error:
+                raise UnreachableError(f"what the broker is to retain cannot be read: {error}") from None
+            for topic in part:
+                self._line_up(topic)
+            await self._drain(in_flight, self._next_retained)
 
     async def _send_state(self, in_flight: InFlight, state: NodeStateName, reasons: tuple[str, ...]) -> bool:
         """Publishes the node's state unless this connection has it. Returns whether it was sent."""
@@ -278,7 +301,11 @@ class EventPublisher:
 
     def _send_retained(self, in_flight: InFlight, topic: str) -> bool:
         """Sends the newest payload of a topic. Returns False if it must wait, or is out of date."""
-        item = self._retained[topic]
+        item = self._retained.get(topic)
+        if item is None:
+            # The journal has lost it.
+            self._unsent.discard(topic)
+            return False
         if item.valid_until is not None and self._exchange_now_ms() is None:
             # After a restart it may be long out of date: it waits for the exchange's time.
             return False
@@ -343,7 +370,7 @@ class EventPublisher:
         self._acknowledged.append(event.seq)
 
     def _retained_acknowledged(self, item: Retained) -> None:
-        if self._retained[item.topic] is item:
+        if self._retained.acknowledged(item):
             self._unsent.discard(item.topic)
         else:
             # A newer payload was offered while this one was in flight.

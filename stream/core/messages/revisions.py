@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -111,9 +112,10 @@ def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = No
     volatility, score, realized = forecast.volatility, 0, None
     if before is not None and before.issued is not None:
         score, realized = before.issued.score_revision, before.realized
+    # Interned: thousands of symbols keep 48 lines each, and all of them name the same few versions.
     issued = IssuedAs(
-        model_version=forecast.model.version,
-        policy_version=decision.id.removeprefix(f"{forecast.id}:"),
+        model_version=sys.intern(forecast.model.version),
+        policy_version=sys.intern(decision.id.removeprefix(f"{forecast.id}:")),
         revision=forecast.revision,
         exposure=decision.exposure,
         previous_exposure=decision.previous_exposure,

@@ -255,6 +255,53 @@ async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand
     assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
 
 
+RECENT = "volcast/v1/binance/spot/X/1h/recent"
+
+
+async def test_what_is_long_is_read_again_for_each_connection(stand: Stand) -> None:
+    """The second connection finds what the journal has, also where somebody has changed it there since."""
+    said = Retained(RECENT, b"first", None)
+    await asyncio.to_thread(stand.journal.post, [], [said])
+    stand.publisher.offer([], [said, Retained("z", b"the last word of this connection", None)])
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(Publisher(accepts=2), close=False)
+    assert stand.publisher.retained_payload(RECENT) is None
+    await asyncio.to_thread(stand.journal.post, [], [Retained(RECENT, b"second", None)])
+    assert await stand.publisher.retained_payloads([RECENT, "absent"]) == {RECENT: b"second"}
+    again = Publisher()
+    await stand.talk(again)
+    assert [payload for topic, payload, _, _ in again.published if topic == RECENT] == [b"second"]
+
+
+async def test_what_is_long_and_lost_from_the_journal_is_not_cleared_at_the_broker(stand: Stand) -> None:
+    stand.publisher.load([], [Retained(RECENT, b"first", None)], [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert RECENT not in publisher.topics()
+
+
+async def test_what_another_node_has_said_is_kept_here(stand: Stand) -> None:
+    await asyncio.to_thread(stand.journal.post, [], [Retained(RECENT, b"ours", None)])
+    stand.publisher.load([], await asyncio.to_thread(stand.journal.retained), [])
+    stand.publisher.offer([], [Retained(RECENT, b"theirs", None)], in_journal=False)
+    stand.publisher.offer([], [Retained("z", b"the last word of this connection", None)])
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(Publisher(accepts=2), close=False)
+    again = Publisher()
+    await stand.talk(again)
+    assert [payload for topic, payload, _, _ in again.published if topic == RECENT] == [b"theirs"]
+
+
+async def test_thousands_of_retained_messages_all_go_out_once(stand: Stand) -> None:
+    said = [Retained(f"volcast/v1/binance/spot/{k}/1h/recent", b"%d" % k, None) for k in range(1_000)]
+    await asyncio.to_thread(stand.journal.post, [], said)
+    stand.publisher.load([], said, [])
+    publisher = Publisher(accepts=2_000)
+    await stand.talk(publisher)
+    assert {t: p for t, p, _, _ in publisher.published if t.endswith("recent")} == {r.topic: r.payload for r in said}
+    assert len(publisher.published) == len(said) + 2
+
+
 async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
     stand.publisher.offer(await commit(stand, 3), [])
     publisher = Publisher()
