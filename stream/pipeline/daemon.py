@@ -325,7 +325,8 @@ class Daemon:
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )
-        self.publisher.offer([], [Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))])
+        retained = Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))
+        self.publisher.offer([], [retained], in_journal=False)
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
         """Stores and publishes the result of a drift run: as a retained message that expires after `expiry_s`, and as
@@ -379,12 +380,12 @@ class Daemon:
         else:
             self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
 
-    def latest(self, symbol: str) -> Latest:
-        found = Latest()
-        found.forecast = self.publisher.retained_payload(topics.symbol_topic(symbol, "forecast"))
-        found.decision = self.publisher.retained_payload(topics.symbol_topic(symbol, "decision"))
-        found.score = self.publisher.retained_payload(topics.symbol_topic(symbol, "score"))
-        found.drift = self.publisher.retained_payload(topics.symbol_topic(symbol, "drift"))
+    async def latest(self, symbol: str) -> Latest:
+        found, leaves = Latest(), ("forecast", "decision", "score", "drift")
+        by_leaf: dict[str, str] = {leaf: topics.symbol_topic(symbol, leaf) for leaf in leaves}
+        payloads = await self.publisher.retained_payloads(list(by_leaf.values()))
+        for leaf, topic in by_leaf.items():
+            setattr(found, leaf, payloads.get(topic))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 #: Symbols of one turn. More that close together take several, one after the other: what a turn makes of a symbol until
 #: its messages are on their way is 50 kB, and the first turn's messages go out during the second.
-_TURN_SYMBOLS = 500
+_TURN_SYMBOLS = 300
 
 
 class Waiting(Protocol):

@@ -110,7 +110,8 @@ class EventPublisher:
         self._retained.put_first(Retained(topic, schemas.encode(info), None))
 
     def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained], *, in_journal: bool = True) -> None:
-        """Takes events and retained messages for publishing; `in_journal`: whether it has the retained ones, too."""
+        """Takes events that the journal has, and retained messages, for publishing; `in_journal`: whether it has those,
+        too."""
         self._outbox.put(events)
         for item in retained:
             self._retained.put(item, in_journal=in_journal)
@@ -133,11 +134,6 @@ class EventPublisher:
 
     def _count(self) -> None:
         self._observe(OutboxCounted(len(self._outbox)))
-
-    def retained_payload(self, topic: str) -> bytes | None:
-        """Returns the newest payload of a topic other than `recent`; None if there is none."""
-        item = self._retained.get(topic)
-        return item.payload if item else None
 
     async def retained_payloads(self, topics: Sequence[str]) -> dict[str, bytes]:
         """As `RetainedMessages.payloads`."""

@@ -29,7 +29,7 @@ from stream.times import utc
 log = logging.getLogger(__name__)
 
 #: Scores that are computed and stored at a time: all at once would take memory for thousands of them.
-_AT_ONCE = 500
+_AT_ONCE = 300
 
 
 class Scorekeeper:
