@@ -96,10 +96,11 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
     process.share_memory_between_threads()
     predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
-    history = rules.history_hours("BTCUSDT")
-    candles = tuple(simulate_symbol("BTCUSDT", START, history + hours, 7))
-    state = warm(rules, "BTCUSDT", candles[:history], predictor.model, predictor)
     names = [f"S{n:04}USDT" for n in range(symbols)]
+    # None of them is the symbol that the bundle describes, so each has regimes of its own.
+    history = rules.history_hours(names[0])
+    candles = tuple(simulate_symbol(names[0], START, history + hours, 7))
+    state = warm(rules, names[0], candles[:history], predictor.model, predictor)
     watch, clock = Watch(), Clock()
     work, loop = cProfile.Profile(), cProfile.Profile()
     journal = SqliteJournal(folder)

@@ -39,9 +39,9 @@ EWMA_DECAY = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
 # What is summed over windows, by its place in one array: the channels.
 RETURN, RANGE, VOLUME, PRESENT, SQUARE, RETURNED, _SIZE, _NEGATIVE, LOG_RANGE = range(9)
 CHANNELS = 9
-#: The first ones: these are measured and the others follow from them; these are summed over windows of any length and
-#: the others over a day at most.
-MEASURED, LASTING = 3, 7
+#: The first ones: these are made of logarithms; these are summed over windows of any length, the others over a day at
+#: most.
+LOGARITHMIC, LASTING = 2, 7
 #: The channels that are also summed with weights, for the EWMA.
 WEIGHTED = slice(SQUARE, RETURNED + 1)
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
@@ -200,15 +200,15 @@ def channels_of(ohlcv: Array) -> Array:
     summed = np.empty((*r.shape[:-1], CHANNELS, r.shape[-1]))
     summed[..., RETURN, :] = r
     summed[..., RANGE, :] = np.maximum(ranges, 0.0)
-    summed[..., VOLUME, :] = np.where(present, v, 0.0)
-    fill_lasting(summed, present, returned)
+    fill_lasting(summed, v, present, returned)
     summed[..., _NEGATIVE, :], summed[..., LOG_RANGE, :] = passing(summed, present)
     return summed
 
 
-def fill_lasting(summed: Array, present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> None:
-    """Fills the channels from `MEASURED` to `LASTING` of [..., channels, n], of which the first ones are there.
+def fill_lasting(summed: Array, volume: Array, present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> None:
+    """Fills the channels from `LOGARITHMIC` to `LASTING` of [..., channels, n], of which the first ones are there.
     present: whether there is a candle; returned: whether there is one before it, too."""
+    summed[..., VOLUME, :] = np.where(present, volume, 0.0)
     r = summed[..., RETURN, :]
     summed[..., PRESENT, :] = present
     np.multiply(r, r, out=summed[..., SQUARE, :])

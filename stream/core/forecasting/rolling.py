@@ -1,8 +1,8 @@
 """The newest row of many symbols, hour after hour, without the rows before it: the bits that `features.compute` gives.
 
-Kept is what each hour adds to the windows, as far back as the newest row looks: so logarithms are taken once, and what
-is added up each hour is the newest row alone (stream/core/forecasting/windows.py). Time is the first axis of what is
-kept, and symbols are the last.
+Kept is what each hour adds to the windows where that takes a logarithm, as far back as the newest row looks. What is
+added up each hour is the newest row alone (stream/core/forecasting/windows.py). Time is the first axis of what is kept,
+and symbols are the last.
 
 What is kept of a symbol counts only if the window that it was made of is the very one that the symbol's new window
 follows; otherwise it is made anew from the new window. So nobody has to report that a past candle has changed.
@@ -21,8 +21,8 @@ from stream.core.forecasting.features import (
     EWMA_DECAY,
     EWMA_HOURS,
     LASTING,
+    LOGARITHMIC,
     LOOKBACK_HOURS,
-    MEASURED,
     PRESENT,
     RANGE,
     RETURN,
@@ -69,7 +69,7 @@ class _Summed(NamedTuple):
 
 
 class Rolling:
-    """What is kept of the symbols that it has seen; some 20 kB for each."""
+    """What is kept of the symbols that it has seen; some 14 kB for each."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -100,7 +100,8 @@ class Rolling:
             for which, take in ((known[part], block.add), (~known[part], block.make)):
                 if which.any():
                     take(hour, places[which], [windows[i].rows for i in part[which].tolist()])
-            summed.append(block.sums(hour, _side_by_side(places), self._room))
+            chosen = [windows[i].rows for i in part.tolist()]
+            summed.append(block.sums(hour, _side_by_side(places), chosen, self._room))
         for k, window in zip(at.tolist(), windows, strict=True):
             self._seen[k] = window
         as_asked = np.argsort(order)
@@ -143,8 +144,9 @@ class _Block:
     """What is kept of up to `_BLOCK` symbols."""
 
     def __init__(self) -> None:
-        #: The first `features.MEASURED` channels, and whether there is a candle: all others follow from that.
-        self._kept = np.zeros((LOOKBACK_HOURS, MEASURED, _BLOCK))
+        #: The first `features.LOGARITHMIC` channels, and whether there is a candle: with the window's volumes, all
+        #: others follow from that.
+        self._kept = np.zeros((LOOKBACK_HOURS, LOGARITHMIC, _BLOCK))
         self._present = np.zeros((LOOKBACK_HOURS, _BLOCK), np.bool_)
         self._sequence = np.zeros((SEQUENCE_HOURS, len(SEQUENCE_NAMES), _BLOCK), np.float32)
 
@@ -165,18 +167,19 @@ class _Block:
     def _take(self, hours: NDArray[np.int64], places: NDArray[np.int64], channels: Array) -> None:
         """Takes channels [symbols, channels, hours] of these hours."""
         slots = hours % LOOKBACK_HOURS
-        self._kept[np.ix_(slots, np.arange(MEASURED), places)] = channels[:, :MEASURED].transpose(2, 1, 0)
+        self._kept[np.ix_(slots, np.arange(LOGARITHMIC), places)] = channels[:, :LOGARITHMIC].transpose(2, 1, 0)
         self._present[np.ix_(slots, places)] = channels[:, PRESENT].T > 0
 
-    def sums(self, hour: int, places: Places, room: _Room) -> _Summed:
+    def sums(self, hour: int, places: Places, windows: Sequence[Array], room: _Room) -> _Summed:
         """Adds up what the newest row rests on, the newest hour first."""
         newest, symbols = hour % LOOKBACK_HOURS, self._present[0, places].shape[0]
         present = np.concatenate([self._present[newest::-1, places], self._present[:newest:-1, places]])
         returned, present = present[:-1] & present[1:], present[:-1]
         lasting = room.lasting(symbols)
-        lasting[: newest + 1, :MEASURED] = self._kept[newest::-1, :, places][: len(lasting)]
-        lasting[newest + 1 :, :MEASURED] = self._kept[: newest + 1 : -1, :, places]
-        features.fill_lasting(lasting, present, returned)
+        lasting[: newest + 1, :LOGARITHMIC] = self._kept[newest::-1, :, places][: len(lasting)]
+        lasting[newest + 1 :, :LOGARITHMIC] = self._kept[: newest + 1 : -1, :, places]
+        volume = np.stack([window[:0:-1, 4] for window in windows], axis=-1)
+        features.fill_lasting(lasting, volume, present, returned)
         near = lasting[:SEQUENCE_HOURS]
         passing = np.stack(features.passing(near, present[:SEQUENCE_HOURS]), axis=1)
         short, long = NewestSums(np.concatenate([near, passing], axis=1)), NewestSums(lasting, room=room.sums(symbols))

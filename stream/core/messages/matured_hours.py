@@ -29,7 +29,7 @@ HOURS = 90 * 24
 _KNOWN, _COVERED, _HAR_SERVED, _APART = 1, 2, 4, 8
 #: Hours that differ are kept by the day.
 _DAY = 24
-_MOST_PLACES = 2**15 - 1
+_MOST_PLACES = 2**7 - 1
 
 
 class _Remembered(NamedTuple):
@@ -58,7 +58,7 @@ class MaturedHours:
         self.newest: int | None = None
         # By hour, modulo their number: EWMA, the distance of persistence, and marks.
         self._ewma = np.zeros(HOURS)
-        self._places = np.zeros(HOURS, np.int16)
+        self._places = np.zeros(HOURS, np.int8)
         self._marks = np.zeros(HOURS, np.uint8)
         self._remembered: _Remembered | None = None
         #: By day, [_DAY, 5]: realized, served, model, har and persistence of the hours that differ from what is
