@@ -381,10 +381,11 @@ class Daemon:
             self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
 
     async def latest(self, symbol: str) -> Latest:
-        found, leaves = Latest(), ("forecast", "decision", "score", "drift")
-        by_leaf: dict[str, str] = {leaf: topics.symbol_topic(symbol, leaf) for leaf in leaves}
-        payloads = await self.publisher.retained_payloads(list(by_leaf.values()))
-        for leaf, topic in by_leaf.items():
+        leaves: tuple[topics.SymbolTopic, ...] = ("forecast", "decision", "score", "drift")
+        named = {leaf: topics.symbol_topic(symbol, leaf) for leaf in leaves}
+        payloads = await self.publisher.retained_payloads(list(named.values()))
+        found = Latest()
+        for leaf, topic in named.items():
             setattr(found, leaf, payloads.get(topic))
         return found
 

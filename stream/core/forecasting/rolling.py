@@ -77,7 +77,7 @@ class Rolling:
         self._seen: list[Tail | None] = []
         #: Of `_BLOCK` places each.
         self._blocks: list[_Block] = []
-        self._room = _Room()
+        self._scratch = _Scratch()
 
     def newest(
         self, open_time: int, symbols: Sequence[str], windows: Sequence[Tail], follows: Sequence[Tail | None]
@@ -101,7 +101,7 @@ class Rolling:
                 if which.any():
                     take(hour, places[which], [windows[i].rows for i in part[which].tolist()])
             chosen = [windows[i].rows for i in part.tolist()]
-            summed.append(block.sums(hour, _side_by_side(places), chosen, self._room))
+            summed.append(block.sums(hour, _side_by_side(places), chosen, self._scratch))
         for k, window in zip(at.tolist(), windows, strict=True):
             self._seen[k] = window
         as_asked = np.argsort(order)
@@ -122,7 +122,7 @@ class Rolling:
         return place
 
 
-class _Room:
+class _Scratch:
     """Memory that one block after the other uses: to ask for so much anew takes longer than to add it up."""
 
     def __init__(self) -> None:
@@ -170,20 +170,23 @@ class _Block:
         self._kept[np.ix_(slots, np.arange(LOGARITHMIC), places)] = channels[:, :LOGARITHMIC].transpose(2, 1, 0)
         self._present[np.ix_(slots, places)] = channels[:, PRESENT].T > 0
 
-    def sums(self, hour: int, places: Places, windows: Sequence[Array], room: _Room) -> _Summed:
+    def sums(self, hour: int, places: Places, windows: Sequence[Array], scratch: _Scratch) -> _Summed:
         """Adds up what the newest row rests on, the newest hour first."""
         newest, symbols = hour % LOOKBACK_HOURS, self._present[0, places].shape[0]
         present = np.concatenate([self._present[newest::-1, places], self._present[:newest:-1, places]])
         returned, present = present[:-1] & present[1:], present[:-1]
-        lasting = room.lasting(symbols)
+        lasting = scratch.lasting(symbols)
         lasting[: newest + 1, :LOGARITHMIC] = self._kept[newest::-1, :, places][: len(lasting)]
         lasting[newest + 1 :, :LOGARITHMIC] = self._kept[: newest + 1 : -1, :, places]
         volume = np.stack([window[:0:-1, 4] for window in windows], axis=-1)
         features.fill_lasting(lasting, volume, present, returned)
         near = lasting[:SEQUENCE_HOURS]
         passing = np.stack(features.passing(near, present[:SEQUENCE_HOURS]), axis=1)
-        short, long = NewestSums(np.concatenate([near, passing], axis=1)), NewestSums(lasting, room=room.sums(symbols))
-        weighted = NewestSums(lasting[:, WEIGHTED], EWMA_DECAY, room.weighted(symbols))
+        short, long = (
+            NewestSums(np.concatenate([near, passing], axis=1)),
+            NewestSums(lasting, scratch=scratch.sums(symbols)),
+        )
+        weighted = NewestSums(lasting[:, WEIGHTED], EWMA_DECAY, scratch.weighted(symbols))
         return _Summed(
             short=np.stack([short.sum(hours) for hours in _SHORT_HOURS]),
             long=np.stack([long.sum(hours) for hours in _LONG_HOURS]),

@@ -77,22 +77,23 @@ class NewestSums:
     """The sums of `Trailing` at the newest row alone, for a fraction of the work. Here time is the first axis, and the
     newest row comes first."""
 
-    def __init__(self, x: Array, decay: float = 1.0, room: Array | None = None) -> None:
-        """`room` is written to: as many rows as `x` has."""
+    def __init__(self, x: Array, decay: float = 1.0, scratch: Array | None = None) -> None:
+        """`scratch` is written to: as many rows as `x` has."""
         self._decay = decay
         #: Σ over blocks of 1, 2, 4, … rows, one block behind the other; the doublings are shared between windows.
         self._blocks = [x]
-        self._room = np.empty_like(x) if room is None else room
+        self._scratch = np.empty_like(x) if scratch is None else scratch
 
     def sum(self, rows: int) -> Array:
         """Returns Σ over the newest `rows` rows, at least one: [...]."""
         (level, _), *_ = parts = _parts(rows)
         while len(self._blocks) <= level:
             last = self._blocks[-1]
-            self._blocks.append(self._in_pairs(last, len(self._blocks) - 1, self._room[: len(last) // 2]))
-            self._room = self._room[len(last) // 2 :]
+            self._blocks.append(self._in_pairs(last, len(self._blocks) - 1, self._scratch[: len(last) // 2]))
+            self._scratch = self._scratch[len(last) // 2 :]
         # Each part of the window ends where the one before it begins, and consists of blocks of that one's size.
-        blocks, total = self._blocks[level][: rows >> level], None
+        blocks = self._blocks[level][: rows >> level]
+        total: Array | None = None
         for larger, ago in parts:
             for below in range(level, larger):
                 blocks = self._in_pairs(blocks, below)
@@ -107,7 +108,8 @@ class NewestSums:
         newer, older = blocks[: len(blocks) // 2 * 2 : 2], blocks[1::2]
         if self._decay != 1.0:
             older = np.multiply(self._decay ** (2**level), older, out=out)
-        return np.add(newer, older, out=out)
+        paired: Array = np.add(newer, older, out=out)
+        return paired
 
 
 @cache

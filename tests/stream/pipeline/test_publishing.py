@@ -268,9 +268,9 @@ RECENT = "volcast/v1/binance/spot/X/1h/recent"
 
 async def test_what_was_acknowledged_is_read_again_for_each_connection(stand: Stand) -> None:
     """The second connection finds what the journal has, also where somebody has changed it there since."""
-    said = Retained(RECENT, b"first", None)
-    await asyncio.to_thread(stand.journal.post, [], [said])
-    stand.publisher.offer([], [said, Retained("z", b"the last word", None)])
+    stored = Retained(RECENT, b"first", None)
+    await asyncio.to_thread(stand.journal.post, [], [stored])
+    stand.publisher.offer([], [stored, Retained("z", b"the last word", None)])
     with contextlib.suppress(UnreachableError):
         await stand.talk(Publisher(accepts=2), close=False)
     await kept(stand, Retained(RECENT, b"second", None))
@@ -299,12 +299,12 @@ async def test_what_another_node_has_said_is_kept_here(stand: Stand) -> None:
 
 
 async def test_thousands_of_retained_messages_all_go_out_once(stand: Stand) -> None:
-    said = [Retained(f"volcast/v1/binance/spot/{k}/1h/recent", b"%d" % k, None) for k in range(1_000)]
-    stand.publisher.load([], await kept(stand, *said), [])
+    stored = [Retained(f"volcast/v1/binance/spot/{k}/1h/recent", b"%d" % k, None) for k in range(1_000)]
+    stand.publisher.load([], await kept(stand, *stored), [])
     publisher = Publisher(accepts=2_000)
     await stand.talk(publisher)
-    assert {t: p for t, p, _, _ in publisher.published if t.endswith("recent")} == {r.topic: r.payload for r in said}
-    assert len(publisher.published) == len(said) + 2
+    assert {t: p for t, p, _, _ in publisher.published if t.endswith("recent")} == {r.topic: r.payload for r in stored}
+    assert len(publisher.published) == len(stored) + 2
 
 
 async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
