@@ -37,13 +37,12 @@ EWMA_HOURS = 720
 EWMA_DECAY = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
 
 # What is summed over windows, by its place in one array: the channels.
-RETURN, RANGE, VOLUME, PRESENT, SQUARE, RETURNED, _SIZE, _NEGATIVE, LOG_RANGE = range(9)
+RETURN, RANGE, VOLUME, SQUARE, _SIZE, _NEGATIVE, LOG_RANGE, PRESENT, RETURNED = range(9)
 CHANNELS = 9
-#: The first ones: these are made of logarithms; these are summed over windows of any length, the others over a day at
-#: most.
-LOGARITHMIC, LASTING = 2, 7
+#: The first ones: these are made of logarithms, these are summed over windows of any length, and these are no counts.
+LOGARITHMIC, LASTING, AMOUNTS = 2, 5, 7
 #: The channels that are also summed with weights, for the EWMA.
-WEIGHTED = slice(SQUARE, RETURNED + 1)
+WEIGHTED = [SQUARE, RETURNED]
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
 #: All windows that are summed.
 WINDOWS_HOURS = (*_RANGE_HOURS, 23, SEQUENCE_HOURS)
@@ -185,11 +184,23 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
 def channels_of(ohlcv: Array) -> Array:
     """Returns what is summed over windows, for every row of a grid: [..., T, 5] to [..., channels, T]. The first row
     has no return."""
-    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(ohlcv, -1, 0))
+    r, ranges, present, returned = measured(ohlcv)
+    summed = np.empty((*r.shape[:-1], CHANNELS, r.shape[-1]))
+    summed[..., RETURN, :], summed[..., RANGE, :] = r, ranges
+    summed[..., VOLUME, :] = np.where(present, ohlcv[..., 4], 0.0)
+    fill_sizes(summed)
+    summed[..., _NEGATIVE, :], summed[..., LOG_RANGE, :] = passing(summed, present)
+    summed[..., PRESENT, :], summed[..., RETURNED, :] = present, returned
+    return summed
+
+
+def measured(ohlcv: Array) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns the return and the range of every row of a grid, 0 where there is none, and whether it has a candle and a
+    return: [..., T, 5] to [..., T] each."""
+    o, h, low, c = (np.ascontiguousarray(x) for x in np.moveaxis(ohlcv[..., :4], -1, 0))
     present = np.isfinite(c)
     log_close = np.log(np.where(present, c, 1.0))
-    before = delayed(present.astype(np.float64), 1) > 0
-    returned = present & before
+    returned = present & (delayed(present.astype(np.float64), 1) > 0)
     r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ranges = np.where(
@@ -197,27 +208,18 @@ def channels_of(ohlcv: Array) -> Array:
             0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
             0.0,
         )
-    summed = np.empty((*r.shape[:-1], CHANNELS, r.shape[-1]))
-    summed[..., RETURN, :] = r
-    summed[..., RANGE, :] = np.maximum(ranges, 0.0)
-    fill_lasting(summed, v, present, returned)
-    summed[..., _NEGATIVE, :], summed[..., LOG_RANGE, :] = passing(summed, present)
-    return summed
+    return r, np.maximum(ranges, 0.0), present, returned
 
 
-def fill_lasting(summed: Array, volume: Array, present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> None:
-    """Fills the channels from `LOGARITHMIC` to `LASTING` of [..., channels, n], of which the first ones are there.
-    present: whether there is a candle; returned: whether there is one before it, too."""
-    summed[..., VOLUME, :] = np.where(present, volume, 0.0)
-    r = summed[..., RETURN, :]
-    summed[..., PRESENT, :] = present
+def fill_sizes(summed: Array) -> None:
+    """Fills the channels that follow from the returns alone, of [..., channels, n]."""
+    r, sizes = summed[..., RETURN, :], summed[..., _SIZE, :]
     np.multiply(r, r, out=summed[..., SQUARE, :])
-    summed[..., RETURNED, :] = returned
-    np.minimum(np.abs(r), _SIZE_BOUND, out=summed[..., _SIZE, :])
+    np.minimum(np.abs(r, out=sizes), _SIZE_BOUND, out=sizes)
 
 
 def passing(summed: Array, present: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Returns the channels from `LASTING` on: [..., n] each."""
+    """Returns the channels from `LASTING` to `AMOUNTS`, which are summed over a day at most: [..., n] each."""
     return (
         np.where(summed[..., RETURN, :] < 0, summed[..., SQUARE, :], 0.0),
         log_range(present, summed[..., RANGE, :]),

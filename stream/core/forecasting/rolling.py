@@ -18,20 +18,21 @@ from numpy.typing import NDArray
 
 from stream.core.forecasting import features
 from stream.core.forecasting.features import (
+    AMOUNTS,
     EWMA_DECAY,
     EWMA_HOURS,
     LASTING,
     LOGARITHMIC,
     LOOKBACK_HOURS,
-    PRESENT,
     RANGE,
     RETURN,
     SEASON,
     SEASON_WEEKS,
     SEQUENCE_HOURS,
     SEQUENCE_NAMES,
+    SQUARE,
+    VOLUME,
     WEEK_HOURS,
-    WEIGHTED,
     WINDOWS_HOURS,
     Features,
 )
@@ -45,8 +46,8 @@ Places = NDArray[np.int64] | slice
 _LARGEST_HOURS = 24
 _SHORT_HOURS = tuple(hours for hours in WINDOWS_HOURS if hours <= SEQUENCE_HOURS)
 _LONG_HOURS = tuple(hours for hours in WINDOWS_HOURS if hours > SEQUENCE_HOURS)
-#: Symbols of a block. What is made of theirs meanwhile, a megabyte or two, stays in the processor's cache.
-_BLOCK = 32
+#: Symbols of a block. What is made of theirs meanwhile, two megabytes, stays in the processor's cache.
+_BLOCK = 64
 #: Rows that windows reach over: the first hour of the look-back has no return.
 _ROWS = LOOKBACK_HOURS - 1
 #: How many hours ago the hours were that the season looks at, in each week the one that is furthest ahead first:
@@ -56,12 +57,19 @@ _BEHIND_HOURS = max(hours - ahead for hours, ahead in SEASON)
 _SEASON_AGO = WEEK_HOURS * np.arange(1, SEASON_WEEKS + 1) + np.arange(-_AHEAD_HOURS, _BEHIND_HOURS)[:, None]
 
 
+#: The EWMA's count where no hour is missing, as it is added up.
+_WEIGHTS = float(NewestSums(np.ones(_ROWS), EWMA_DECAY).sum(EWMA_HOURS))
+
+
 class _Summed(NamedTuple):
     """What the newest row of some symbols rests on; symbols are the last axis."""
 
-    #: By window and channel, [windows, channels, symbols]: all channels, and the first `features.LASTING`.
+    #: By window and channel, [windows, channels, symbols]: the first `features.AMOUNTS`, and the first
+    #: `features.LASTING`.
     short: Array
     long: Array
+    #: [windows, 2, symbols]: hours that have a candle, and those that have a return.
+    counts: Array
     #: As `features.rows` takes them.
     weighted: Array
     largest: Array
@@ -128,7 +136,7 @@ class _Scratch:
     def __init__(self) -> None:
         self._lasting = np.empty(_ROWS * LASTING * _BLOCK)
         self._sums = np.empty_like(self._lasting)
-        self._weighted = np.empty(_ROWS * 2 * _BLOCK)
+        self._weighted = np.empty(_ROWS * _BLOCK)
 
     def lasting(self, symbols: int) -> Array:
         return self._lasting[: _ROWS * LASTING * symbols].reshape(_ROWS, LASTING, symbols)
@@ -137,7 +145,7 @@ class _Scratch:
         return self._sums[: _ROWS * LASTING * symbols].reshape(_ROWS, LASTING, symbols)
 
     def weighted(self, symbols: int) -> Array:
-        return self._weighted[: _ROWS * 2 * symbols].reshape(_ROWS, 2, symbols)
+        return self._weighted[: _ROWS * symbols].reshape(_ROWS, symbols)
 
 
 class _Block:
@@ -153,46 +161,50 @@ class _Block:
     def add(self, hour: int, places: NDArray[np.int64], windows: Sequence[Array]) -> None:
         """Adds an hour to symbols of which the hours before are known, from their windows [LOOKBACK_HOURS, 5]."""
         # The candle before the newest makes its return.
-        channels = features.channels_of(np.stack([window[-2:] for window in windows]))
-        self._take(np.array([hour]), places, channels[..., 1:])
+        self._take(np.array([hour]), places, np.stack([window[-2:] for window in windows]))
 
     def make(self, hour: int, places: NDArray[np.int64], windows: Sequence[Array]) -> None:
         """Makes what is kept of symbols from their windows."""
         hours, ohlcv = np.arange(hour - LOOKBACK_HOURS + 1, hour + 1), np.stack(windows)
-        self._take(hours, places, features.channels_of(ohlcv))
+        self._take(hours, places, ohlcv)
         sequence = features.compute(HOUR_MS * hours, ohlcv, newest=1).sequence_rows
         slots = hours[-SEQUENCE_HOURS:] % SEQUENCE_HOURS
         self._sequence[np.ix_(slots, np.arange(len(SEQUENCE_NAMES)), places)] = sequence.transpose(1, 2, 0)
 
-    def _take(self, hours: NDArray[np.int64], places: NDArray[np.int64], channels: Array) -> None:
-        """Takes channels [symbols, channels, hours] of these hours."""
-        slots = hours % LOOKBACK_HOURS
-        self._kept[np.ix_(slots, np.arange(LOGARITHMIC), places)] = channels[:, :LOGARITHMIC].transpose(2, 1, 0)
-        self._present[np.ix_(slots, places)] = channels[:, PRESENT].T > 0
+    def _take(self, hours: NDArray[np.int64], places: NDArray[np.int64], ohlcv: Array) -> None:
+        """Takes these hours, the newest of [symbols, >= hours, 5]."""
+        r, ranges, present, _ = (kind[:, -len(hours) :].T for kind in features.measured(ohlcv))
+        slots = hours[:, None] % LOOKBACK_HOURS
+        self._kept[slots, RETURN, places], self._kept[slots, RANGE, places] = r, ranges
+        self._present[slots, places] = present
 
     def sums(self, hour: int, places: Places, windows: Sequence[Array], scratch: _Scratch) -> _Summed:
         """Adds up what the newest row rests on, the newest hour first."""
-        newest, symbols = hour % LOOKBACK_HOURS, self._present[0, places].shape[0]
+        newest, symbols = hour % LOOKBACK_HOURS, len(windows)
         present = np.concatenate([self._present[newest::-1, places], self._present[:newest:-1, places]])
+        complete = bool(present.all())
         returned, present = present[:-1] & present[1:], present[:-1]
         lasting = scratch.lasting(symbols)
         lasting[: newest + 1, :LOGARITHMIC] = self._kept[newest::-1, :, places][: len(lasting)]
         lasting[newest + 1 :, :LOGARITHMIC] = self._kept[: newest + 1 : -1, :, places]
-        volume = np.stack([window[:0:-1, 4] for window in windows], axis=-1)
-        features.fill_lasting(lasting, volume, present, returned)
+        for k, window in enumerate(windows):
+            lasting[:, VOLUME, k] = window[:0:-1, 4]
+        if not complete:
+            np.copyto(lasting[:, VOLUME], 0.0, where=~present)
+        features.fill_sizes(lasting)
         near = lasting[:SEQUENCE_HOURS]
         passing = np.stack(features.passing(near, present[:SEQUENCE_HOURS]), axis=1)
-        short, long = (
-            NewestSums(np.concatenate([near, passing], axis=1)),
-            NewestSums(lasting, scratch=scratch.sums(symbols)),
-        )
-        weighted = NewestSums(lasting[:, WEIGHTED], EWMA_DECAY, scratch.weighted(symbols))
+        short = NewestSums(np.concatenate([near, passing], axis=1))
+        long = NewestSums(lasting, scratch=scratch.sums(symbols))
+        counts, weights = _counts_in_full(symbols) if complete else _counts(present, returned)
+        squares = NewestSums(lasting[:, SQUARE], EWMA_DECAY, scratch.weighted(symbols)).sum(EWMA_HOURS)
         return _Summed(
             short=np.stack([short.sum(hours) for hours in _SHORT_HOURS]),
             long=np.stack([long.sum(hours) for hours in _LONG_HOURS]),
-            weighted=weighted.sum(EWMA_HOURS),
+            counts=counts,
+            weighted=np.stack([squares, weights]),
             largest=np.maximum.reduce(np.abs(lasting[:_LARGEST_HOURS, RETURN]), axis=0),
-            season=_season(present[_SEASON_AGO], lasting[_SEASON_AGO, RANGE]),
+            season=_season(present[_SEASON_AGO], lasting[_SEASON_AGO, RANGE], complete),
         )
 
     def sequences(self, hour: int, places: Places, newest: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -202,27 +214,43 @@ class _Block:
         return self._sequence[order][..., places].transpose(2, 0, 1)
 
 
-def _season(present: NDArray[np.bool_], ranges: Array) -> Array:
+def _counts_in_full(symbols: int) -> tuple[Array, Array]:
+    """Returns what `_counts` does where no hour is missing."""
+    hours = np.array((*_SHORT_HOURS, *_LONG_HOURS), np.float64)
+    return np.broadcast_to(hours[:, None, None], (len(hours), 2, symbols)), np.full(symbols, _WEIGHTS)
+
+
+def _counts(present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Returns `_Summed.counts`, and the EWMA's count."""
+    counted = np.stack([present, returned], axis=1).astype(np.float64)
+    counts = NewestSums(counted)
+    weights = NewestSums(np.ascontiguousarray(counted[:, 1]), EWMA_DECAY).sum(EWMA_HOURS)
+    return np.stack([counts.sum(hours) for hours in (*_SHORT_HOURS, *_LONG_HOURS)]), weights
+
+
+def _season(present: NDArray[np.bool_], ranges: Array, complete: bool) -> Array:
     """Returns the level of the season's windows [windows, weeks, symbols], from their hours `_SEASON_AGO`."""
-    *season, (hours, ahead) = SEASON
-    behind = slice(_AHEAD_HOURS - ahead, _AHEAD_HOURS - ahead + hours)
-    measured = np.stack([present, ranges], axis=1)
-    logs = np.stack([present[behind], features.log_range(present[behind], ranges[behind])], axis=1)
-    sums = np.stack(
-        [*(NewestSums(measured[_AHEAD_HOURS - a :]).sum(h) for h, a in season), NewestSums(logs).sum(hours)]
-    )
-    return features.season_level(sums[:, 0], sums[:-1, 1], sums[-1:, 1])
+    rows = [slice(_AHEAD_HOURS - ahead, _AHEAD_HOURS - ahead + hours) for hours, ahead in SEASON]
+    numbers = [
+        np.full(ranges.shape[1:], float(hours)) if complete else np.add.reduce(present[part], axis=0, dtype=np.float64)
+        for part, (hours, _) in zip(rows, SEASON, strict=True)
+    ]
+    *season, last = rows
+    summed = [NewestSums(ranges[part]).sum(hours) for part, (hours, _) in zip(season, SEASON, strict=False)]
+    logs = NewestSums(features.log_range(present[last], ranges[last])).sum(SEASON[-1][0])
+    return features.season_level(np.stack(numbers), np.stack(summed), logs[None])
 
 
 def _features(open_time: int, summed: _Summed) -> Features:
-    by_window = dict(zip((*_SHORT_HOURS, *_LONG_HOURS), (*summed.short, *summed.long), strict=True))
-    return features.rows(
-        np.full(summed.largest.shape[-1], open_time, np.int64),
-        lambda channel, hours: by_window[hours][channel],
-        summed.weighted,
-        summed.largest,
-        summed.season,
-    )
+    amounts = dict(zip((*_SHORT_HOURS, *_LONG_HOURS), (*summed.short, *summed.long), strict=True))
+    counts = dict(zip((*_SHORT_HOURS, *_LONG_HOURS), summed.counts, strict=True))
+
+    def over(channel: int, hours: int) -> Array:
+        found: Array = amounts[hours][channel] if channel < AMOUNTS else counts[hours][channel - AMOUNTS]
+        return found
+
+    times = np.full(summed.largest.shape[-1], open_time, np.int64)
+    return features.rows(times, over, summed.weighted, summed.largest, summed.season)
 
 
 def _side_by_side(places: NDArray[np.int64]) -> Places:
