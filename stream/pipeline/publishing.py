@@ -24,7 +24,7 @@ from stream.errors import HungUpError, JournalError, MessageRefusedError, Unreac
 from stream.pipeline.in_flight import InFlight
 from stream.pipeline.outbox import Outbox
 from stream.pipeline.refused_topics import RefusedTopics
-from stream.pipeline.retained_messages import RetainedMessages
+from stream.pipeline.retained_messages import RetainedMessages, remaining_s
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
 from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
@@ -72,6 +72,8 @@ class EventPublisher:
         #: Retained topics whose newest payload is not acknowledged, and which of them are still to be looked at.
         self._unsent: set[str] = set()
         self._unsent_line: deque[str] = deque()
+        #: Those of them whose payload must be read first.
+        self._unread: deque[str] = deque()
         self._cleared: list[str] = []
         self._acknowledged: list[int] = []
         self._noting: asyncio.Task[None] | None = None
@@ -191,8 +193,12 @@ class EventPublisher:
             await self._send_all_retained(in_flight)
             await self._clear_topics(in_flight)
             while True:
+                if self._unread:
+                    await self._read_unread()
                 await self._drain(in_flight, self._next_event, self._next_retained, self._next_refused)
                 await self._clear_topics(in_flight)
+                if self._unread and not self._late():
+                    continue
                 if self._closing:
                     if self._noting is not None:
                         await asyncio.wait([self._noting])
@@ -217,18 +223,25 @@ class EventPublisher:
 
     async def _send_all_retained(self, in_flight: InFlight) -> None:
         """Sends all current values again, before the backlog of events: the broker may have lost everything."""
-        self._unsent.clear()
+        self._unsent, self._unread = set(self._retained), deque(self._retained)
         self._unsent_line.clear()
-        topics = list(self._retained)
-        for first in range(0, len(topics), _READ_AT_ONCE):
-            part = topics[first : first + _READ_AT_ONCE]
-            try:
-                await self._retained.read_again(part)
-            except JournalError as error:
-                raise UnreachableError(f"what the broker is to retain cannot be read: {error}") from None
-            for topic in part:
-                self._line_up(topic)
+        while self._unread:
+            await self._read_unread()
             await self._drain(in_flight, self._next_retained)
+
+    async def _read_unread(self) -> None:
+        """Reads retained payloads that only the journal has, a part at a time, and lines them up."""
+        part = [self._unread.popleft() for _ in range(min(_READ_AT_ONCE, len(self._unread)))]
+        try:
+            await self._retained.read_again(part)
+        except JournalError as error:
+            raise UnreachableError(f"what the broker is to retain cannot be read: {error}") from None
+        for topic in part:
+            if self._retained.get(topic) is None:
+                # The journal has lost it.
+                self._unsent.discard(topic)
+            else:
+                self._unsent_line.append(topic)
 
     async def _send_state(self, in_flight: InFlight, state: NodeStateName, reasons: tuple[str, ...]) -> bool:
         """Publishes the node's state unless this connection has it. Returns whether it was sent."""
@@ -299,13 +312,12 @@ class EventPublisher:
         """Sends the newest payload of a topic. Returns False if it must wait, or is out of date."""
         item = self._retained.get(topic)
         if item is None:
-            # The journal has lost it.
-            self._unsent.discard(topic)
+            self._unread.append(topic)
             return False
         if item.valid_until is not None and self._exchange_now_ms() is None:
             # After a restart it may be long out of date: it waits for the exchange's time.
             return False
-        expiry_s = self._remaining_s(item)
+        expiry_s = remaining_s(item, self._exchange_now_ms())
         if expiry_s is not None and expiry_s <= 0:
             self._unsent.discard(topic)
             return False
@@ -386,10 +398,3 @@ class EventPublisher:
         with contextlib.suppress(JournalError):
             await self._worker.call(self._journal.acknowledge, seqs)
             del self._acknowledged[: len(seqs)]
-
-    def _remaining_s(self, item: Retained) -> int | None:
-        """Returns for how many seconds the broker may keep this payload: None for ever, 0 if it is out of date."""
-        now_ms = self._exchange_now_ms()
-        if item.expiry_s is None or item.valid_until is None or now_ms is None:
-            return item.expiry_s
-        return max(0, min(item.expiry_s, -((now_ms - item.valid_until) // 1_000)))

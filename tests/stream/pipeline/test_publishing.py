@@ -13,7 +13,7 @@ import pytest
 from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
+from stream.core.messages.records import IN_JOURNAL, EventMessage, Outgoing, Record, Retained
 from stream.errors import HungUpError, MessageRefusedError, UnreachableError
 from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.refused_topics import RefusedTopics
@@ -278,6 +278,29 @@ async def test_what_was_acknowledged_is_read_again_for_each_connection(stand: St
     again = Publisher()
     await stand.talk(again)
     assert [payload for topic, payload, _, _ in again.published if topic == RECENT] == [b"second"]
+
+
+async def test_payloads_that_only_the_journal_has_go_out_after_the_events(stand: Stand) -> None:
+    """As after several turns; more than are read at a time."""
+    stored = await kept(stand, *[Retained(f"r/{k}", b"%d" % k, None) for k in range(600)])
+    stand.publisher.offer(await commit(stand, 10), [item._replace(payload=IN_JOURNAL) for item in stored])
+    publisher = Publisher()
+    stand.publisher.close()
+    await stand.talk(publisher)
+    assert {t: p for t, p, _, _ in publisher.published if t.startswith("r/")} == {r.topic: r.payload for r in stored}
+
+
+@pytest.mark.parametrize("denied", [False, True])
+async def test_payloads_are_read_while_a_connection_lasts(stand: Stand, denied: bool) -> None:
+    publisher = Publisher(denied=["r"] if denied else [])
+    talking = asyncio.create_task(stand.talk(publisher, close=False))
+    await publisher.any_published.wait()
+    (item,) = await kept(stand, Retained("r", b"x", None))
+    stand.publisher.offer(await commit(stand, 3), [item._replace(payload=IN_JOURNAL)])
+    stand.publisher.close()
+    await talking
+    assert "r" in publisher.offered
+    assert ("r" in publisher.topics()) is not denied
 
 
 async def test_what_the_journal_has_lost_is_not_cleared_at_the_broker(stand: Stand) -> None:
