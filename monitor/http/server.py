@@ -115,23 +115,23 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
 
     @get("/api/v1/forecast/{symbol:str}", responses={200: ResponseSpec(Forecast, description="The newest forecast.")})
     async def get_forecast(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest(status.latest(known(symbol)).forecast, "forecast")
+        return newest((await status.latest(known(symbol))).forecast, "forecast")
 
     @get("/api/v1/decision/{symbol:str}", responses={200: ResponseSpec(Decision, description="The newest decision.")})
     async def get_decision(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest(status.latest(known(symbol)).decision, "decision")
+        return newest((await status.latest(known(symbol))).decision, "decision")
 
     @get("/api/v1/drift/{symbol:str}", responses={200: ResponseSpec(Drift, description="The newest drift result.")})
     async def get_drift(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest(status.latest(known(symbol)).drift, "drift result")
+        return newest((await status.latest(known(symbol))).drift, "drift result")
 
     @get("/api/v1/score/{symbol:str}", responses={200: ResponseSpec(Score, description="Live scores, decay.")})
     async def get_score(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest(status.latest(known(symbol)).score, "score: no forecast has matured")
+        return newest((await status.latest(known(symbol))).score, "score: no forecast has matured")
 
     @get("/api/v1/shadow/{symbol:str}", responses={200: ResponseSpec(ShadowScore, description="The model beside.")})
     async def get_shadow(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest(status.latest(known(symbol)).shadow, "forecast of a model beside: see --shadow")
+        return newest((await status.latest(known(symbol))).shadow, "forecast of a model beside: see --shadow")
 
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(

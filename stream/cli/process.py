@@ -5,6 +5,7 @@ the home directory, a clean exit on Ctrl-C. Imports only the standard library, b
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import logging
@@ -28,9 +29,19 @@ _THREADS = {
     "TOKIO_WORKER_THREADS": "2",  # the embedded broker's; with one, a task that blocks would hold up all others
 }
 
+#: glibc's number for how many pools of memory threads have.
+_M_ARENA_MAX = -8
+
 #: Whether this process runs one command and nothing else, as opposed to a program that calls it from Python.
 is_ours = False
 _interrupted = False
+
+
+def share_memory_between_threads() -> None:
+    """Gives all threads one pool of memory, where the C library is glibc: by itself each has its own, and what one
+    thread has taken and another frees helps neither. To be called before threads start."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from stream import node
 from stream.adapters.supervisor import Supervisor
-from stream.cli import settings_flags
+from stream.cli import process, settings_flags
 from stream.cli.parameters import command
 from stream.cli.signals import stop_on_signals
 from stream.settings import Settings
@@ -24,6 +24,7 @@ def run(**flags: Any) -> None:
 
     Example: volcast run --symbols BTCUSDT,ETHUSDT --mqtt-url mqtts://broker.example
     """
+    process.share_memory_between_threads()
     settings = settings_flags.load(flags)
     with contextlib.closing(Supervisor()) as supervisor:
         asyncio.run(_run(settings, supervisor))

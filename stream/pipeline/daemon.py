@@ -226,15 +226,17 @@ class Daemon:
     async def learn(self, payloads: Mapping[str, bytes]) -> None:
         """Takes in what the broker retains for the node's symbols, by topic, before anything is published on this
         connection. Raises `UnreachableError`, so that it is retried on the next one, if the journal cannot store it."""
-        ours = self.publisher.retained_payload
         for symbol in self._symbols:
-            if all(payloads.get(topic, ours(topic)) == ours(topic) for topic in identity.retained_topics([symbol])):
-                continue
+            retained = [topic for topic in identity.retained_topics([symbol]) if topic in payloads]
             try:
+                ours = await self.publisher.retained_payloads(retained)
+                if all(payloads[topic] == ours.get(topic) for topic in retained):
+                    continue
                 await self.processor.learn(symbol, payloads, self.publisher)
+                ours = await self.publisher.retained_payloads(retained)
             except JournalError as error:
                 raise UnreachableError(f"nothing is said before what others said is kept: {error}") from None
-            self.publisher.offer([], identity.newer(payloads, symbol, ours))
+            self.publisher.offer([], identity.newer(payloads, symbol, ours.get), in_journal=False)
 
     async def _listen(self) -> None:
         await self.intake.settled()
@@ -322,7 +324,8 @@ class Daemon:
         message = Feed(
             symbol=symbol, state=state, since=now_ms, from_=from_open_time, to=to_open_time, issued_at=now_ms
         )
-        self.publisher.offer([], [Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))])
+        retained = Retained(topics.symbol_topic(symbol, "feed"), schemas.encode(message))
+        self.publisher.offer([], [retained], in_journal=False)
 
     async def publish_drift(self, drift: Drift, expiry_s: int) -> None:
         """Stores and publishes the result of a drift run: as a retained message that expires after `expiry_s`, and as
@@ -377,13 +380,14 @@ class Daemon:
         else:
             self.publisher.publish_state("degraded", (*reasons, *readiness.remarks))
 
-    def latest(self, symbol: str) -> Latest:
+    async def latest(self, symbol: str) -> Latest:
+        leaves: tuple[topics.SymbolTopic, ...] = ("forecast", "decision", "score", "drift")
+        named = {leaf: topics.symbol_topic(symbol, leaf) for leaf in leaves}
+        payloads = await self.publisher.retained_payloads(list(named.values()))
         found = Latest()
-        found.forecast = self.publisher.retained_payload(topics.symbol_topic(symbol, "forecast"))
-        found.decision = self.publisher.retained_payload(topics.symbol_topic(symbol, "decision"))
-        found.score = self.publisher.retained_payload(topics.symbol_topic(symbol, "score"))
+        for leaf, topic in named.items():
+            setattr(found, leaf, payloads.get(topic))
         found.shadow = self.shadows.get(symbol)
-        found.drift = self.publisher.retained_payload(topics.symbol_topic(symbol, "drift"))
         return found
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

@@ -180,7 +180,7 @@ def _retained(
 
 
 def _kept(journal: Journal, symbol: str, leaf: topics.SymbolTopic) -> list[Retained]:
-    return journal.retained(topics.symbol_topic(symbol, leaf))
+    return journal.retained([topics.symbol_topic(symbol, leaf)])
 
 
 def _read(journal: Journal, table: str, symbol: str, since: int, kind: type[M]) -> list[M]:

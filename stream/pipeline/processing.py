@@ -27,7 +27,7 @@ from stream.core.forecasting.rolling import Rolling
 from stream.core.market.candle import HOUR_MS, Candle
 from stream.core.market.outputs import Due
 from stream.core.messages import builders, recording, scoring, turn
-from stream.core.messages.records import Outgoing, Processed, Record, Retained
+from stream.core.messages.records import IN_JOURNAL, Outgoing, Processed, Record, Retained
 from stream.core.messages.revisions import IssuedHistory
 from stream.core.messages.turn import Standing, Turn
 from stream.errors import JournalError
@@ -41,6 +41,10 @@ from stream.telemetry import ForecastFailed, Inferred, ModelReplaced, Observer, 
 from stream.times import utc
 
 log = logging.getLogger(__name__)
+
+#: Symbols of one turn. More that close together take several, one after the other: what a turn makes of a symbol takes
+#: some 30 kB, and the first turn's events go out during the second.
+_TURN_SYMBOLS = 300
 
 
 class Waiting(Protocol):
@@ -294,9 +298,17 @@ class Processor:
         """Takes at most one due candle of each symbol through operator and model, and returns once they are in the
         journal."""
         async with self._turn_lock:
-            await self._process(batch)
+            retained: list[Retained] = []
+            for first in range(0, len(batch), _TURN_SYMBOLS):
+                retained += await self._process(batch[first : first + _TURN_SYMBOLS])
+                if len(batch) > _TURN_SYMBOLS:
+                    # They wait for the last turn, and `recent` is long.
+                    retained = [item._replace(payload=IN_JOURNAL) for item in retained]
+            # Subscribers wait for the decisions of all symbols before anybody waits for these.
+            self._offer([], retained)
 
-    async def _process(self, batch: Sequence[Due]) -> None:
+    async def _process(self, batch: Sequence[Due]) -> list[Retained]:
+        """Takes one turn and offers its events; returns its retained messages."""
         taken, seqs, inferred, failure = await self._worker.call(self._turn, batch)
         if inferred is not None:
             self._observe(inferred)
@@ -312,7 +324,7 @@ class Processor:
                 Outgoing(next(numbers), *event, due.arrived_at_s, timed=event.topic.endswith("forecast.issued"))
                 for event in record.events
             ]
-            self._offer(outgoing, record.retained)
+            self._offer(outgoing, [])
         # Lets the publisher run before the observers: subscribers wait for messages, nobody waits for observers.
         await asyncio.sleep(0)
         for due, state, record in zip(batch, taken.states, taken.records, strict=True):
@@ -324,6 +336,7 @@ class Processor:
         for state, record in zip(taken.states, taken.records, strict=True):
             if record.outcomes:
                 self._scores.due(state)
+        return [item for record in taken.records for item in record.retained]
 
     def _log_serving(self, state: State) -> None:
         if state.serving == "har":

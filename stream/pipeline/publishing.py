@@ -24,6 +24,7 @@ from stream.errors import HungUpError, JournalError, MessageRefusedError, Unreac
 from stream.pipeline.in_flight import InFlight
 from stream.pipeline.outbox import Outbox
 from stream.pipeline.refused_topics import RefusedTopics
+from stream.pipeline.retained_messages import RetainedMessages, remaining_s
 from stream.pipeline.worker import Worker
 from stream.ports import Journal, Publisher
 from stream.telemetry import ForecastAcknowledged, NodeChanged, Observer, OutboxCounted, Published, PublishFailed
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _ACKNOWLEDGE_BATCH = 256
 #: How long a stop may spend on emptying the outbox, which is durable and can wait.
 _LAST_WORDS_S = 1.5
+#: Retained messages that are read from the journal at a time for a new connection.
+_READ_AT_ONCE = 256
 #: Shortest pause before refused topics are looked at again: one that is due may still have nothing to publish.
 _LOOK_AGAIN_S = 0.5
 
@@ -65,10 +68,12 @@ class EventPublisher:
         self._observe = observe
         self._outbox = Outbox()
         self._refused = RefusedTopics()
-        self._retained: dict[str, Retained] = {}
+        self._retained = RetainedMessages(journal, worker)
         #: Retained topics whose newest payload is not acknowledged, and which of them are still to be looked at.
         self._unsent: set[str] = set()
         self._unsent_line: deque[str] = deque()
+        #: Those of them whose payload must be read first.
+        self._unread: deque[str] = deque()
         self._cleared: list[str] = []
         self._acknowledged: list[int] = []
         self._noting: asyncio.Task[None] | None = None
@@ -97,26 +102,31 @@ class EventPublisher:
         the configuration and are cleared at the broker."""
         self._outbox.put(outbox)
         self._cleared.extend(gone)
-        self._retained |= {item.topic: item for item in retained if item.topic not in gone}
+        self._retained.load(item for item in retained if item.topic not in gone)
         self._count()
 
     def introduce(self, message: NodeInfo) -> None:
         """Publishes a message about the node. On each connection it comes after the node's state and before all other
         retained messages."""
         info = Retained(topics.node_topic(self._instance, "info"), schemas.encode(message), None)
-        self._retained = {info.topic: info, **self._retained}
-        self.offer((), (info,))
+        self._retained.put_first(info)
+        self._line_up(info.topic)
+        self._wake.set()
 
-    def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained]) -> None:
-        """Takes events and retained messages that the journal has, for publishing."""
+    def offer(self, events: Sequence[Outgoing], retained: Sequence[Retained], *, in_journal: bool = True) -> None:
+        """Takes events that the journal has, and retained messages, for publishing; `in_journal`: whether it has those,
+        too."""
         self._outbox.put(events)
         for item in retained:
-            self._retained[item.topic] = item
-            if item.topic not in self._unsent:
-                self._unsent.add(item.topic)
-                self._unsent_line.append(item.topic)
+            self._retained.put(item, in_journal=in_journal)
+            self._line_up(item.topic)
         self._count()
         self._wake.set()
+
+    def _line_up(self, topic: str) -> None:
+        if topic not in self._unsent:
+            self._unsent.add(topic)
+            self._unsent_line.append(topic)
 
     def pending(self) -> list[Outgoing]:
         """Returns the events that the broker has not acknowledged."""
@@ -129,9 +139,9 @@ class EventPublisher:
     def _count(self) -> None:
         self._observe(OutboxCounted(len(self._outbox)))
 
-    def retained_payload(self, topic: str) -> bytes | None:
-        item = self._retained.get(topic)
-        return item.payload if item else None
+    async def retained_payloads(self, topics: Sequence[str]) -> dict[str, bytes]:
+        """As `RetainedMessages.payloads`."""
+        return await self._retained.payloads(topics)
 
     def publish_state(self, state: NodeStateName, reasons: tuple[str, ...] = ()) -> None:
         if (state, reasons) == (self._state, self._reasons):
@@ -182,14 +192,15 @@ class EventPublisher:
         try:
             await self._send_state(in_flight, "starting", ())
             await self._check_journal_in_place()
-            # The broker may have lost everything: all current values go out again, before the backlog of events.
-            self._unsent = set(self._retained)
-            self._unsent_line = deque(self._retained)
-            await self._drain(in_flight, self._next_retained)
+            await self._send_all_retained(in_flight)
             await self._clear_topics(in_flight)
             while True:
+                if self._unread:
+                    await self._read_unread()
                 await self._drain(in_flight, self._next_event, self._next_retained, self._next_refused)
                 await self._clear_topics(in_flight)
+                if self._unread and not self._late():
+                    continue
                 if self._closing:
                     if self._noting is not None:
                         await asyncio.wait([self._noting])
@@ -211,6 +222,28 @@ class EventPublisher:
             await self._worker.call(self._journal.check_place)
         except JournalError as error:
             raise UnreachableError(f"nothing is said that is not kept: {error}") from None
+
+    async def _send_all_retained(self, in_flight: InFlight) -> None:
+        """Sends all current values again, before the backlog of events: the broker may have lost everything."""
+        self._unsent, self._unread = set(self._retained), deque(self._retained)
+        self._unsent_line.clear()
+        while self._unread:
+            await self._read_unread()
+            await self._drain(in_flight, self._next_retained)
+
+    async def _read_unread(self) -> None:
+        """Reads retained payloads that only the journal has, a part at a time, and lines them up."""
+        part = [self._unread.popleft() for _ in range(min(_READ_AT_ONCE, len(self._unread)))]
+        try:
+            await self._retained.read_again(part)
+        except JournalError as error:
+            raise UnreachableError(f"what the broker is to retain cannot be read: {error}") from None
+        for topic in part:
+            if self._retained.get(topic) is None:
+                # The journal has lost it.
+                self._unsent.discard(topic)
+            else:
+                self._unsent_line.append(topic)
 
     async def _send_state(self, in_flight: InFlight, state: NodeStateName, reasons: tuple[str, ...]) -> bool:
         """Publishes the node's state unless this connection has it. Returns whether it was sent."""
@@ -279,11 +312,14 @@ class EventPublisher:
 
     def _send_retained(self, in_flight: InFlight, topic: str) -> bool:
         """Sends the newest payload of a topic. Returns False if it must wait, or is out of date."""
-        item = self._retained[topic]
+        item = self._retained.get(topic)
+        if item is None:
+            self._unread.append(topic)
+            return False
         if item.valid_until is not None and self._exchange_now_ms() is None:
             # After a restart it may be long out of date: it waits for the exchange's time.
             return False
-        expiry_s = self._remaining_s(item)
+        expiry_s = remaining_s(item, self._exchange_now_ms())
         if expiry_s is not None and expiry_s <= 0:
             self._unsent.discard(topic)
             return False
@@ -344,7 +380,7 @@ class EventPublisher:
         self._acknowledged.append(event.seq)
 
     def _retained_acknowledged(self, item: Retained) -> None:
-        if self._retained[item.topic] is item:
+        if self._retained.acknowledged(item):
             self._unsent.discard(item.topic)
         else:
             # A newer payload was offered while this one was in flight.
@@ -364,10 +400,3 @@ class EventPublisher:
         with contextlib.suppress(JournalError):
             await self._worker.call(self._journal.acknowledge, seqs)
             del self._acknowledged[: len(seqs)]
-
-    def _remaining_s(self, item: Retained) -> int | None:
-        """Returns for how many seconds the broker may keep this payload: None for ever, 0 if it is out of date."""
-        now_ms = self._exchange_now_ms()
-        if item.expiry_s is None or item.valid_until is None or now_ms is None:
-            return item.expiry_s
-        return max(0, min(item.expiry_s, -((now_ms - item.valid_until) // 1_000)))

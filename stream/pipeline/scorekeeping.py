@@ -28,6 +28,8 @@ from stream.times import utc
 
 log = logging.getLogger(__name__)
 
+#: Scores that are computed and stored at a time: all at once would take memory for thousands of them.
+_AT_ONCE = 300
 #: A symbol's board, and the open times of the alarms that have been issued.
 Board = tuple[Scoreboard, list[int]]
 
@@ -104,12 +106,14 @@ class Scorekeeper:
         self.waiting.set()
 
     async def post(self) -> None:
-        """Publishes all scores that are due. Nothing else may change the boards meanwhile."""
+        """Publishes all scores that are due, a part at a time. Nothing else may change the boards meanwhile."""
         states = list(self._due.values())
         self._due.clear()
         self.waiting.clear()
-        if not states:
-            return
+        for first in range(0, len(states), _AT_ONCE):
+            await self._post_and_offer(states[first : first + _AT_ONCE])
+
+    async def _post_and_offer(self, states: Sequence[State]) -> None:
         try:
             posted = await self._worker.call(self._post, states)
         except JournalError as failure:

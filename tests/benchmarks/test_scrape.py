@@ -29,7 +29,7 @@ class Idle:
     def readiness(self) -> Readiness:
         return Readiness(True)
 
-    def latest(self, symbol: str) -> Latest:
+    async def latest(self, symbol: str) -> Latest:
         return Latest()
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

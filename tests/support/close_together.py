@@ -25,6 +25,7 @@ from stream.adapters import predictor as predictors
 from stream.adapters.bundles import packaged_model
 from stream.adapters.journal.store import SqliteJournal
 from stream.adapters.mqtt.broker import MqttBroker
+from stream.cli import process
 from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.operator import State
@@ -91,12 +92,15 @@ async def probe(lags_s: list[float]) -> None:
 
 
 async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled: bool) -> None:
+    # As `volcast run` does.
+    process.share_memory_between_threads()
     predictor = predictors.load(packaged_model())
     rules = Rules.of(Policy(), predictor.model.contract)
-    history = rules.history_hours("BTCUSDT")
-    candles = tuple(simulate_symbol("BTCUSDT", START, history + hours, 7))
-    state = warm(rules, "BTCUSDT", candles[:history], predictor.model, predictor)
     names = [f"S{n:04}USDT" for n in range(symbols)]
+    # None of them is the symbol that the bundle describes, so each has regimes of its own.
+    history = rules.history_hours(names[0])
+    candles = tuple(simulate_symbol(names[0], START, history + hours, 7))
+    state = warm(rules, names[0], candles[:history], predictor.model, predictor)
     watch, clock = Watch(), Clock()
     work, loop = cProfile.Profile(), cProfile.Profile()
     journal = SqliteJournal(folder)

@@ -133,10 +133,10 @@ class SqliteJournal(Database):
         with self.transaction() as db:
             return pruning.prune(db, _PRUNED_AT_ONCE)
 
-    def retained(self, topic: str | None = None) -> list[Retained]:
-        where = "" if topic is None else "WHERE topic = ? "
+    def retained(self, topics: Sequence[str] | None = None) -> list[Retained]:
+        where = "" if topics is None else f"WHERE topic IN ({', '.join('?' * len(topics))}) "
         query = f"SELECT topic, payload, expiry_s, valid_until FROM retained {where}ORDER BY topic"
-        return [Retained(*row) for row in self.read(query, () if topic is None else (topic,))]
+        return [Retained(*row) for row in self.read(query, topics or ())]
 
     def forget_retained(self, topics: Sequence[str]) -> None:
         with self.transaction() as db:

@@ -37,8 +37,10 @@ EWMA_HOURS = 720
 EWMA_DECAY = 0.5 ** (1 / EWMA_HALF_LIFE_HOURS)
 
 # What is summed over windows, by its place in one array: the channels.
-RETURN, SQUARE, RETURNED, PRESENT, RANGE, VOLUME, _NEGATIVE, _SIZE, LOG_RANGE = range(9)
+RETURN, RANGE, VOLUME, SQUARE, _SIZE, _NEGATIVE, LOG_RANGE, PRESENT, RETURNED = range(9)
 CHANNELS = 9
+#: The first ones: these are made of logarithms, these are summed over windows of any length, and these are no counts.
+LOGARITHMIC, LASTING, AMOUNTS = 2, 5, 7
 #: The channels that are also summed with weights, for the EWMA.
 WEIGHTED = [SQUARE, RETURNED]
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
@@ -168,7 +170,7 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
         lambda channel, hours: windows.sum(hours)[..., channel, :],
         weighted,
         largest,
-        season_level(season),
+        season_level(season[..., PRESENT, :], season[:-1, ..., RANGE, :], season[-1:, ..., LOG_RANGE, :]),
     )
     cut = (..., slice(lead, None))
     return Features(
@@ -182,49 +184,50 @@ def compute(open_time: NDArray[np.int64], ohlcv: Array, newest: int | None = Non
 def channels_of(ohlcv: Array) -> Array:
     """Returns what is summed over windows, for every row of a grid: [..., T, 5] to [..., channels, T]. The first row
     has no return."""
-    o, h, low, c, v = (np.ascontiguousarray(x) for x in np.moveaxis(ohlcv, -1, 0))
+    r, ranges, present, returned = measured(ohlcv)
+    summed = np.empty((*r.shape[:-1], CHANNELS, r.shape[-1]))
+    summed[..., RETURN, :], summed[..., RANGE, :] = r, ranges
+    summed[..., VOLUME, :] = np.where(present, ohlcv[..., 4], 0.0)
+    fill_sizes(summed)
+    summed[..., _NEGATIVE, :], summed[..., LOG_RANGE, :] = passing(summed, present)
+    summed[..., PRESENT, :], summed[..., RETURNED, :] = present, returned
+    return summed
+
+
+def measured(ohlcv: Array) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns the return and the range of every row of a grid, 0 where there is none, and whether it has a candle and a
+    return: [..., T, 5] to [..., T] each."""
+    o, h, low, c = (np.ascontiguousarray(x) for x in np.moveaxis(ohlcv[..., :4], -1, 0))
     present = np.isfinite(c)
     log_close = np.log(np.where(present, c, 1.0))
-    before = delayed(present.astype(np.float64), 1) > 0
-    return channels(o, h, low, c, v, log_close, delayed(log_close, 1), before)
-
-
-def channels(
-    o: Array,
-    h: Array,
-    low: Array,
-    c: Array,
-    v: Array,
-    log_close: Array,
-    log_close_before: Array,
-    before: NDArray[np.bool_],
-) -> Array:
-    """Returns what is summed over windows, of rows of which each has its predecessor's log of the close: [..., n] to
-    [..., channels, n]. `before` says whether the predecessor has a candle."""
-    present = np.isfinite(c)
-    returned = present & before
-    r = np.where(returned, log_close - log_close_before, 0.0)
-    squares = r * r
+    returned = present & (delayed(present.astype(np.float64), 1) > 0)
+    r = np.where(returned, log_close - delayed(log_close, 1), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ranges = np.where(
             present,
             0.5 * np.log(h / low) ** 2 - (2 * np.log(2) - 1) * np.log(c / o) ** 2,
             0.0,
         )
-    return np.stack(
-        [
-            r,
-            squares,
-            returned.astype(np.float64),
-            present.astype(np.float64),
-            np.maximum(ranges, 0.0),
-            np.where(present, v, 0.0),
-            np.where(r < 0, squares, 0.0),
-            np.minimum(np.abs(r), _SIZE_BOUND),
-            np.where(present, 0.5 * np.log(np.maximum(ranges, _LEAST_RANGE)), 0.0),
-        ],
-        axis=-2,
+    return r, np.maximum(ranges, 0.0), present, returned
+
+
+def fill_sizes(summed: Array) -> None:
+    """Fills the channels that follow from the returns alone, of [..., channels, n]."""
+    r, sizes = summed[..., RETURN, :], summed[..., _SIZE, :]
+    np.multiply(r, r, out=summed[..., SQUARE, :])
+    np.minimum(np.abs(r, out=sizes), _SIZE_BOUND, out=sizes)
+
+
+def passing(summed: Array, present: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Returns the channels from `LASTING` to `AMOUNTS`, which are summed over a day at most: [..., n] each."""
+    return (
+        np.where(summed[..., RETURN, :] < 0, summed[..., SQUARE, :], 0.0),
+        log_range(present, summed[..., RANGE, :]),
     )
+
+
+def log_range(present: NDArray[np.bool_], ranges: Array) -> Array:
+    return np.where(present, 0.5 * np.log(np.maximum(ranges, _LEAST_RANGE)), 0.0)
 
 
 def log_rms(squared: Array, number: Array) -> Array:
@@ -233,15 +236,15 @@ def log_rms(squared: Array, number: Array) -> Array:
     return mean
 
 
-def season_level(sums: Array) -> Array:
-    """Returns the level of the windows `SEASON` from their sums: [windows, weeks, ..., channels, n] to
-    [windows, weeks, ..., n], NaN where under half of the hours exist. It is the log of the range of the season's
-    windows, and the mean logarithm of the range of the last one."""
-    number = sums[..., PRESENT, :]
+def season_level(number: Array, ranges: Array, log_ranges: Array) -> Array:
+    """Returns the level of the windows `SEASON`: [windows, ...], NaN where under half of the hours exist. It is the log
+    of the range of the season's windows, and the mean logarithm of the range of the last one.
+
+    number: how many hours of each window exist, [windows, ...]. ranges: the sums of the season's windows, [windows - 1,
+    ...]; log_ranges: that of the last one, [1, ...].
+    """
     least = np.reshape([hours / 2 for hours, _ in SEASON], (-1,) + (1,) * (number.ndim - 1))
-    level = np.concatenate(
-        [log_rms(sums[:-1, ..., RANGE, :], number[:-1]), sums[-1:, ..., LOG_RANGE, :] / np.maximum(number[-1:], 1.0)]
-    )
+    level = np.concatenate([log_rms(ranges, number[:-1]), log_ranges / np.maximum(number[-1:], 1.0)])
     known: Array = np.where(number >= least, level, np.nan)
     return known
 

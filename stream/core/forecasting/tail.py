@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rows that a copy has room for. A 30th of the longest tail.
-SPARE_ROWS = 64
+#: Rows that a copy has room for. More would be memory that waits; with these a symbol copies each tail every 16 hours,
+#: which takes some microseconds.
+SPARE_ROWS = 16
 
 
 def spare_rows_of(symbol: str) -> int:

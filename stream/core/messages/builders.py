@@ -107,7 +107,8 @@ def recent(
 ) -> Recent:
     """Builds the `recent` message: the last hours as they were published, and as the operator has them (`entries`)
     where nothing was."""
-    lines = lines_of(entries, history.lines if history else {})
+    known = history.lines if history else {}
+    lines = lines_of(entries, known) if entries else known
     return Recent(
         symbol=symbol,
         model_version=model.version,
@@ -125,7 +126,7 @@ def lines_of(entries: tuple[RecentForecast, ...], known: Mapping[int, RecentEntr
         before = lines.get(e.open_time)
         if before is None:
             lines[e.open_time] = RecentEntry(e.open_time, e.volatility, e.low, e.high, e.realized)
-        elif e.realized is not None and e.realized != before.realized:
+        elif e.realized is not before.realized and e.realized is not None and e.realized != before.realized:
             lines[e.open_time] = msgspec.structs.replace(before, realized=e.realized)
     return newest_lines(lines)
 

@@ -27,10 +27,9 @@ from stream.core.messages.scoring import Outcome
 #: The longest window.
 HOURS = 90 * 24
 _KNOWN, _COVERED, _HAR_SERVED, _APART = 1, 2, 4, 8
-_ROW = np.dtype([("ewma", np.float64), ("places", np.int32), ("marks", np.uint8)])
 #: Hours that differ are kept by the day.
 _DAY = 24
-_MOST_PLACES = 2**31 - 1
+_MOST_PLACES = 2**7 - 1
 
 
 class _Remembered(NamedTuple):
@@ -57,8 +56,10 @@ class MaturedHours:
     def __init__(self) -> None:
         #: Open time of the newest forecast that matured.
         self.newest: int | None = None
-        #: By hour, modulo their number.
-        self._rows = np.zeros(HOURS, _ROW)
+        # By hour, modulo their number: EWMA, the distance of persistence, and marks.
+        self._ewma = np.zeros(HOURS)
+        self._places = np.zeros(HOURS, np.int8)
+        self._marks = np.zeros(HOURS, np.uint8)
         self._remembered: _Remembered | None = None
         #: By day, [_DAY, 5]: realized, served, model, har and persistence of the hours that differ from what is
         #: remembered.
@@ -71,7 +72,7 @@ class MaturedHours:
         if hour <= newest - HOURS:
             return
         for passed in range(max(newest + 1, hour - HOURS + 1), hour + 1):
-            self._rows[passed % HOURS] = (0.0, 0.0, 0)
+            self._marks[passed % HOURS] = 0
         if hour >= newest:
             self.newest = outcome.open_time
             for gone in [day for day in self._apart if (day + 1) * _DAY <= hour - HOURS + 1]:
@@ -79,7 +80,7 @@ class MaturedHours:
             if state is not None and state.past is not None and state.last_open_time is not None:
                 self._remembered = _Remembered(state.past, state.realized, state.last_open_time)
         marks = _KNOWN | (_COVERED if outcome.low <= outcome.realized <= outcome.high else 0)
-        places = self._places(outcome)
+        places = self._distance(outcome)
         if places is None:
             marks |= _APART
             values = self._apart.setdefault(hour // _DAY, np.full((_DAY, 5), np.nan))
@@ -88,9 +89,10 @@ class MaturedHours:
             )  # fmt: skip
         elif outcome.volatility != outcome.model_volatility:
             marks |= _HAR_SERVED
-        self._rows[hour % HOURS] = (outcome.ewma, places or 0, marks)
+        at = hour % HOURS
+        self._ewma[at], self._places[at], self._marks[at] = outcome.ewma, places or 0, marks
 
-    def _places(self, outcome: Outcome) -> int | None:
+    def _distance(self, outcome: Outcome) -> int | None:
         """Returns how many units of the last place persistence is above what is remembered as realized; None if the
         outcome is not what is remembered."""
         if self._remembered is None or outcome.volatility not in (outcome.model_volatility, outcome.har):
@@ -108,14 +110,13 @@ class MaturedHours:
         assert self.newest is not None
         newest = self.newest // HOUR_MS
         cut = (newest + 1) % HOURS
-        rows = np.concatenate([self._rows[cut:], self._rows[:cut]])
-        marks = rows["marks"]
+        ewma, places, marks = (np.concatenate([x[cut:], x[:cut]]) for x in (self._ewma, self._places, self._marks))
         realized, model, har, persistence = np.full((4, HOURS), np.nan)
         if self._remembered is not None:
             past, outcomes, until = self._remembered
             _align(realized, outcomes.rows, until // HOUR_MS - DELAY_HOURS - newest)
             _align(persistence, outcomes.rows, until // HOUR_MS - newest)
-            persistence = (persistence.view(np.int64) + rows["places"]).view(np.float64)
+            persistence = (persistence.view(np.int64) + places).view(np.float64)
             _align(model, sigma(past.each.rows, "model"), past.until // HOUR_MS - newest)
             _align(har, past.each.rows["har"], past.until // HOUR_MS - newest)
         realized[marks & _KNOWN == 0] = np.nan
@@ -125,7 +126,7 @@ class MaturedHours:
             hour = first + at
             values = self._apart[hour // _DAY][hour % _DAY].tolist()
             realized[at], served[at], model[at], har[at], persistence[at] = values
-        forecasts = np.stack([served, model, har, rows["ewma"], persistence])
+        forecasts = np.stack([served, model, har, ewma, persistence])
         return realized, forecasts, (marks & _COVERED != 0).astype(np.float64)
 
 

@@ -47,8 +47,13 @@ class Outgoing:
     timed: bool = False
 
 
+#: Stands for a retained payload that the journal has. No message has an empty one: that would clear its topic.
+IN_JOURNAL = b""
+
+
 class Retained(NamedTuple):
-    """The newest payload of a retained topic. Past `valid_until` (exchange time, ms) it is not published any more."""
+    """The newest payload of a retained topic, or `IN_JOURNAL`. Past `valid_until` (exchange time, ms) it is not
+    published any more."""
 
     topic: str
     payload: bytes

@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -111,9 +112,10 @@ def line(forecast: Forecast, decision: Decision, before: RecentEntry | None = No
     volatility, score, realized = forecast.volatility, 0, None
     if before is not None and before.issued is not None:
         score, realized = before.issued.score_revision, before.realized
+    # Interned: thousands of symbols keep 48 lines each, and all of them name the same few versions.
     issued = IssuedAs(
-        model_version=forecast.model.version,
-        policy_version=decision.id.removeprefix(f"{forecast.id}:"),
+        model_version=sys.intern(forecast.model.version),
+        policy_version=sys.intern(decision.id.removeprefix(f"{forecast.id}:")),
         revision=forecast.revision,
         exposure=decision.exposure,
         previous_exposure=decision.previous_exposure,
@@ -143,10 +145,12 @@ def close(a: Iterable[float], b: Iterable[float]) -> bool:
     return all(math.isclose(x, y, rel_tol=SAME, abs_tol=1e-15) for x, y in zip(a, b, strict=True))
 
 
-def newest_lines(lines: Mapping[int, RecentEntry]) -> dict[int, RecentEntry]:
-    """Returns the newest lines, as many hours as `recent` covers."""
+def newest_lines(lines: dict[int, RecentEntry]) -> dict[int, RecentEntry]:
+    """Removes all lines but the newest, as many hours as `recent` covers, and returns what is left."""
     oldest = max(lines, default=0) - (RECENT_HOURS - 1) * HOUR_MS
-    return {t: e for t, e in lines.items() if t >= oldest}
+    for gone in [open_time for open_time in lines if open_time < oldest]:
+        del lines[gone]
+    return lines
 
 
 def from_retained(recent: bytes, score: bytes, forecast: bytes, decision: bytes) -> IssuedHistory:

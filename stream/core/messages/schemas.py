@@ -384,7 +384,7 @@ def _nulls(message: Message) -> int:
     """Returns how many fields of a message are null on purpose, for kinds where counting them is much faster than
     looking at every number; 0 for others."""
     if isinstance(message, Recent):
-        return sum(e.realized is None for e in message.forecasts)
+        return [e.realized for e in message.forecasts].count(None)
     if isinstance(message, Score):
         without = sum(w.coverage is None for w in message.windows)
         return without + (message.decay.kind is None) * 2 + (message.open_time is None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from stream.core.forecasting import qlike
+from stream.core.forecasting.predictions import forecast_id
 from stream.core.messages.schemas import Forecast, Scored
 
 
@@ -59,14 +60,17 @@ def outcome(forecast: Forecast, realized: float, score_revision: int = 0) -> Out
 
 
 def awaited(forecast: Forecast) -> bytes:
-    """Returns all that the outcome of a forecast needs of it: a sixth of the memory that the forecast takes, and each
-    symbol waits for 24 of them."""
-    return msgspec.msgpack.encode(msgspec.structs.astuple(outcome(forecast, 0.0)))
+    """Returns all that the outcome of a forecast needs of it, but its symbol and what its id repeats: an eighth of the
+    memory that the forecast takes, and each symbol waits for 24 of them."""
+    bare = msgspec.structs.replace(outcome(forecast, 0.0), forecast_id="", symbol="")
+    return msgspec.msgpack.encode(msgspec.structs.astuple(bare))
 
 
-def matured(awaited: bytes, realized: float) -> Outcome:
+def matured(awaited: bytes, symbol: str, realized: float) -> Outcome:
     """Returns the outcome of a forecast for which `awaited` was kept."""
-    return msgspec.structs.replace(Outcome(*msgspec.msgpack.decode(awaited)), realized=realized)
+    bare = Outcome(*msgspec.msgpack.decode(awaited))
+    made_of = forecast_id(symbol, bare.open_time, bare.model_version)
+    return msgspec.structs.replace(bare, forecast_id=made_of, symbol=symbol, realized=realized)
 
 
 def scored(outcome: Outcome, issued_at: int) -> Scored:

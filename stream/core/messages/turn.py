@@ -96,7 +96,7 @@ def take(
 
 def _outcomes(events: Sequence[Event], before: Standing) -> tuple[Outcome, ...]:
     found = [
-        scoring.matured(awaited, event.realized)
+        scoring.matured(awaited, event.symbol, event.realized)
         for event in events
         if isinstance(event, Matured)
         for awaited in before.unscored.get(event.open_time, ())

@@ -52,7 +52,7 @@ class Facts:
     def readiness(self) -> Readiness:
         return self.ready
 
-    def latest(self, symbol: str) -> Latest:
+    async def latest(self, symbol: str) -> Latest:
         return self.known
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:

@@ -13,7 +13,7 @@ import pytest
 from stream.adapters.journal.store import SqliteJournal
 from stream.clock import Clock
 from stream.core.market.candle import HOUR_MS, Candle
-from stream.core.messages.records import EventMessage, Outgoing, Record, Retained
+from stream.core.messages.records import IN_JOURNAL, EventMessage, Outgoing, Record, Retained
 from stream.errors import HungUpError, MessageRefusedError, UnreachableError
 from stream.pipeline.publishing import EventPublisher
 from stream.pipeline.refused_topics import RefusedTopics
@@ -131,6 +131,12 @@ async def commit(stand: Stand, hours: int) -> list[Outgoing]:
     return await asyncio.to_thread(stand.journal.outbox)
 
 
+async def kept(stand: Stand, *retained: Retained) -> list[Retained]:
+    """Stores retained messages, as a commit does before they are offered."""
+    await asyncio.to_thread(stand.journal.post, [], retained)
+    return list(retained)
+
+
 async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(stand: Stand) -> None:
     stand.publisher.offer(await commit(stand, 100), [])
     publisher = Publisher()
@@ -142,7 +148,7 @@ async def test_events_go_out_in_order_and_leave_the_outbox_when_acknowledged(sta
 
 @pytest.mark.parametrize("accepts", range(1, 12))
 async def test_a_connection_lost_anywhere_repeats_at_most_and_loses_nothing(stand: Stand, accepts: int) -> None:
-    stand.publisher.offer(await commit(stand, 10), [Retained("r", b"new", None)])
+    stand.publisher.offer(await commit(stand, 10), await kept(stand, Retained("r", b"new", None)))
     first, second = Publisher(accepts), Publisher()
     with contextlib.suppress(UnreachableError):
         await stand.talk(first, close=False)
@@ -183,7 +189,7 @@ async def test_events_go_before_retained_messages(stand: Stand) -> None:
     while "ready" not in publisher.states():
         publisher.any_published.clear()
         await publisher.any_published.wait()
-    stand.publisher.offer(events, [Retained(f"r/{n}", b"x", None) for n in range(10)])
+    stand.publisher.offer(events, await kept(stand, *[Retained(f"r/{n}", b"x", None) for n in range(10)]))
     stand.publisher.close()
     await talking
     leaves = [topic[0] for topic in publisher.topics() if topic[1] == "/"]
@@ -192,7 +198,7 @@ async def test_events_go_before_retained_messages(stand: Stand) -> None:
 
 async def test_each_connection_begins_with_starting_and_all_retained_values(stand: Stand) -> None:
     stand.publisher.publish_state("ready")
-    stand.publisher.offer([], [Retained("r/a", b"1", None), Retained("r/b", b"2", None)])
+    stand.publisher.offer([], await kept(stand, Retained("r/a", b"1", None), Retained("r/b", b"2", None)))
     for _ in range(2):
         publisher = Publisher()
         await stand.talk(publisher)
@@ -202,7 +208,7 @@ async def test_each_connection_begins_with_starting_and_all_retained_values(stan
 
 async def test_only_the_newest_payload_of_a_retained_topic_is_said(stand: Stand) -> None:
     for i in range(5):
-        stand.publisher.offer([], [Retained("r", str(i).encode(), None)])
+        stand.publisher.offer([], await kept(stand, Retained("r", str(i).encode(), None)))
     publisher = Publisher()
     await stand.talk(publisher)
     assert [p for t, p, _, _ in publisher.published if t == "r"] == [b"4"]
@@ -216,7 +222,7 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
     stand: Stand, now_ms: int | None, expiry_s: int | None
 ) -> None:
     stand.now_ms = now_ms
-    stand.publisher.offer([], [Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)])
+    stand.publisher.offer([], await kept(stand, Retained("d", b"x", 7_200, T0 + 2 * HOUR_MS)))
     publisher = Publisher()
     await stand.talk(publisher)
     assert [e for t, _, _, e in publisher.published if t == "d"] == ([] if expiry_s is None else [expiry_s])
@@ -224,7 +230,9 @@ async def test_a_decision_past_its_time_is_not_said_and_none_outlives_it(
 
 async def test_after_a_restart_a_decision_waits_for_the_exchanges_time(stand: Stand) -> None:
     stand.now_ms = None
-    stand.publisher.load([], [Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)], [])
+    stand.publisher.load(
+        [], await kept(stand, Retained("d", b"x", 7_200, T0 + HOUR_MS), Retained("old", b"y", 7_200, T0 - 1)), []
+    )
     publisher = Publisher()
     talking = asyncio.create_task(stand.talk(publisher, close=False))
     await publisher.any_published.wait()
@@ -255,6 +263,73 @@ async def test_what_left_the_configuration_is_cleared_and_forgotten(stand: Stand
     assert [r.topic for r in await asyncio.to_thread(stand.journal.retained)] == ["ours"]
 
 
+RECENT = "volcast/v1/binance/spot/X/1h/recent"
+
+
+async def test_what_was_acknowledged_is_read_again_for_each_connection(stand: Stand) -> None:
+    """The second connection finds what the journal has, also where somebody has changed it there since."""
+    stored = Retained(RECENT, b"first", None)
+    await asyncio.to_thread(stand.journal.post, [], [stored])
+    stand.publisher.offer([], [stored, Retained("z", b"the last word", None)])
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(Publisher(accepts=2), close=False)
+    await kept(stand, Retained(RECENT, b"second", None))
+    assert await stand.publisher.retained_payloads([RECENT, "absent"]) == {RECENT: b"second"}
+    again = Publisher()
+    await stand.talk(again)
+    assert [payload for topic, payload, _, _ in again.published if topic == RECENT] == [b"second"]
+
+
+async def test_payloads_that_only_the_journal_has_go_out_after_the_events(stand: Stand) -> None:
+    """As after several turns; more than are read at a time."""
+    stored = await kept(stand, *[Retained(f"r/{k}", b"%d" % k, None) for k in range(600)])
+    stand.publisher.offer(await commit(stand, 10), [item._replace(payload=IN_JOURNAL) for item in stored])
+    publisher = Publisher()
+    stand.publisher.close()
+    await stand.talk(publisher)
+    assert {t: p for t, p, _, _ in publisher.published if t.startswith("r/")} == {r.topic: r.payload for r in stored}
+
+
+@pytest.mark.parametrize("denied", [False, True])
+async def test_payloads_are_read_while_a_connection_lasts(stand: Stand, denied: bool) -> None:
+    publisher = Publisher(denied=["r"] if denied else [])
+    talking = asyncio.create_task(stand.talk(publisher, close=False))
+    await publisher.any_published.wait()
+    (item,) = await kept(stand, Retained("r", b"x", None))
+    stand.publisher.offer(await commit(stand, 3), [item._replace(payload=IN_JOURNAL)])
+    stand.publisher.close()
+    await talking
+    assert "r" in publisher.offered
+    assert ("r" in publisher.topics()) is not denied
+
+
+async def test_what_the_journal_has_lost_is_not_cleared_at_the_broker(stand: Stand) -> None:
+    stand.publisher.load([], [Retained(RECENT, b"first", None)], [])
+    publisher = Publisher()
+    await stand.talk(publisher)
+    assert RECENT not in publisher.topics()
+
+
+async def test_what_another_node_has_said_is_kept_here(stand: Stand) -> None:
+    stand.publisher.load([], await kept(stand, Retained(RECENT, b"ours", None)), [])
+    stand.publisher.offer([], [Retained(RECENT, b"theirs", None)], in_journal=False)
+    stand.publisher.offer([], [Retained("z", b"the last word", None)])
+    with contextlib.suppress(UnreachableError):
+        await stand.talk(Publisher(accepts=2), close=False)
+    again = Publisher()
+    await stand.talk(again)
+    assert [payload for topic, payload, _, _ in again.published if topic == RECENT] == [b"theirs"]
+
+
+async def test_thousands_of_retained_messages_all_go_out_once(stand: Stand) -> None:
+    stored = [Retained(f"volcast/v1/binance/spot/{k}/1h/recent", b"%d" % k, None) for k in range(1_000)]
+    stand.publisher.load([], await kept(stand, *stored), [])
+    publisher = Publisher(accepts=2_000)
+    await stand.talk(publisher)
+    assert {t: p for t, p, _, _ in publisher.published if t.endswith("recent")} == {r.topic: r.payload for r in stored}
+    assert len(publisher.published) == len(stored) + 2
+
+
 async def test_every_acknowledged_message_is_told(stand: Stand) -> None:
     stand.publisher.offer(await commit(stand, 3), [])
     publisher = Publisher()
@@ -282,7 +357,9 @@ def published_on(publisher: Publisher, topic: str) -> list[bytes]:
 
 @pytest.mark.fault(45)
 async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand) -> None:
-    stand.publisher.offer(await post(stand, "a", "b", "a", "b"), [Retained("r", b"1", None), Retained("s", b"1", None)])
+    stand.publisher.offer(
+        await post(stand, "a", "b", "a", "b"), await kept(stand, Retained("r", b"1", None), Retained("s", b"1", None))
+    )
     publisher = Publisher(denied=("a", "r"))
     await stand.talk(publisher)
     assert published_on(publisher, "b") == [b"1", b"2"]
@@ -297,10 +374,10 @@ async def test_one_topic_that_the_broker_refuses_holds_up_no_other(stand: Stand)
 
 @pytest.mark.fault(45)
 async def test_what_was_refused_is_said_in_order_once_the_broker_takes_it(stand: Stand) -> None:
-    stand.publisher.offer(await post(stand, "a", "b", "a"), [Retained("r", b"1", None)])
+    stand.publisher.offer(await post(stand, "a", "b", "a"), await kept(stand, Retained("r", b"1", None)))
     await stand.talk(Publisher(denied=("a", "r")))
     events = await post(stand, "a")
-    stand.publisher.offer(events[-1:], [Retained("r", b"2", None)])
+    stand.publisher.offer(events[-1:], await kept(stand, Retained("r", b"2", None)))
     publisher = Publisher()
     await stand.talk(publisher)
     assert published_on(publisher, "a") == [b"1", b"2", b"1"]

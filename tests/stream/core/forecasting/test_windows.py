@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stream.core.forecasting.windows import Trailing, delayed, trailing_max
+from stream.core.forecasting.windows import NewestSums, Trailing, delayed, trailing_max
 
 ARRAYS = hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(-1e6, 1e6))
 ROWS = st.integers(1, 80)
@@ -49,6 +49,17 @@ def test_leading_axes_are_independent(x, rows):
     for k in range(3):
         np.testing.assert_array_equal(Trailing(x).sum(rows)[k], Trailing(x[k]).sum(rows))
         np.testing.assert_array_equal(trailing_max(x, rows)[k], trailing_max(x[k], rows))
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 90), st.just(2), st.just(3)), elements=st.floats(-1e6, 1e6)),
+    st.lists(ROWS, min_size=1, max_size=5),
+    st.sampled_from([1.0, 0.99]),
+)
+def test_the_newest_sums_are_those_of_every_row_to_the_last_bit(x, windows, decay):
+    newest, every = NewestSums(np.ascontiguousarray(x[::-1]), decay), Trailing(np.moveaxis(x, 0, -1), decay)
+    for rows in (rows for rows in windows if rows <= len(x)):
+        np.testing.assert_array_equal(newest.sum(rows), every.sum(rows)[..., -1])
 
 
 @given(ARRAYS, st.integers(0, 80))
