@@ -55,18 +55,18 @@ async def test_a_signal_leads_to_a_better_champion_and_back(
     former = await asyncio.to_thread(stand.version)
     tape = {SYMBOL: market(days=500 + HOURS // 24)}
 
-    def heard(watch: fault_harness.Watch, wanted: str) -> list[dict[str, Any]]:
+    def received(watch: fault_harness.Watch, wanted: str) -> list[dict[str, Any]]:
         return [message for message in watch.ear.messages if message["schema"] == wanted]
 
     async with Exchange.replaying(tape, START, HOURS, SPEED) as exchange:
 
         async def act_on_the_signal(watch: fault_harness.Watch) -> None:
             watch.ear.kept = ("decay.detected", "drift.detected", "model.judged", "model.changed")
-            await watch.until(lambda: bool(heard(watch, schema)))
+            await watch.until(lambda: bool(received(watch, schema)))
             done = await asyncio.to_thread(stand.retrain, because=because)
             assert done.judged.outcome == "promoted", done.judged.refusals
             await watch.until(lambda: served(watch)[-3:] == [done.judged.refit] * 3)
-            await watch.until(lambda: bool(heard(watch, "volcast.model.judged/1")))
+            await watch.until(lambda: bool(received(watch, "volcast.model.judged/1")))
             await asyncio.to_thread(champions.rollback, stand.folder)
             await watch.until(lambda: served(watch)[-3:] == [former] * 3)
 
@@ -74,12 +74,12 @@ async def test_a_signal_leads_to_a_better_champion_and_back(
             exchange, broker, stand.folder, symbols=(SYMBOL,), alongside=act_on_the_signal, until=lambda watch: True,
             check=False, drift_period_hours=24.0 if because == "drift" else 0.0,
         )  # fmt: skip
-    (judged,) = heard(watch, "volcast.model.judged/1")
+    (judged,) = received(watch, "volcast.model.judged/1")
     assert (judged["because"], judged["outcome"], judged["champion"]) == (because, "promoted", former)
     assert judged["qlike_challenger"] < judged["qlike_champion"]
     new = judged["challenger"]
     assert [(f.previous, f.model.version) for f in watch.of(ModelReplaced)] == [(former, new), (new, former)]
-    assert [m["model"]["version"] for m in heard(watch, "volcast.model.changed/1")] == [new, former]
+    assert [m["model"]["version"] for m in received(watch, "volcast.model.changed/1")] == [new, former]
     hours = await asyncio.to_thread(forecast_times, stand.folder)
     assert hours == list(range(hours[0], hours[-1] + 1, HOUR_MS))
 
