@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from monitor.http.server import ModelInUse
 from stream.adapters import champions
 from stream.adapters import predictor as predictors
 from stream.adapters.bundles import ModelFile
@@ -17,10 +18,12 @@ from stream.clock import Clock
 from stream.core.deciding.accumulation import Rules
 from stream.core.deciding.policy import Policy
 from stream.core.forecasting.contract import ContractError, Model
+from stream.core.messages.builders import model_ref
 from stream.core.messages.records import Issuer
 from stream.core.messages.shadows import ShadowScore
 from stream.pipeline.champion import Champion
 from stream.pipeline.daemon import Daemon
+from stream.pipeline.processing import Processor
 from stream.pipeline.shadow import Shadow
 from stream.pipeline.succession import Change, Successor
 from stream.pipeline.verdicts import Verdicts
@@ -54,6 +57,12 @@ def look(model_file: ModelFile, policy: Policy, present: Rules, symbols: Sequenc
     if path is None:
         return None
     return Change(load_later(path, policy, present, symbols) if path.exists() else None)
+
+
+def in_use(processor: Processor, data_dir: Path) -> ModelInUse:
+    """Returns which model forecasts, and where it comes from."""
+    known = champions.lineage(data_dir, processor.model.version)
+    return ModelInUse(model_ref(processor.model), None if known is None else msgspec.to_builtins(known))
 
 
 def tasks(

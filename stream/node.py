@@ -316,7 +316,8 @@ async def _run(
             else RetainedTopicsReader(identity.retained_topics(settings.symbols), daemon.learn),
         )
         # In a thread: reading the page and building the routes takes longer than the event loop should wait.
-        app = await asyncio.to_thread(server.build_app, daemon, metrics.chunks, version=VERSION)
+        shown = partial(models.in_use, daemon.processor, settings.data_dir)
+        app = await asyncio.to_thread(server.build_app, daemon, metrics.chunks, version=VERSION, model=shown)
         async with web.serve(app, ground.http_socket) as http_url:
             log.info("volcast %s: %s, model %s, %s", VERSION, ",".join(settings.symbols), model.version, http_url)
             node = Node(daemon, http_url, mqtt_url, drift.state)

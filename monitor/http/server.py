@@ -20,7 +20,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
-from stream.core.messages.schemas import Decision, Drift, Forecast, Score
+from stream.core.messages.schemas import Decision, Drift, Forecast, ModelRef, Score
 from stream.core.messages.shadows import ShadowScore
 from stream.ports import Status
 from stream.telemetry import HEARTBEAT_LIMIT_S
@@ -47,6 +47,14 @@ class Ready(msgspec.Struct):
     #: Symbols for which `har` is served; `remarks` say why.
     serving_baseline: list[str]
     remarks: list[str]
+
+
+class ModelInUse(msgspec.Struct):
+    """The model that forecasts now. `lineage`: its `.json` in the data directory's `models`; null where no retraining
+    has made it."""
+
+    model: ModelRef
+    lineage: dict[str, Any] | None
 
 
 #: Gives the Prometheus text of the named metrics, or of all, in parts that take a few milliseconds each.
@@ -84,8 +92,8 @@ def _metrics(metrics: Metrics) -> HTTPRouteHandler:
     return get_metrics
 
 
-def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
-    """Builds the ASGI app."""
+def build_app(status: Status, metrics: Metrics, *, version: str, model: Callable[[], ModelInUse]) -> Litestar:
+    """Builds the ASGI app. `model()` may read files."""
     page = _PAGE.read_bytes()
 
     def known(symbol: str) -> str:
@@ -112,6 +120,10 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
             r.ready, list(r.reasons), list(r.halted), list(status.symbols), list(r.serving_baseline), list(r.remarks)
         )
         return Response(body, status_code=200 if r.ready else 503)
+
+    @get("/api/v1/model", responses={200: ResponseSpec(ModelInUse, description="Which model, and its lineage.")})
+    async def get_model() -> Response[ModelInUse]:
+        return Response(await asyncio.to_thread(model))
 
     @get("/api/v1/forecast/{symbol:str}", responses={200: ResponseSpec(Forecast, description="The newest forecast.")})
     async def get_forecast(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
@@ -148,8 +160,8 @@ def build_app(status: Status, metrics: Metrics, *, version: str) -> Litestar:
         return page
 
     handlers: list[Any] = [
-        _metrics(metrics), get_health, get_ready, get_forecast, get_decision, get_drift, get_score, get_shadow,
-        get_history, get_page,
+        _metrics(metrics), get_health, get_ready, get_model, get_forecast, get_decision, get_drift, get_score,
+        get_shadow, get_history, get_page,
     ]  # fmt: skip
 
     @get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)

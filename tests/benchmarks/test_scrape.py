@@ -13,7 +13,9 @@ from metrics_state import matured
 
 from monitor.http import server
 from stream import web
+from stream.core.messages.builders import model_ref
 from stream.telemetry import Latest, Readiness
+from stream.testing.sample_model import sample_model
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 
@@ -38,7 +40,13 @@ class Idle:
 
 async def test_a_scrape_of_1000_symbols_does_not_hold_the_loop() -> None:
     metrics = matured(SYMBOLS)
-    app = await asyncio.to_thread(server.build_app, Idle(), metrics.chunks, version="bench")
+    app = await asyncio.to_thread(
+        server.build_app,
+        Idle(),
+        metrics.chunks,
+        version="bench",
+        model=lambda: server.ModelInUse(model_ref(sample_model()), None),
+    )
     every_line = "?" + urlencode([("name[]", f"{name}{end}") for name in metrics.labels for end in ("", "_total")])
     lags_ms: list[float] = []
 

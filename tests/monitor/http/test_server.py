@@ -60,6 +60,9 @@ class Facts:
         return [schemas.encode(f) for f in chosen[:limit]]
 
 
+IN_USE = server.ModelInUse(builders.model_ref(MODEL), {"parents": ["0123456789ab"]})
+
+
 @pytest.fixture(scope="module")
 def facts() -> Facts:
     return Facts()
@@ -74,7 +77,7 @@ def metrics(facts: Facts) -> Metrics:
 
 @pytest.fixture
 async def client(facts: Facts, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
-    app = await asyncio.to_thread(server.build_app, facts, metrics.chunks, version="1.2.3")
+    app = await asyncio.to_thread(server.build_app, facts, metrics.chunks, version="1.2.3", model=lambda: IN_USE)
     async with (
         web.serve(app, web.bind("127.0.0.1", 0)) as url,
         httpx.AsyncClient(base_url=url, trust_env=False) as client,
@@ -87,6 +90,12 @@ async def test_forecast_and_decision_are_the_very_messages(client: httpx.AsyncCl
     assert (answer.status_code, answer.content) == (200, facts.known.forecast)
     assert answer.headers["content-type"] == "application/json"
     assert (await client.get("/api/v1/decision/BTCUSDT")).content == facts.known.decision
+
+
+async def test_the_model_in_use_is_shown_with_its_lineage(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/api/v1/model")).json()
+    assert answer["model"]["version"] == MODEL.version
+    assert answer["lineage"] == {"parents": ["0123456789ab"]}
 
 
 async def test_history_is_a_list_within_its_bounds(client: httpx.AsyncClient, facts: Facts) -> None:
@@ -157,7 +166,7 @@ async def test_a_scrape_of_many_symbols_does_not_hold_the_loop(facts: Facts) -> 
             yield b""
         yield b"metrics"
 
-    app = await asyncio.to_thread(server.build_app, facts, parts, version="1.2.3")
+    app = await asyncio.to_thread(server.build_app, facts, parts, version="1.2.3", model=lambda: IN_USE)
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
         if scope.get("path") == "/metrics":

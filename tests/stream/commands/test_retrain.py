@@ -3,6 +3,7 @@ make of the champion that it leaves."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from retrain_stand import FROM, NOW, Stand, market
 from stream import times
 from stream.__main__ import cli
 from stream.adapters import champions, predictor
-from stream.adapters.bundles import packaged_model
+from stream.adapters.bundles import CHALLENGER, packaged_model
+from stream.adapters.journal import statements
+from stream.core.market.candle import HOUR_MS
 from stream.core.messages.judged import Verdict
+from stream.core.messages.scoring import Outcome
 
 NOW_ISO, FROM_ISO = times.iso(NOW), times.iso(FROM)
 
@@ -142,6 +146,45 @@ def test_check_shows_the_lineage_and_warns_of_a_model_that_is_old(stand: Stand) 
     assert f"{new.symbols[0].qlike_challenger:.4f}" in lineage
     (warning,) = [text for text in done.output.splitlines() if text.startswith("warning  model")]
     assert "volcast retrain" in warning
+
+
+def lived(stand: Stand, challenger: str, champion: str, *, hours: int, factor: float) -> None:
+    """Writes a journal in which both have forecast so many hours up to `NOW`, the challenger `factor` times too high."""
+    from stream.adapters.journal.store import SqliteJournal
+    from stream.core.messages.shadows import ShadowForecast
+
+    newest = NOW // HOUR_MS * HOUR_MS - 26 * HOUR_MS
+    times_ms = [newest - k * HOUR_MS for k in range(hours)]
+    with contextlib.closing(SqliteJournal(stand.folder)) as journal:
+        journal.store_shadows(
+            [ShadowForecast("BTCUSDT", challenger, at, 0.01 * factor, 0.005, 0.02, 0.01) for at in times_ms]
+        )
+        outcomes = [
+            Outcome(
+                f"{champion}:{at}", 0, "BTCUSDT", at, "live", champion, 0.01, 0.01, 0.005, 0.02, 0.9, 0.01, 0.01, 0.01,
+                model_volatility=0.0101,
+            )
+            for at in times_ms
+        ]  # fmt: skip
+        with journal.transaction() as db:
+            statements.store_outcomes(db, outcomes)
+
+
+@pytest.mark.parametrize(
+    ("hours", "factor", "word"), [(100, 1.0, "waits"), (14 * 24, 1.0, "promoted"), (14 * 24, 3.0, "clearly worse")]
+)
+def test_what_runs_in_the_shadow_is_promoted_once_it_has_shown_itself(
+    stand: Stand, hours: int, factor: float, word: str
+) -> None:
+    old = stand.crown()
+    placed = stand.retrain(shadow_days=14).judged.refit
+    assert placed is not None
+    assert retrain(stand, "--shadow-days", "14").exit_code == 1, "there is no journal"
+    lived(stand, placed, old, hours=hours, factor=factor)
+    done = retrain(stand, "--shadow-days", "14")
+    assert word in done.output, done.output
+    assert (stand.version() == placed) == (word == "promoted")
+    assert (stand.folder / CHALLENGER).exists() == (word == "waits")
 
 
 @pytest.mark.slow
