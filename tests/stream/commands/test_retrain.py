@@ -149,7 +149,7 @@ def test_check_shows_the_lineage_and_warns_of_a_model_that_is_old(stand: Stand) 
 
 
 def lived(stand: Stand, challenger: str, champion: str, *, hours: int, factor: float) -> None:
-    """Writes a journal in which both have forecast so many hours up to `NOW`, the challenger `factor` times too high."""
+    """Writes a journal in which both have forecast `hours` hours, the challenger `factor` times too high."""
     from stream.adapters.journal.store import SqliteJournal
     from stream.core.messages.shadows import ShadowForecast
 
