@@ -26,6 +26,7 @@ from stream.core.deciding.replay import replay
 from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, schemas
 from stream.core.messages.scoreboard import FORECASTERS, WINDOW_DAYS, Scoreboard
+from stream.core.messages.shadows import ShadowScore, ShadowWindow
 from stream.telemetry import Latest, Readiness
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -60,7 +61,8 @@ class Facts:
         return [schemas.encode(f) for f in chosen[:limit]]
 
 
-IN_USE = server.ModelInUse(builders.model_ref(MODEL), {"parents": ["0123456789ab"]})
+LINEAGE = {"parents": ["0123456789ab"], "promoted_at": 1_700_000_000_000, "because": "decay"}
+IN_USE = server.ModelInUse(builders.model_ref(MODEL), LINEAGE)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ async def test_forecast_and_decision_are_the_very_messages(client: httpx.AsyncCl
 async def test_the_model_in_use_is_shown_with_its_lineage(client: httpx.AsyncClient) -> None:
     answer = (await client.get("/api/v1/model")).json()
     assert answer["model"]["version"] == MODEL.version
-    assert answer["lineage"] == {"parents": ["0123456789ab"]}
+    assert answer["lineage"] == LINEAGE
 
 
 async def test_history_is_a_list_within_its_bounds(client: httpx.AsyncClient, facts: Facts) -> None:
@@ -294,16 +296,33 @@ def cell(page: str, name: str) -> str:
 
 async def test_a_person_sees_the_forecast_on_the_page(client: httpx.AsyncClient, facts: Facts, tmp_path: Path) -> None:
     facts.known.score = schemas.encode(score(detected=True))
+    window = ShadowWindow(30, 100, 0.25, 0.001, 0.9, 0.3, 0.001, 0.9)
+    facts.known.shadow = msgspec.json.encode(
+        ShadowScore(
+            symbol="BTCUSDT",
+            model_version="shadow12",
+            open_time=0,
+            annualized=0.2,
+            low=0.1,
+            high=0.4,
+            windows=(window,),
+        )
+    )
     try:
         page = await seen(client.base_url, tmp_path)
     finally:
-        facts.known.score = None
+        facts.known.score = facts.known.shadow = None
     assert cell(page, "forecast-BTCUSDT").startswith(f"{100 * facts.forecasts[-1].volatility.annualized:.1f} %")
     assert cell(page, "decision-BTCUSDT").startswith("hold ")
     assert ">ready<" in page
     assert "<svg" in page
     assert "30 days, 100 forecasts: QLIKE 0.300 (HAR 0.300)" in cell(page, "score-BTCUSDT")
     assert "decay: realized_above" in cell(page, "score-BTCUSDT")
+    assert f'id="model">{MODEL.version}, learnt until' in page
+    assert "promoted 2023-11-14 22:13 UTC (decay) after 0123456789ab" in page
+    assert "shadow12: 20.0 % (10.0 % to 40.0 %); 30 days, 100 forecasts: QLIKE 0.250 (the model 0.300), 90.0 %" in cell(
+        page, "shadow-BTCUSDT"
+    )
     # Everything it shows comes from this server.
     assert "https://" not in Path(server.__file__).with_name("page.html").read_text()
 
