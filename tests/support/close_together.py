@@ -101,6 +101,7 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
     history = rules.history_hours(names[0])
     candles = tuple(simulate_symbol(names[0], START, history + hours, 7))
     state = warm(rules, names[0], candles[:history], predictor.model, predictor)
+    candles = candles[history:]
     watch, clock = Watch(), Clock()
     work, loop = cProfile.Profile(), cProfile.Profile()
     journal = SqliteJournal(folder)
@@ -117,7 +118,7 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
         broker_url, client_id="bench", will_topic=node_topic("bench", "state"), will=b"{}", observe=watch,
         rng=random.Random(1),
     )  # fmt: skip
-    now_ms = candles[history].open_time
+    now_ms = candles[0].open_time
     await worker.call(journal.configure, names)
     for name in names:
         # A benchmark may reach inside: warming up thousands of symbols would take minutes.
@@ -125,7 +126,7 @@ async def main(symbols: int, hours: int, broker_url: str, folder: Path, profiled
     # As `volcast run` does once it has imported everything.
     gc.freeze()
     speaking = asyncio.create_task(broker.run(publisher.session))
-    for candle in candles[history:]:
+    for candle in candles:
         batch = [Due(msgspec.structs.replace(candle, symbol=name), "live", time.monotonic()) for name in names]
         now_ms = candle.close_time + 1
         if profiled and candle is candles[-(hours // 2)]:

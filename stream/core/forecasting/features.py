@@ -41,6 +41,8 @@ RETURN, RANGE, VOLUME, SQUARE, _SIZE, _NEGATIVE, LOG_RANGE, PRESENT, RETURNED = 
 CHANNELS = 9
 #: The first ones: these are made of logarithms, these are summed over windows of any length, and these are no counts.
 LOGARITHMIC, LASTING, AMOUNTS = 2, 5, 7
+#: The windows of the channels from `LASTING` to `AMOUNTS`.
+PASSING_HOURS = (12, 24)
 #: The channels that are also summed with weights, for the EWMA.
 WEIGHTED = [SQUARE, RETURNED]
 _RANGE_HOURS = (1, 3, 6, 12, 24, 72, 168, 720)
@@ -219,7 +221,7 @@ def fill_sizes(summed: Array) -> None:
 
 
 def passing(summed: Array, present: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Returns the channels from `LASTING` to `AMOUNTS`, which are summed over a day at most: [..., n] each."""
+    """Returns the channels from `LASTING` to `AMOUNTS`: [..., n] each."""
     return (
         np.where(summed[..., RETURN, :] < 0, summed[..., SQUARE, :], 0.0),
         log_range(present, summed[..., RANGE, :]),

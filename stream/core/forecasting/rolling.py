@@ -11,6 +11,8 @@ follows; otherwise it is made anew from the new window. So nobody has to report 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from stream.core.forecasting.features import (
     LASTING,
     LOGARITHMIC,
     LOOKBACK_HOURS,
+    PASSING_HOURS,
     RANGE,
     RETURN,
     SEASON,
@@ -44,8 +47,6 @@ from stream.core.market.candle import HOUR_MS
 Places = NDArray[np.int64] | slice
 
 _LARGEST_HOURS = 24
-_SHORT_HOURS = tuple(hours for hours in WINDOWS_HOURS if hours <= SEQUENCE_HOURS)
-_LONG_HOURS = tuple(hours for hours in WINDOWS_HOURS if hours > SEQUENCE_HOURS)
 #: Symbols of a block. What is made of theirs meanwhile, two megabytes, stays in the processor's cache.
 _BLOCK = 64
 #: Rows that windows reach over: the first hour of the look-back has no return.
@@ -64,11 +65,10 @@ _WEIGHTS = float(NewestSums(np.ones(_ROWS), EWMA_DECAY).sum(EWMA_HOURS))
 class _Summed(NamedTuple):
     """What the newest row of some symbols rests on; symbols are the last axis."""
 
-    #: By window and channel, [windows, channels, symbols]: the first `features.AMOUNTS`, and the first
-    #: `features.LASTING`.
-    short: Array
-    long: Array
-    #: [windows, 2, symbols]: hours that have a candle, and those that have a return.
+    #: By window, [windows, channels, symbols]: the first `features.LASTING` channels, those behind them, and
+    lasting: Array
+    passing: Array
+    #: how many hours have a candle, and how many a return.
     counts: Array
     #: As `features.rows` takes them.
     weighted: Array
@@ -97,27 +97,28 @@ class Rolling:
         that hour is missing.
         """
         hour = open_time // HOUR_MS
-        at = np.array([self._place(symbol) for symbol in symbols])
-        known = np.array([f is not None and self._seen[k] is f for k, f in zip(at.tolist(), follows, strict=True)])
-        order = np.argsort(at)
-        # The symbols of each block, by place.
-        parts = np.split(order, np.flatnonzero(np.diff(at[order] // _BLOCK)) + 1)
-        blocks = [(self._blocks[at[part[0]] // _BLOCK], part, at[part] % _BLOCK) for part in parts]
-        summed = []
-        for block, part, places in blocks:
-            for which, take in ((known[part], block.add), (~known[part], block.make)):
-                if which.any():
-                    take(hour, places[which], [windows[i].rows for i in part[which].tolist()])
-            chosen = [windows[i].rows for i in part.tolist()]
-            summed.append(block.sums(hour, _side_by_side(places), chosen, self._scratch))
-        for k, window in zip(at.tolist(), windows, strict=True):
+        at = [self._place(symbol) for symbol in symbols]
+        known = [f is not None and self._seen[k] is f for k, f in zip(at, follows, strict=True)]
+        order = sorted(range(len(at)), key=at.__getitem__)
+        summed, blocks = [], []
+        for block, part in groupby(order, key=lambda i: at[i] // _BLOCK):
+            members = list(part)
+            places = np.array([at[i] % _BLOCK for i in members])
+            for take, chosen in (
+                (self._blocks[block].add, [k for k, i in enumerate(members) if known[i]]),
+                (self._blocks[block].make, [k for k, i in enumerate(members) if not known[i]]),
+            ):
+                if chosen:
+                    take(hour, places[chosen], [windows[members[k]].rows for k in chosen])
+            rows = [windows[i].rows for i in members]
+            summed.append(self._blocks[block].sums(hour, _side_by_side(places), rows, self._scratch))
+            blocks.append((self._blocks[block], members, _side_by_side(places)))
+        for k, window in zip(at, windows, strict=True):
             self._seen[k] = window
-        as_asked = np.argsort(order)
-        together = _Summed(*(np.concatenate(each, axis=-1)[..., as_asked] for each in zip(*summed, strict=True)))
-        table = _features(open_time, together)
+        table = _features(open_time, _together(summed, order))
         sequences = np.empty((len(symbols), SEQUENCE_HOURS, len(SEQUENCE_NAMES)), np.float32)
-        for block, part, places in blocks:
-            sequences[part] = block.sequences(hour, _side_by_side(places), table.sequence_rows[part])
+        for one, members, side_by_side in blocks:
+            sequences[members] = one.sequences(hour, side_by_side, table.sequence_rows[members])
         return table, sequences
 
     def _place(self, symbol: str) -> int:
@@ -192,19 +193,18 @@ class _Block:
         if not complete:
             np.copyto(lasting[:, VOLUME], 0.0, where=~present)
         features.fill_sizes(lasting)
-        near = lasting[:SEQUENCE_HOURS]
-        passing = np.stack(features.passing(near, present[:SEQUENCE_HOURS]), axis=1)
-        short = NewestSums(np.concatenate([near, passing], axis=1))
-        long = NewestSums(lasting, scratch=scratch.sums(symbols))
+        near = slice(max(PASSING_HOURS))
+        passing = NewestSums(np.stack(features.passing(lasting[near], present[near]), axis=1))
+        summed = NewestSums(lasting, scratch=scratch.sums(symbols))
         counts, weights = _counts_in_full(symbols) if complete else _counts(present, returned)
         squares = NewestSums(lasting[:, SQUARE], EWMA_DECAY, scratch.weighted(symbols)).sum(EWMA_HOURS)
         return _Summed(
-            short=np.stack([short.sum(hours) for hours in _SHORT_HOURS]),
-            long=np.stack([long.sum(hours) for hours in _LONG_HOURS]),
+            lasting=np.stack([summed.sum(hours) for hours in WINDOWS_HOURS]),
+            passing=np.stack([passing.sum(hours) for hours in PASSING_HOURS]),
             counts=counts,
             weighted=np.stack([squares, weights]),
             largest=np.maximum.reduce(np.abs(lasting[:_LARGEST_HOURS, RETURN]), axis=0),
-            season=_season(present[_SEASON_AGO], lasting[_SEASON_AGO, RANGE], complete),
+            season=_season(present[_SEASON_AGO], lasting[_SEASON_AGO, RANGE]),
         )
 
     def sequences(self, hour: int, places: Places, newest: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -214,10 +214,11 @@ class _Block:
         return self._sequence[order][..., places].transpose(2, 0, 1)
 
 
+@cache
 def _counts_in_full(symbols: int) -> tuple[Array, Array]:
     """Returns what `_counts` does where no hour is missing."""
-    hours = np.array((*_SHORT_HOURS, *_LONG_HOURS), np.float64)
-    return np.broadcast_to(hours[:, None, None], (len(hours), 2, symbols)), np.full(symbols, _WEIGHTS)
+    hours = np.array(WINDOWS_HOURS, np.float64)[:, None, None]
+    return np.repeat(np.repeat(hours, 2, axis=1), symbols, axis=2), np.full(symbols, _WEIGHTS)
 
 
 def _counts(present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> tuple[Array, Array]:
@@ -225,28 +226,41 @@ def _counts(present: NDArray[np.bool_], returned: NDArray[np.bool_]) -> tuple[Ar
     counted = np.stack([present, returned], axis=1).astype(np.float64)
     counts = NewestSums(counted)
     weights = NewestSums(np.ascontiguousarray(counted[:, 1]), EWMA_DECAY).sum(EWMA_HOURS)
-    return np.stack([counts.sum(hours) for hours in (*_SHORT_HOURS, *_LONG_HOURS)]), weights
+    return np.stack([counts.sum(hours) for hours in WINDOWS_HOURS]), weights
 
 
-def _season(present: NDArray[np.bool_], ranges: Array, complete: bool) -> Array:
+def _season(present: NDArray[np.bool_], ranges: Array) -> Array:
     """Returns the level of the season's windows [windows, weeks, symbols], from their hours `_SEASON_AGO`."""
-    rows = [slice(_AHEAD_HOURS - ahead, _AHEAD_HOURS - ahead + hours) for hours, ahead in SEASON]
-    numbers = [
-        np.full(ranges.shape[1:], float(hours)) if complete else np.add.reduce(present[part], axis=0, dtype=np.float64)
-        for part, (hours, _) in zip(rows, SEASON, strict=True)
-    ]
-    *season, last = rows
+    *season, last = rows = [slice(_AHEAD_HOURS - ahead, _AHEAD_HOURS - ahead + hours) for hours, ahead in SEASON]
+    numbers = np.stack([np.add.reduce(present[part], axis=0, dtype=np.float64) for part in rows])
     summed = [NewestSums(ranges[part]).sum(hours) for part, (hours, _) in zip(season, SEASON, strict=False)]
     logs = NewestSums(features.log_range(present[last], ranges[last])).sum(SEASON[-1][0])
-    return features.season_level(np.stack(numbers), np.stack(summed), logs[None])
+    return features.season_level(numbers, np.stack(summed), logs[None])
+
+
+def _together(summed: list[_Summed], order: list[int]) -> _Summed:
+    """Returns the sums of all blocks, of which `order` says where each symbol was asked for."""
+    if len(summed) == 1 and order == list(range(len(order))):
+        return summed[0]
+    as_asked = np.argsort(order)
+    return _Summed(*(np.concatenate(each, axis=-1)[..., as_asked] for each in zip(*summed, strict=True)))
 
 
 def _features(open_time: int, summed: _Summed) -> Features:
-    amounts = dict(zip((*_SHORT_HOURS, *_LONG_HOURS), (*summed.short, *summed.long), strict=True))
-    counts = dict(zip((*_SHORT_HOURS, *_LONG_HOURS), summed.counts, strict=True))
+    lasting, passing, counts = (
+        dict(zip(windows, sums, strict=True))
+        for windows, sums in (
+            (WINDOWS_HOURS, summed.lasting), (PASSING_HOURS, summed.passing), (WINDOWS_HOURS, summed.counts)
+        )
+    )  # fmt: skip
 
     def over(channel: int, hours: int) -> Array:
-        found: Array = amounts[hours][channel] if channel < AMOUNTS else counts[hours][channel - AMOUNTS]
+        if channel < LASTING:
+            found: Array = lasting[hours][channel]
+        elif channel < AMOUNTS:
+            found = passing[hours][channel - LASTING]
+        else:
+            found = counts[hours][channel - AMOUNTS]
         return found
 
     times = np.full(summed.largest.shape[-1], open_time, np.int64)
