@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Litestar, MediaType, Response, get
-from litestar.exceptions import NotFoundException
+from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
@@ -22,8 +22,9 @@ from litestar.response import Stream
 
 from stream.core.messages.schemas import Decision, Drift, Forecast, ModelRef, Score
 from stream.core.messages.shadows import ShadowScore
+from stream.errors import JournalError
 from stream.ports import Status
-from stream.telemetry import HEARTBEAT_LIMIT_S
+from stream.telemetry import HEARTBEAT_LIMIT_S, Latest
 
 HISTORY_LIMIT = 1_000
 
@@ -102,6 +103,13 @@ def build_app(status: Status, metrics: Metrics, *, version: str, model: Callable
             raise NotFoundException(f"{symbol} is not among this node's symbols: {', '.join(status.symbols)}")
         return symbol
 
+    async def latest(symbol: str) -> Latest:
+        symbol = known(symbol)
+        try:
+            return await status.latest(symbol)
+        except JournalError as error:
+            raise ServiceUnavailableException(str(error)) from None
+
     def newest(payload: bytes | None, what: str) -> Response[bytes]:
         if payload is None:
             raise NotFoundException(f"there is no {what} yet")
@@ -127,23 +135,23 @@ def build_app(status: Status, metrics: Metrics, *, version: str, model: Callable
 
     @get("/api/v1/forecast/{symbol:str}", responses={200: ResponseSpec(Forecast, description="The newest forecast.")})
     async def get_forecast(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest((await status.latest(known(symbol))).forecast, "forecast")
+        return newest((await latest(symbol)).forecast, "forecast")
 
     @get("/api/v1/decision/{symbol:str}", responses={200: ResponseSpec(Decision, description="The newest decision.")})
     async def get_decision(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest((await status.latest(known(symbol))).decision, "decision")
+        return newest((await latest(symbol)).decision, "decision")
 
     @get("/api/v1/drift/{symbol:str}", responses={200: ResponseSpec(Drift, description="The newest drift result.")})
     async def get_drift(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest((await status.latest(known(symbol))).drift, "drift result")
+        return newest((await latest(symbol)).drift, "drift result")
 
     @get("/api/v1/score/{symbol:str}", responses={200: ResponseSpec(Score, description="Live scores, decay.")})
     async def get_score(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest((await status.latest(known(symbol))).score, "score: no forecast has matured")
+        return newest((await latest(symbol)).score, "score: no forecast has matured")
 
     @get("/api/v1/shadow/{symbol:str}", responses={200: ResponseSpec(ShadowScore, description="The model beside.")})
     async def get_shadow(symbol: Annotated[str, _SYMBOL]) -> Response[bytes]:
-        return newest((await status.latest(known(symbol))).shadow, "forecast of a model beside: see --shadow")
+        return newest((await latest(symbol)).shadow, "forecast of a model beside: see --shadow")
 
     @get("/api/v1/history/{symbol:str}", responses={200: ResponseSpec(list[Forecast], description="Oldest first.")})
     async def get_history(

@@ -27,6 +27,7 @@ from stream.core.market.candle import HOUR_MS
 from stream.core.messages import builders, schemas
 from stream.core.messages.scoreboard import FORECASTERS, WINDOW_DAYS, Scoreboard
 from stream.core.messages.shadows import ShadowScore, ShadowWindow
+from stream.errors import JournalError
 from stream.telemetry import Latest, Readiness
 from stream.testing.market import simulate_symbol
 from stream.testing.sample_model import sample_model, sample_predict
@@ -48,12 +49,15 @@ class Facts:
         self.forecasts = [builders.forecast(e, MODEL, "live", 9) for e in issued]
         self.decision = builders.decision(issued[-1], "live", 9)
         self.ready = Readiness(True)
+        self.journal_error: JournalError | None = None
         self.known = Latest(schemas.encode(self.forecasts[-1]), schemas.encode(self.decision))
 
     def readiness(self) -> Readiness:
         return self.ready
 
     async def latest(self, symbol: str) -> Latest:
+        if self.journal_error is not None:
+            raise self.journal_error
         return self.known
 
     async def history(self, symbol: str, from_ms: int | None, to_ms: int | None, limit: int) -> list[bytes]:
@@ -92,6 +96,18 @@ async def test_forecast_and_decision_are_the_very_messages(client: httpx.AsyncCl
     assert (answer.status_code, answer.content) == (200, facts.known.forecast)
     assert answer.headers["content-type"] == "application/json"
     assert (await client.get("/api/v1/decision/BTCUSDT")).content == facts.known.decision
+
+
+async def test_a_journal_that_cannot_be_read_is_said_and_no_missing_forecast(
+    client: httpx.AsyncClient, facts: Facts
+) -> None:
+    facts.journal_error = JournalError("the journal cannot be read: Input/output error")
+    try:
+        answer = await client.get("/api/v1/forecast/BTCUSDT")
+    finally:
+        facts.journal_error = None
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "the journal cannot be read: Input/output error"
 
 
 async def test_the_model_in_use_is_shown_with_its_lineage(client: httpx.AsyncClient) -> None:
