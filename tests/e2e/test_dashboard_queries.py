@@ -102,6 +102,8 @@ def test_every_panel_has_data_in_the_normal_state(prometheus: Prometheus, until:
         f"{panel['title']}: {target['expr']}": (panel["title"], _fill(target["expr"]))
         for panel in dashboard["panels"]
         for target in panel.get("targets", [])
+        # A demo has no shadow, and a node without one has no line of it.
+        if "volcast_shadow_qlike" not in target["expr"]
     }
     assert len(queries) > 40
     # The last data to arrive: the first drift run, in a process of its own, and two samples for each rate.
